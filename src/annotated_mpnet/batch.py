@@ -1,0 +1,54 @@
+"""The batch: what the data side hands to the model, and the only thing that both sides know.
+
+MPNet needs no more than BERT does, plus an *order*: which positions are predicted, and in which
+sequence. That is all there is in a batch. No permuted copy of the sentence, no attention masks, no
+second stream: the model derives them (`modeling/two_stream.py`).
+
+    B batch   L tokens of a sentence   P predicted tokens
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+NOT_PREDICTED = -100
+"""What stands in `predicted_ids` where a row predicts fewer than P tokens. The number is PyTorch's
+own (`ignore_index` of the cross-entropy), so that such a slot is left out of the loss without any
+further mask."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch.
+
+    Attributes:
+        input_ids: (B, L) int64. The sentence in natural order. In the modes `mpnet` and `mlm` each
+            predicted token is already replaced by its stand-in (mask, random token, or itself); in
+            `plm` it is the original.
+        predicted_positions: (B, P) int64. Where the predicted tokens stand, in the order of their
+            prediction. Anything in an empty slot.
+        predicted_ids: (B, P) int64. The original tokens there; `NOT_PREDICTED` in an empty slot.
+        attention_mask: (B, L) int64, 1 for a real token and 0 for padding; None when no row is
+            padded.
+        num_tokens: real tokens in the batch, padding not counted: what throughput is measured in.
+        num_predicted: predicted tokens in the batch: what the loss is divided by.
+    """
+
+    input_ids: torch.Tensor
+    predicted_positions: torch.Tensor
+    predicted_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    num_tokens: int
+    num_predicted: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the tensors to a device, without waiting for the copy where the memory is pinned."""
+        mask = self.attention_mask
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            predicted_positions=self.predicted_positions.to(device, non_blocking=True),
+            predicted_ids=self.predicted_ids.to(device, non_blocking=True),
+            attention_mask=None if mask is None else mask.to(device, non_blocking=True),
+            num_tokens=self.num_tokens,
+            num_predicted=self.num_predicted,
+        )

@@ -1,0 +1,368 @@
+"""Every hyperparameter: what it is, why it has its default, what values make sense.
+
+A field of these dataclasses is a flag of `pretrain-mpnet` (`--encoder-layers` is `encoder_layers`),
+and its docstring is that flag's help. Default, meaning and range are written here and nowhere else.
+The groups follow the paper (Song, Tan, Qin, Lu, Liu: "MPNet: Masked and Permuted Pre-training for
+Language Understanding", arXiv 2004.09297): the network (section 2.3), the objective (2.1 to 2.3),
+the optimisation (3.1); then what a paper does not need: text, the run's directory, the machine.
+
+Defaults are MPNet-base. Where annotated-mpnet, whose command lines work here too, has another
+default, the docstring says so.
+
+Next: `batch.py`, then `modeling/two_stream.py`, where MPNet itself begins.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from annotated_mpnet.errors import ConfigError
+
+T = TypeVar("T")
+
+InputMode = Literal["mpnet", "mlm", "plm"]
+ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gelu_accurate"]
+PositionEmbedding = Literal["learned", "sinusoidal"]
+HeadBias = Literal["zeros", "frequencies"]
+
+
+def option(
+    default: T,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    aliases: tuple[str, ...] = (),
+) -> T:
+    """Declare a field with its range and the other spellings of its flag.
+
+    `at_least` and `at_most` belong to the range, `above` and `below` do not. A range also excludes
+    `nan` and the infinities.
+    """
+    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
+    given = {sign: bound for sign, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"bounds": given, "aliases": aliases})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """The network: what a user chooses about it."""
+
+    encoder_layers: int = option(12, at_least=1, at_most=1000)
+    """Transformer layers. MPNet-base has 12."""
+    encoder_embed_dim: int = option(768, at_least=1, at_most=65536)
+    """Width of the hidden states. A multiple of --encoder-attention-heads."""
+    encoder_ffn_dim: int = option(3072, at_least=1, at_most=1048576)
+    """Width of the feed-forward layer; by custom four times the hidden width."""
+    encoder_attention_heads: int = option(12, at_least=1, at_most=1024)
+    """Attention heads; 64 dimensions a head is the custom."""
+    dropout: float = option(0.1, at_least=0, below=1)
+    """Probability that a hidden unit is dropped, after each sub-layer and the embeddings. 0 is
+    faster, and what recent encoders use where there is more text than updates."""
+    attention_dropout: float = option(0.1, at_least=0, below=1)
+    """Probability that an attention weight is dropped."""
+    activation_dropout: float = option(0.1, at_least=0, below=1)
+    """Probability that a unit inside the feed-forward layer is dropped."""
+    activation_fn: ActivationName = option("gelu", aliases=("-activation",))
+    """Non-linearity of the feed-forward layers and of the LM head. Hugging Face can represent only
+    gelu (the exact one, by erf); gelu_accurate is fairseq's name for the tanh approximation."""
+    normalize_before: bool = option(False, aliases=("-prenorm",))
+    """Normalise the input of each sub-layer (pre-norm) instead of its output (post-norm, the
+    paper). Trains deeper networks more stably; Hugging Face cannot represent it."""
+    position_embedding: PositionEmbedding = "learned"
+    """Absolute positions: a learned table (the paper), or fixed sinusoids."""
+    relative_attention_num_buckets: int = option(
+        32, at_least=0, at_most=4096, aliases=("-num_buckets",)
+    )
+    """Buckets of the relative position bias, half of them for each direction; even. 0 switches the
+    bias off. Never rescaled behind your back for long sequences (annotated-mpnet does)."""
+    relative_attention_max_distance: int = option(128, at_least=2, at_most=1048576)
+    """Distance in tokens from which on all positions share the last bucket."""
+    layer_norm_eps: float = option(1e-5, above=0, at_most=1)
+    """Added to the variance in LayerNorm. 1e-5 is fairseq's and that of the released weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ArchitectureConfig):
+    """The network in plain numbers, complete: the architecture and what the tokenizer adds to
+    it."""
+
+    vocab_size: int = option(30527, at_least=5)
+    """Rows of the token embedding, V."""
+    max_positions: int = option(512, at_least=1, at_most=1048576)
+    """Positions that the network can tell apart. The table has `pad_token_id + 1` rows more."""
+    pad_token_id: int = option(1, at_least=0)
+    """Id of the padding token; its embedding stays zero. Positions start at the row after it."""
+    mask_token_id: int = option(4, at_least=0)
+    """Id of the mask token; the network itself needs it only in `plm` mode, where every query row
+    starts as a mask. A run takes it from its tokenizer; the default is the first id behind
+    `<s> <pad> </s> <unk>`, which is its place in Microsoft's reference vectors."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be a network."""
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The objective: which tokens are predicted, and what stands in for them."""
+
+    input_mode: InputMode = "mpnet"
+    """mpnet: masked and permuted. mlm: BERT's masked language modelling. plm: XLNet's permuted
+    language modelling. The same network and the same predicted tokens in each."""
+    pred_prob: float = option(0.15, above=0, below=1)
+    """Share of the predictable tokens of each row that is predicted (paper: 15 %)."""
+    keep_prob: float = option(0.1, at_least=0, at_most=1)
+    """Probability that a predicted token's stand-in is the token itself."""
+    rand_prob: float = option(0.1, at_least=0, at_most=1)
+    """Probability that its stand-in is a random token. The rest are masks (80 %)."""
+    whole_word_mask: bool = True
+    """Predict whole words: no piece of a word may give away the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """The optimisation: batch, learning rate, AdamW."""
+
+    batch_size: int = option(16, at_least=1, at_most=1048576)
+    """Sequences per device and micro-batch."""
+    update_freq: int = option(8, at_least=1, at_most=1048576, aliases=("-gc_steps",))
+    """Micro-batches per update. One update sees batch-size x update-freq x devices sequences; the
+    paper's saw 8192."""
+    total_updates: int = option(10000, at_least=1, at_most=10**9)
+    """Updates of the whole run, those before a resume included. The paper: 500000."""
+    lr: float = option(6e-4, above=0, at_most=1)
+    """Peak learning rate, reached at the end of the warm-up. The paper's for 8192 sequences;
+    smaller batches and larger networks want less, tiny networks more."""
+    end_learning_rate: float = option(0.0, at_least=0, at_most=1, aliases=("-end_lr",))
+    """Learning rate at the last update."""
+    power: float = option(1.0, above=0, at_most=100)
+    """Exponent of the polynomial decay; 1 is a straight line."""
+    warmup_updates: int | None = option(None, at_least=0, at_most=10**9, aliases=("-warmup_steps",))
+    """Updates of linear warm-up. Default: 10 % of --total-updates."""
+    beta1: float = option(0.9, at_least=0, below=1)
+    """AdamW: decay of the mean of the gradients."""
+    beta2: float = option(0.98, at_least=0, below=1)
+    """AdamW: decay of the mean of their squares. 0.98 rather than 0.999, as in RoBERTa: it forgets
+    a burst of large gradients sooner."""
+    adam_eps: float = option(1e-6, above=0, at_most=1)
+    """AdamW: added to the root of the mean square."""
+    weight_decay: float = option(0.01, at_least=0, at_most=1, aliases=("-wd",))
+    """AdamW: decay per unit of learning rate. Biases and norms are exempt."""
+    head_bias: HeadBias = "zeros"
+    """Initial bias of the LM head: zeros (the original), or the logarithm of each token's frequency
+    in the training text. The latter starts a run on the unigram plateau, instead of spending its
+    first hundreds of updates on the way there: the difference between minutes and hours for a small
+    model on a small machine, and nothing that a long run would notice."""
+    clip_grad_norm: float = option(1.0, at_least=0, at_most=1e9, aliases=("-grad_clip",))
+    """Longest gradient (Euclidean norm over all parameters); longer ones are scaled down. 0:
+    off."""
+
+    @property
+    def effective_warmup_updates(self) -> int:
+        """Updates of warm-up, with the default worked out."""
+        if self.warmup_updates is None:
+            return self.total_updates // 10
+        return self.warmup_updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text: where it comes from and how it becomes rows of tokens."""
+
+    train_dir: Path | None = None
+    """Training text: a directory of `.txt` files, searched recursively, or one file. UTF-8, one
+    document per line."""
+    valid_file: Path | None = None
+    """Text for validation during the run: a file or a directory."""
+    test_file: Path | None = None
+    """Text for the one test at the end of the run: a file or a directory."""
+    tokenizer_name: str = "microsoft/mpnet-base"
+    """Hub name or directory of the tokenizer."""
+    max_tokens: int = option(512, at_least=4, at_most=1048576)
+    """Tokens of a row, `<s>` and `</s>` included."""
+    max_positions: int | None = option(None, at_least=4, at_most=1048576)
+    """Rows of the position table, for training longer sequences later. Default: --max-tokens."""
+    num_workers: int = option(0, at_least=0, at_most=1024)
+    """Processes that tokenise the text. They change how fast the first batch comes, never what is
+    trained on. 0: as many as there are processors, when the text is large enough to gain by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run: its directory, how often it reports and saves, the machine."""
+
+    checkpoint_dir: Path = Path("checkpoints")
+    """The run's directory: configuration, metrics, checkpoints, export."""
+    checkpoint_interval: int = option(
+        -1, at_least=-1, at_most=10**9, aliases=("--save-steps", "--save_steps")
+    )
+    """Updates between checkpoints; -1 saves at the end only. The last and the best are always
+    kept."""
+    keep_checkpoints: int = option(-1, at_least=-1, at_most=10**9)
+    """Interval checkpoints to keep, newest first; -1 keeps all, 0 none."""
+    save_optimizer_state: bool = True
+    """Save what a resume needs (annotated-mpnet: off, so that its runs cannot be resumed by
+    default). Off makes checkpoints a third of the size and only good for export."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint of the run's directory."""
+    resume_checkpoint: Path | None = None
+    """Go on from this checkpoint."""
+    hf_model_path: str | None = None
+    """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0."""
+    allow_change: str = ""
+    """Names, separated by commas, of what may differ from the run that is resumed (data, seed,
+    batch, ...). The run is then no longer exactly the uninterrupted one."""
+    overwrite: bool = False
+    """Start anew in a directory that already holds a run, and delete that run."""
+    export_hf: bool = True
+    """Write the best model in Hugging Face format to `hf/` at the end, where it can be
+    represented."""
+    eval_interval_steps: int | None = option(None, at_least=1, at_most=10**9)
+    """Updates between validations. Default: --checkpoint-interval, else 5000."""
+    logging_steps: int = option(25, at_least=1, at_most=10**9)
+    """Updates between two lines of metrics; each is the mean since the one before."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train. auto: CUDA, else MPS, else the CPU."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: matrix products in bfloat16, weights and optimizer in float32. auto: bf16 on CUDA."""
+    seed: int = option(12345, at_least=0, at_most=2**63 - 1)
+    """Decides weights, order, masks and dropout; with the data, it decides the whole run."""
+    debug: bool = False
+    """Show tracebacks of mistakes too, and log more."""
+
+    @property
+    def allowed_changes(self) -> list[str]:
+        """The names in `allow_change`."""
+        return [name.strip() for name in self.allow_change.split(",") if name.strip()]
+
+    @property
+    def effective_eval_interval(self) -> int:
+        """Updates between validations, with the default worked out."""
+        if self.eval_interval_steps is not None:
+            return self.eval_interval_steps
+        return self.checkpoint_interval if self.checkpoint_interval > 0 else 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """A whole run of `pretrain-mpnet`."""
+
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def validate(self) -> None:
+        """Raise a `ConfigError` that names flag, value and range, before anything is read
+        or built."""
+        for group in dataclasses.fields(self):
+            check(getattr(self, group.name))
+        data, optimization, objective, run = self.data, self.optimization, self.objective, self.run
+        if data.max_positions is not None and data.max_positions < data.max_tokens:
+            raise ConfigError(
+                f"--max-positions is {data.max_positions}, less than --max-tokens "
+                f"{data.max_tokens}: rows would be longer than the position table; "
+                "raise the one or lower the other"
+            )
+        warmup = optimization.effective_warmup_updates
+        if warmup > optimization.total_updates:
+            raise ConfigError(
+                f"--warmup-updates is {warmup}, more than --total-updates "
+                f"{optimization.total_updates}: the peak would never be reached"
+            )
+        if optimization.end_learning_rate > optimization.lr:
+            raise ConfigError(
+                f"--end-learning-rate is {optimization.end_learning_rate}, more than --lr "
+                f"{optimization.lr}: the learning rate only falls after the warm-up"
+            )
+        if objective.keep_prob + objective.rand_prob > 1:
+            raise ConfigError(
+                f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up "
+                "to more than 1; the rest are masks, so that their sum is at most 1"
+            )
+        resuming = run.resume or run.resume_checkpoint is not None
+        if resuming and run.hf_model_path is not None:
+            raise ConfigError(
+                "--resume and --hf-model-path exclude each other: a resumed run has its weights "
+                "already; give one of them"
+            )
+        if resuming and run.overwrite:
+            raise ConfigError(
+                "--resume and --overwrite exclude each other: the one goes on with the run in "
+                "--checkpoint-dir, the other deletes it; give one of them"
+            )
+
+
+def fields_of(config: PretrainingConfig) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield (name of the group, field) for every field of every group."""
+    for group in dataclasses.fields(config):
+        for each in dataclasses.fields(getattr(config, group.name)):
+            yield group.name, each
+
+
+def flag(name: str) -> str:
+    """Return the spelling of a field on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(group: Any) -> None:
+    """Raise a `ConfigError` for a field of a group that is outside its range."""
+    for each in dataclasses.fields(group):
+        value = getattr(group, each.name)
+        bounds = each.metadata.get("bounds", {})
+        if isinstance(value, int | float) and bounds and not _within(value, bounds):
+            wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
+            raise ConfigError(f"{flag(each.name)} is {value}; expected a number {wanted}")
+    if isinstance(group, ArchitectureConfig):
+        _check_architecture(group)
+
+
+def _within(value: float, bounds: dict[str, float]) -> bool:
+    compare = {
+        ">=": lambda bound: value >= bound,
+        ">": lambda bound: value > bound,
+        "<=": lambda bound: value <= bound,
+        "<": lambda bound: value < bound,
+    }
+    return math.isfinite(value) and all(compare[sign](bound) for sign, bound in bounds.items())
+
+
+def _check_architecture(group: ArchitectureConfig) -> None:
+    if group.encoder_embed_dim % group.encoder_attention_heads != 0:
+        raise ConfigError(
+            f"--encoder-embed-dim is {group.encoder_embed_dim}, not a multiple of "
+            f"--encoder-attention-heads {group.encoder_attention_heads}: the heads share it"
+        )
+    buckets = group.relative_attention_num_buckets
+    if buckets % 2 != 0 or buckets == 2:
+        raise ConfigError(
+            f"--relative-attention-num-buckets is {buckets}; expected an even number from 4 on "
+            "(each direction has half of them, a part of which is logarithmic), or 0 for no bias"
+        )
+    exact = buckets // 4
+    if exact >= group.relative_attention_max_distance:
+        raise ConfigError(
+            "--relative-attention-max-distance is "
+            f"{group.relative_attention_max_distance}; expected more than {exact}, "
+            "the distances that have a bucket of their own already"
+        )
+    for name, choices in (
+        ("activation_fn", ActivationName.__args__),  # type: ignore[attr-defined]
+        ("position_embedding", PositionEmbedding.__args__),  # type: ignore[attr-defined]
+    ):
+        value = getattr(group, name)
+        if value not in choices:
+            raise ConfigError(f"{flag(name)} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def aliases() -> Iterator[tuple[str, str]]:
+    """Yield (other spelling, flag) for every field that has one."""
+    for _, each in fields_of(PretrainingConfig()):
+        for alias in each.metadata.get("aliases", ()):
+            yield alias, flag(each.name)

@@ -1,0 +1,311 @@
+"""MPNet's one idea, in natural order: a BERT batch plus an order.
+
+**The problem.** BERT hides 15 % of a sentence behind masks and predicts each hidden token from what
+is left; the hidden tokens cannot help to predict one another. XLNet predicts them one after the
+other, in a random order, each from those before it (*permuted* language modelling); but then a
+prediction does not know how long the sentence is or where its other holes are. MPNet (section 2.2
+and 2.3 of the paper) wants both. Say P tokens are predicted, in a random order. To predict number
+j, the network may use
+
+- every token that is not predicted,
+- the predicted tokens 1..j-1: what BERT lacks,
+- at the positions of the tokens j..P, a mask that carries its position: what XLNet lacks. The paper
+  calls it *position compensation*.
+
+So each prediction sees each position of the sentence exactly once: as a token, or as a mask.
+
+**How others write it.** Microsoft's code permutes the sentence, so that the predicted tokens come
+last, appends 2P entries (a mask and another mask for each), runs two streams through each layer,
+and steers them with boolean matrices of (L+P) x (L+P) and P x (L+P); relative positions are
+gathered anew for each sample, because each has its own permutation. annotated-mpnet kept that.
+
+**How it is written here.** Attention does not care in which order it meets its keys. Of the
+permutation, therefore, only the *ranks of the predicted tokens* matter, and the sentence can stay
+as it is. Three groups of rows go through the network:
+
+    rows                 how many  input token                            position  time tau
+    the masked sentence  L         the sentence, the predicted tokens     0..L-1    0
+                                   replaced by their stand-ins
+    content of number j  P         the original token                     its own   j
+    query for number j   P         the stand-in once more                 its own   j-1
+
+A row's *time* is how many predictions have been revealed to it. Keys and values come from the
+masked sentence and the content rows; each row asks. Let the *order* of a position be the rank of
+its prediction, 1..P, and infinity if it is not predicted. Then one rule says who sees whom:
+
+    a key of the masked sentence at position p is visible to a row   iff   order(p) > tau(row)
+    a content key of number k is visible to a row                    iff   k <= tau(row)
+
+Each position is seen exactly once, because exactly one of the two holds. Take five tokens, of which
+"sentence" (position 3) is predicted first and "task" (position 1) second. Keys of the sentence that
+are masked stand in brackets, `x` is "visible":
+
+>>> print(draw_visibility(["the", "task", "is", "sentence", "labelling"], [3, 1]))
+row                  tau | the  [task]  is  [sent] labe | sent  task
+sentence  (5 rows)     0 |  x     x     x     x     x   |  .     .
+content 1 sentence     1 |  x     x     x     .     x   |  x     .
+content 2 task         2 |  x     .     x     .     x   |  x     x
+query   1 sentence     0 |  x     x     x     x     x   |  .     .
+query   2 task         1 |  x     x     x     .     x   |  x     .
+
+Read the last line: "task" is predicted from three plain tokens, from its own mask, and from the
+revealed "sentence", whose mask it no longer sees.
+
+**What is gained.** The upper part is plain BERT: L rows that all see the same L keys, with a
+relative position bias that is the same for every sample of the batch. Only 2P rows, 30 % of L, need
+the staircase at the right. Scores per head: L^2 + 2P(L+P) = 1.345 L^2 where the permuted form has
+(L+2P)(L+P) = 1.495 L^2; and what must be gathered for each sample shrinks from 1.495 L^2 to
+0.345 L^2 entries. In the last layer only the query rows are needed, since nobody looks at what the
+other rows would become.
+
+**The other two objectives** are the same picture with rows left out. `mlm` has the masked sentence
+alone, and reads its predictions there. `plm` has L rows of original tokens (tau: their rank, 0 if
+not predicted) and P queries that start as masks (tau: rank - 1); the only keys are the original
+tokens, visible iff rank <= tau. No stand-ins anywhere, and no position compensation.
+
+Next: `positions.py`, then `attention.py`, which runs the rows block by block.
+
+    B batch   L tokens of a sentence   P predicted tokens   R rows (L + 2P in mpnet mode)
+    M keys (L + P)   S rows of the staircase (2P)   Q rows that ask
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from annotated_mpnet.batch import NOT_PREDICTED
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows that ask the same keys.
+
+    Attributes:
+        rows: which of the rows that ask.
+        query_positions: (B, Q), or (1, Q) when the same for the whole batch: where they stand in
+            the sentence.
+        key_positions: (B, M) or (1, M): where the keys stand. The block asks the first M keys.
+        visible: (B, Q, M), or (B, 1, M) when the same for all rows: who sees whom; None where
+            everybody sees everything.
+    """
+
+    rows: slice
+    query_positions: torch.Tensor
+    key_positions: torch.Tensor
+    visible: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All that goes through the network for a batch, whatever its objective.
+
+    Attributes:
+        input_ids: (B, R). All rows ask; the first `num_keys` rows also answer (give keys, values).
+        positions: (B, R) or (1, R). Absolute positions, -1 for padding.
+        num_keys: M.
+        blocks: all rows, cut so that the rows of a block share their keys.
+        loss_rows: (B, P). The rows at which the predictions are read, which is all that the last
+            layer computes; None where every row is wanted.
+        last_block: what the last layer computes, as a block.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    num_keys: int
+    blocks: tuple[Block, ...]
+    loss_rows: torch.Tensor | None
+    last_block: Block
+
+
+def sentence_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Rows:
+    """Return the rows of a plain encoder: the sentence (B, L), seen by itself."""
+    length, place_1L = input_ids.shape[1], _places(input_ids)
+    visible = None if attention_mask is None else _real(attention_mask)
+    block = Block(slice(0, length), place_1L, place_1L, visible)
+    positions = _absolute_positions(input_ids, attention_mask)
+    return Rows(input_ids, positions, length, (block,), None, block)
+
+
+def mlm_rows(
+    input_ids: torch.Tensor,
+    predicted_positions: torch.Tensor,
+    predicted_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> Rows:
+    """BERT's objective: the masked sentence alone; the loss is read at the predicted positions."""
+    sentence = sentence_rows(input_ids, attention_mask)
+    slots = Slots.of(predicted_positions, predicted_ids)
+    whole = sentence.last_block
+    last_block = Block(slots.rows, slots.positions_BP, whole.key_positions, whole.visible)
+    return replace(sentence, loss_rows=slots.positions_BP, last_block=last_block)
+
+
+def mpnet_rows(
+    input_ids: torch.Tensor,
+    predicted_positions: torch.Tensor,
+    predicted_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> Rows:
+    """MPNet's objective: the masked sentence, then a content and a query row for each
+    prediction."""
+    sentence = sentence_rows(input_ids, attention_mask)
+    slots = Slots.of(predicted_positions, predicted_ids)
+    length, num_slots = input_ids.shape[1], slots.rank_1P.shape[1]
+
+    # The rule of the chapter, for the content rows (tau = j) and the query rows (tau = j - 1). An
+    # order "later than any prediction" stands for the infinity of what is not predicted.
+    rank_BL = slots.ranks_in_sentence(length)
+    order_BL = torch.where(rank_BL == 0, num_slots + 1, rank_BL)
+    tau_1S = torch.cat([slots.rank_1P, slots.rank_1P - 1], dim=1)
+    sees_sentence_BSL = order_BL[:, None, :] > tau_1S[:, :, None]
+    sees_content_BSP = (slots.rank_1P[:, None, :] <= tau_1S[:, :, None]) & slots.used_BP[:, None, :]
+    if attention_mask is not None:
+        sees_sentence_BSL = sees_sentence_BSL & _real(attention_mask)
+    visible_BSM = torch.cat([sees_sentence_BSL, sees_content_BSP], dim=2)
+
+    place_BL = _places(input_ids).expand_as(input_ids)
+    place_BM = torch.cat([place_BL, slots.positions_BP], dim=1)
+    twice_BS = slots.positions_BP.repeat(1, 2)
+    staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visible_BSM)
+    last_block = Block(slots.rows, slots.positions_BP, place_BM, visible_BSM[:, num_slots:])
+
+    position_BL = sentence.positions.expand_as(input_ids)
+    stand_in_BP = input_ids.gather(1, slots.positions_BP)
+    original_BP = torch.where(slots.used_BP, predicted_ids, stand_in_BP)
+    return Rows(
+        input_ids=torch.cat([input_ids, original_BP, stand_in_BP], dim=1),
+        positions=torch.cat([position_BL, position_BL.gather(1, twice_BS)], dim=1),
+        num_keys=length + num_slots,
+        blocks=(*sentence.blocks, staircase),
+        loss_rows=slots.rows_behind(length + num_slots),
+        last_block=last_block,
+    )
+
+
+def plm_rows(
+    input_ids: torch.Tensor,
+    predicted_positions: torch.Tensor,
+    predicted_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    mask_token_id: int,
+) -> Rows:
+    """XLNet's objective: the original sentence in its order of revelation, and P queries."""
+    slots = Slots.of(predicted_positions, predicted_ids)
+    length = input_ids.shape[1]
+
+    # What is not predicted has rank 0: known from the start, and knowing nothing but its like.
+    rank_BL = slots.ranks_in_sentence(length)
+    query_tau_BP = (slots.rank_1P - 1).expand_as(slots.positions_BP)
+    tau_BR = torch.cat([rank_BL, query_tau_BP], dim=1)
+    visible_BRL = rank_BL[:, None, :] <= tau_BR[:, :, None]
+    if attention_mask is not None:
+        visible_BRL = visible_BRL & _real(attention_mask)
+
+    place_1L = _places(input_ids)
+    place_BR = torch.cat([place_1L.expand_as(input_ids), slots.positions_BP], dim=1)
+    position_BL = _absolute_positions(input_ids, attention_mask).expand_as(input_ids)
+    position_BP = position_BL.gather(1, slots.positions_BP)
+    masks_BP = torch.full_like(slots.positions_BP, mask_token_id)
+    return Rows(
+        input_ids=torch.cat([input_ids, masks_BP], dim=1),
+        positions=torch.cat([position_BL, position_BP], dim=1),
+        num_keys=length,
+        blocks=(Block(slice(0, place_BR.shape[1]), place_BR, place_1L, visible_BRL),),
+        loss_rows=slots.rows_behind(length),
+        last_block=Block(slots.rows, slots.positions_BP, place_1L, visible_BRL[:, length:]),
+    )
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The P places for predictions in each row of the batch; a short document leaves some empty.
+
+    Attributes:
+        used_BP: whether a prediction is in the slot.
+        positions_BP: where it stands in the sentence, 0 in an empty slot.
+        rank_1P: 1..P, when it is predicted.
+    """
+
+    used_BP: torch.Tensor
+    positions_BP: torch.Tensor
+    rank_1P: torch.Tensor
+
+    @classmethod
+    def of(cls, predicted_positions: torch.Tensor, predicted_ids: torch.Tensor) -> "Slots":
+        """Read the slots off a batch: both (B, P)."""
+        used_BP = predicted_ids != NOT_PREDICTED
+        rank_1P = torch.arange(1, predicted_ids.shape[1] + 1, device=predicted_ids.device)[None]
+        return cls(used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P)
+
+    @property
+    def rows(self) -> slice:
+        """The slots as the only rows that ask, in the last layer."""
+        return slice(0, self.rank_1P.shape[1])
+
+    def rows_behind(self, first: int) -> torch.Tensor:
+        """Return the rows (B, P) of the slots when they stand behind `first` others."""
+        return (self.rank_1P - 1 + first).expand_as(self.positions_BP)
+
+    def ranks_in_sentence(self, length: int) -> torch.Tensor:
+        """Return for each position (B, L) when it is predicted, 1..P, and 0 for never."""
+        # An empty slot writes behind the end, into a column that is then cut off, because as
+        # position 0 it would overwrite the rank of a prediction that really stands there.
+        target_BP = torch.where(self.used_BP, self.positions_BP, length)
+        rank_BL = target_BP.new_zeros(target_BP.shape[0], length + 1)
+        return rank_BL.scatter(1, target_BP, self.rank_1P.expand_as(target_BP))[:, :length]
+
+
+def _places(input_ids: torch.Tensor) -> torch.Tensor:
+    return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+
+def _real(attention_mask: torch.Tensor) -> torch.Tensor:
+    return (attention_mask != 0)[:, None, :]
+
+
+def _absolute_positions(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Count positions from the first real token, so that padding on the left moves nothing.
+
+    fairseq and HF: padding has the position of the padding id, -1 here. Nobody sees it, but so even
+    the padded places of `encode` agree with Hugging Face.
+    """
+    place_1L = _places(input_ids)
+    if attention_mask is None:
+        return place_1L
+    real_BL = attention_mask != 0
+    first_B1 = real_BL.int().argmax(dim=1, keepdim=True)
+    return torch.where(real_BL, place_1L - first_B1, -1)
+
+
+def draw_visibility(tokens: Sequence[str], predicted_positions: Sequence[int]) -> str:
+    """Draw who sees whom in `mpnet` mode: the picture of this chapter, from the code above."""
+    length, num_slots = len(tokens), len(predicted_positions)
+    ids_BL = torch.arange(length)[None]
+    positions_BP = torch.tensor([predicted_positions])
+    rows = mpnet_rows(ids_BL, positions_BP, positions_BP, None)
+    visible_SM = rows.blocks[1].visible
+    assert visible_SM is not None
+    visible_SM = visible_SM[0]
+
+    names = [f"[{t[:4]}]" if p in predicted_positions else t[:4] for p, t in enumerate(tokens)]
+    names += [tokens[p][:4] for p in predicted_positions]
+
+    def line(label: str, tau: str, cells: Sequence[str]) -> str:
+        cells = [f"{cell:^6}" for cell in cells]
+        return f"{label:20} {tau:>3} |{''.join(cells[:length])}|{''.join(cells[length:])}".rstrip()
+
+    def drawn(sees: torch.Tensor) -> list[str]:
+        return ["x" if seen else "." for seen in sees.tolist()]
+
+    lines = [line("row", "tau", names)]
+    sees_M = torch.arange(length + num_slots) < length
+    lines.append(line(f"sentence  ({length} rows)", "0", drawn(sees_M)))
+    for row, kind in enumerate(["content"] * num_slots + ["query"] * num_slots):
+        rank = row % num_slots + 1
+        label = f"{kind:7} {rank} {tokens[predicted_positions[rank - 1]]}"
+        tau = rank if kind == "content" else rank - 1
+        lines.append(line(label, str(tau), drawn(visible_SM[row])))
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""What holds for every test: few threads, no network, honest shape suffixes."""
+
+import os
+import tempfile
+from collections.abc import Generator
+
+# Before anything imports torch or a Hugging Face library: they read these once.
+UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
+CACHE = tempfile.TemporaryDirectory(prefix="annotated-mpnet-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
+# Tokenizers that run threads of their own complain when a test forks after using one.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from shape_checker import ShapeChecker  # noqa: E402
+
+torch.set_num_threads(1 if UNDER_XDIST else 2)
+
+# The same examples on every machine and every day, and no limit of time for any one of them: a
+# failure then means that the code has changed. To look for new examples, run with
+# `--hypothesis-profile=search`.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile("repeatable")
+
+
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test in which a shape suffix lies (unless it fails by itself)."""
+    with ShapeChecker() as checker:
+        result = yield
+    checker.raise_lies()
+    return result
