@@ -1,0 +1,162 @@
+"""Rows to a batch: padded, masked, and in the model's terms.
+
+Everything about the objective that is random has happened once a batch stands here: the model only
+computes. What a batch consists of is in `batch.py`, how its tokens are chosen in `masking.py`; this
+module puts the two together.
+
+**Shapes.** L is the longest row of the batch. P is the number of slots of a *full* row, whatever
+rows the batch holds: with rows of 512 tokens, 76, always. Full rows then always give the same
+shapes, for which a compiled model or a CUDA graph is made once. A shorter row leaves slots empty,
+which the loss passes over.
+
+Here is a batch of one row, seven words of which one is predicted, in full:
+
+>>> vocabulary = Vocabulary(
+...     size=20, pad_id=1, mask_id=19, cls_id=0, sep_id=2, unk_id=3,
+...     is_special_V=np.isin(np.arange(20), [0, 1, 2, 3, 19]),
+...     starts_word_V=np.ones(20, dtype=np.bool_), random_ids=np.arange(4, 19))
+>>> collator = DataCollatorForMaskedPermutedLanguageModeling(
+...     vocabulary, ObjectiveConfig(rand_prob=0.0, keep_prob=0.0), max_tokens=9, seed=1)
+>>> batch = collator([Row(np.array([0, 11, 12, 13, 14, 15, 16, 17, 2]), epoch=0, index=0)])
+>>> batch.input_ids
+tensor([[ 0, 11, 12, 19, 14, 15, 16, 17,  2]])
+>>> batch.predicted_positions, batch.predicted_ids
+(tensor([[3]]), tensor([[13]]))
+
+HF: `DataCollatorForLanguageModeling` has no order and labels of the shape of the sentence, of which
+85 % say "not me"; its head computes a vocabulary for each of them.
+
+Next: `loader.py`, which says which rows make batch number k.
+
+    B batch   L tokens of a sentence   P predicted tokens   U four random numbers of a token
+    V vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.data import masking
+from annotated_mpnet.data.rows import Ids
+from annotated_mpnet.data.tokenizer import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of tokens and its place in the run, on which its masking depends.
+
+    Attributes:
+        input_ids: (L,) `<s>`, text, `</s>`.
+        epoch: which time the row is seen, from 0.
+        index: which row of the text it is.
+    """
+
+    input_ids: Ids
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class DataCollatorForMaskedPermutedLanguageModeling:
+    """Makes batches of rows.
+
+    Attributes:
+        vocabulary: of the tokenizer that made the rows.
+        objective: what is predicted, and how it is corrupted.
+        max_tokens: the longest row, which sets the number of slots P.
+        seed: the run's.
+        stream: names the random numbers; see `for_evaluation`.
+    """
+
+    vocabulary: Vocabulary
+    objective: ObjectiveConfig
+    max_tokens: int
+    seed: int
+    stream: str = "mask"
+
+    def for_evaluation(self) -> "DataCollatorForMaskedPermutedLanguageModeling":
+        """Return a collator like this one, whose masks have nothing to do with the training's."""
+        return replace(self, stream="mask of evaluation")
+
+    @property
+    def slots(self) -> int:
+        """P: how many tokens a full row predicts."""
+        predictable_B = np.array([self.max_tokens - 2])
+        return int(masking.count_predicted(predictable_B, self.objective.pred_prob)[0])
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """Make a batch of B rows of at most `max_tokens` tokens each."""
+        vocabulary = self.vocabulary
+        original_BL, draws_UBL, is_real_BL = self._pad(rows)
+        predictable_BL = is_real_BL & ~vocabulary.is_special_V[original_BL]
+        positions_BP, valid_BP = self._choose(original_BL, predictable_BL, draws_UBL)
+        ids_BP = np.take_along_axis(original_BL, positions_BP, axis=1)
+
+        input_ids_BL = original_BL
+        if self.objective.input_mode != "plm":
+            input_ids_BL = original_BL.copy()
+            stand_in_BP = masking.corrupt(
+                ids_BP,
+                np.take_along_axis(draws_UBL, positions_BP[None], axis=2),
+                mask_id=vocabulary.mask_id,
+                random_ids=vocabulary.random_ids,
+                rand_prob=self.objective.rand_prob,
+                keep_prob=self.objective.keep_prob,
+            )
+            # Only the slots in use are written back: an empty one points at position 0.
+            row_BP = np.broadcast_to(np.arange(len(rows))[:, None], positions_BP.shape)
+            input_ids_BL[row_BP[valid_BP], positions_BP[valid_BP]] = stand_in_BP[valid_BP]
+        return Batch(
+            input_ids=torch.from_numpy(input_ids_BL),
+            predicted_positions=torch.from_numpy(positions_BP),
+            predicted_ids=torch.from_numpy(np.where(valid_BP, ids_BP, NOT_PREDICTED)),
+            attention_mask=(
+                None if is_real_BL.all() else torch.from_numpy(is_real_BL.astype(np.int64))
+            ),
+            num_tokens=int(is_real_BL.sum()),
+            num_predicted=int(valid_BP.sum()),
+        )
+
+    def _pad(
+        self, rows: Sequence[Row]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return tokens (B, L), random numbers (U, B, L), and where a real token is (B, L)."""
+        shape = len(rows), max(len(row.input_ids) for row in rows)
+        original_BL = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
+        draws_UBL = np.zeros((4, *shape))
+        is_real_BL = np.zeros(shape, dtype=np.bool_)
+        # Each row has its own generator, and that is the only reason for a loop.
+        for i, row in enumerate(rows):
+            length = len(row.input_ids)
+            original_BL[i, :length] = row.input_ids
+            is_real_BL[i, :length] = True
+            draws_UBL[:, i, :length] = masking.draw(
+                self.seed, self.stream, row.epoch, row.index, length
+            )
+        return original_BL, draws_UBL, is_real_BL
+
+    def _choose(
+        self,
+        original_BL: npt.NDArray[np.int64],
+        predictable_BL: npt.NDArray[np.bool_],
+        draws_UBL: npt.NDArray[np.float64],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return the predicted positions (B, P), 0 in an empty slot, and which slots are used."""
+        starts_BL = (
+            self.vocabulary.starts_word_V[original_BL]
+            if self.objective.whole_word_mask
+            else np.ones_like(predictable_BL)
+        )
+        word_BL = masking.number_words(starts_BL, predictable_BL)
+        count_B = masking.count_predicted(predictable_BL.sum(axis=1), self.objective.pred_prob)
+        # The slots that no row of this batch needs keep the shape that full rows have.
+        spare = ((0, 0), (0, self.slots - int(count_B.max())))
+        positions_BP = np.pad(
+            masking.choose_predicted(word_BL, count_B, draws_UBL), spare, constant_values=-1
+        )
+        return np.maximum(positions_BP, 0), positions_BP >= 0

@@ -1,0 +1,170 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.data import DataCollatorForMaskedPermutedLanguageModeling, Row, Vocabulary
+
+MAX_TOKENS = 64
+IS_SPECIAL_V = np.isin(np.arange(97), [0, 1, 2, 3, 96])
+VOCABULARY = Vocabulary(
+    size=97,
+    pad_id=1,
+    mask_id=96,
+    cls_id=0,
+    sep_id=2,
+    unk_id=3,
+    is_special_V=IS_SPECIAL_V,
+    starts_word_V=np.arange(97) % 4 != 0,
+    random_ids=np.flatnonzero(~IS_SPECIAL_V),
+)
+LENGTHS = st.lists(st.integers(3, MAX_TOKENS), min_size=1, max_size=8)
+
+
+def collator(**objective: object) -> DataCollatorForMaskedPermutedLanguageModeling:
+    return DataCollatorForMaskedPermutedLanguageModeling(
+        VOCABULARY, ObjectiveConfig(**objective), MAX_TOKENS, seed=3
+    )
+
+
+def rows_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[Row]:
+    generator = np.random.default_rng(seed)
+    rows = []
+    for index, length in enumerate(lengths):
+        ids = generator.integers(4, 96, size=length).astype(np.int32)
+        ids[0], ids[-1] = 0, 2
+        rows.append(Row(ids, epoch, index))
+    return rows
+
+
+def predicted(batch: Batch, row: int) -> list[tuple[int, int, int]]:
+    """Return (position, original, what the model reads there) in order."""
+    used = batch.predicted_ids[row] != NOT_PREDICTED
+    positions = batch.predicted_positions[row][used]
+    return list(
+        zip(
+            positions.tolist(),
+            batch.predicted_ids[row][used].tolist(),
+            batch.input_ids[row][positions].tolist(),
+            strict=True,
+        )
+    )
+
+
+@given(LENGTHS)
+def test_batch_holds_the_rows_but_for_their_stand_ins(lengths):
+    rows = rows_of(lengths)
+    batch = collator()(rows)
+    for i, row in enumerate(rows):
+        restored = batch.input_ids[i].clone()
+        for position, original, _ in predicted(batch, i):
+            assert row.input_ids[position] == original
+            restored[position] = original
+        assert restored[: len(row.input_ids)].tolist() == row.input_ids.tolist()
+        assert (restored[len(row.input_ids) :] == VOCABULARY.pad_id).all()
+
+
+@given(LENGTHS)
+def test_counts_and_shapes_are_right(lengths):
+    batch = collator()(rows_of(lengths))
+    assert batch.input_ids.shape == (len(lengths), max(lengths))
+    # round(0.15 * 62) = 9 slots, whatever the rows.
+    assert batch.predicted_ids.shape == batch.predicted_positions.shape == (len(lengths), 9)
+    assert batch.num_tokens == sum(lengths)
+    expected = [max(1, round(0.15 * (length - 2))) for length in lengths]
+    assert batch.num_predicted == sum(expected)
+    used = batch.predicted_ids != NOT_PREDICTED
+    assert used.sum(dim=1).tolist() == expected
+    assert (batch.predicted_positions[~used] == 0).all()
+    for tensor in (batch.input_ids, batch.predicted_ids, batch.predicted_positions):
+        assert tensor.dtype == torch.int64
+
+
+@given(LENGTHS)
+def test_attention_mask_is_there_only_where_a_row_is_padded(lengths):
+    mask = collator()(rows_of(lengths)).attention_mask
+    if len(set(lengths)) == 1:
+        assert mask is None
+    else:
+        assert mask is not None
+        assert mask.sum(dim=1).tolist() == lengths
+
+
+@given(LENGTHS, st.integers(0, 3))
+def test_masking_of_a_row_does_not_depend_on_its_batch(lengths, epoch):
+    rows = rows_of(lengths, epoch)
+    together = collator()(rows)
+    for i, row in enumerate(rows):
+        alone = collator()([row])
+        assert predicted(together, i) == predicted(alone, 0)
+
+
+def test_masking_of_a_row_does_not_depend_on_the_number_of_slots():
+    rows = rows_of([20, 40])
+    wide = dataclasses.replace(collator(), max_tokens=500)
+    assert wide(rows).predicted_ids.shape == (2, 75)
+    for i in range(2):
+        assert predicted(wide(rows), i) == predicted(collator()(rows), i)
+
+
+def test_documents_of_mixed_length_predict_15_percent_of_all_tokens():
+    lengths = np.random.default_rng(0).integers(3, MAX_TOKENS + 1, size=600)
+    rows = rows_of(lengths.tolist())
+    batches = [collator()(rows[first : first + 8]) for first in range(0, 600, 8)]
+    share = sum(batch.num_predicted for batch in batches) / sum(lengths - 2)
+    assert 0.14 < share < 0.16
+
+
+def test_row_without_a_predictable_token_predicts_nothing():
+    rows = [Row(np.array([0, 3, 3, 2]), 0, 0), Row(np.array([0, 50, 2]), 0, 1)]
+    batch = collator()(rows)
+    assert predicted(batch, 0) == []
+    assert batch.num_predicted == len(predicted(batch, 1)) == 1
+    assert collator()(rows[:1]).num_predicted == 0
+
+
+def test_special_tokens_are_neither_predicted_nor_random_stand_ins():
+    batch = collator(rand_prob=1.0, keep_prob=0.0)(rows_of([MAX_TOKENS] * 200))
+    assert not IS_SPECIAL_V[batch.predicted_ids].any()
+    stand_ins = batch.input_ids.gather(1, batch.predicted_positions)
+    assert not IS_SPECIAL_V[stand_ins].any()
+
+
+def test_plm_reads_the_original_and_predicts_the_same_tokens():
+    rows = rows_of([64, 30, 50])
+    masked, permuted = collator()(rows), collator(input_mode="plm")(rows)
+    mlm = collator(input_mode="mlm")(rows)
+    assert (permuted.predicted_positions == masked.predicted_positions).all()
+    assert (permuted.predicted_ids == masked.predicted_ids).all()
+    assert (mlm.input_ids == masked.input_ids).all()
+    assert not (masked.input_ids == permuted.input_ids).all()
+    for i, row in enumerate(rows):
+        assert permuted.input_ids[i, : len(row.input_ids)].tolist() == row.input_ids.tolist()
+
+
+def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
+    # Every token but the first continues a word: only one word there is to predict.
+    ids = np.array([0, *[8] * 40, 2])
+    whole = [p for p, *_ in predicted(collator()([Row(ids, 0, 0)]), 0)]
+    single = [p for p, *_ in predicted(collator(whole_word_mask=False)([Row(ids, 0, 0)]), 0)]
+    assert sorted(whole) == list(range(35, 41))
+    assert len(single) == 6
+    assert sorted(single) != list(range(min(single), min(single) + 6))
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"index": 9}])
+def test_masks_change_with_epoch_and_row(change):
+    row = rows_of([MAX_TOKENS])[0]
+    first, second = collator()([row]), collator()([dataclasses.replace(row, **change)])
+    assert predicted(first, 0) != predicted(second, 0)
+
+
+def test_masks_of_evaluation_are_others_than_those_of_training():
+    rows = rows_of([MAX_TOKENS])
+    training, evaluation = collator()(rows), collator().for_evaluation()(rows)
+    assert predicted(training, 0) != predicted(evaluation, 0)

@@ -1,0 +1,188 @@
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import toy_tokenizer
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.data import (
+    BatchLoader,
+    DataCollatorForMaskedPermutedLanguageModeling,
+    PackedRows,
+    Vocabulary,
+    evaluation_batches,
+    pack_rows,
+    prefetch,
+)
+
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> PackedRows:
+    directory = tmp_path_factory.mktemp("loader")
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefgh"), size=4)) for _ in range(60)]
+    (directory / "text.txt").write_text("\n".join(words) + "\n")
+    tokenizer = toy_tokenizer.word_piece()
+    packed = pack_rows([directory / "text.txt"], tokenizer, MAX_TOKENS, cache_dir=directory)
+    assert len(packed) == 30
+    return packed
+
+
+@pytest.fixture(scope="module")
+def collator() -> DataCollatorForMaskedPermutedLanguageModeling:
+    vocabulary = Vocabulary.of(toy_tokenizer.word_piece())
+    return DataCollatorForMaskedPermutedLanguageModeling(
+        vocabulary, ObjectiveConfig(), MAX_TOKENS, seed=3
+    )
+
+
+def content(batch: Batch) -> tuple[object, ...]:
+    return (
+        batch.input_ids.tolist(),
+        batch.predicted_positions.tolist(),
+        batch.predicted_ids.tolist(),
+        batch.num_tokens,
+        batch.num_predicted,
+    )
+
+
+def seen(loader: BatchLoader, batches: int) -> list[tuple[int, int]]:
+    """Return (epoch, index) of the rows of the first batches."""
+    return [(row.epoch, row.index) for k in range(batches) for row in loader.rows_of(k)]
+
+
+def test_batch_is_the_same_in_whatever_order_it_is_asked_for(rows, collator):
+    first = BatchLoader(rows, collator, 7, seed=1)
+    in_order = [content(first.batch(k)) for k in range(20)]
+    second = BatchLoader(rows, collator, 7, seed=1)
+    for k in np.random.default_rng(0).permutation(20).tolist():
+        assert content(second.batch(k)) == in_order[k]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 100])
+def test_every_row_comes_once_in_every_epoch(rows, collator, batch_size):
+    loader = BatchLoader(rows, collator, batch_size, seed=1)
+    positions = seen(loader, 300 // batch_size)
+    for epoch in range(len(positions) // 30):
+        of_epoch = positions[30 * epoch : 30 * (epoch + 1)]
+        assert {row_epoch for row_epoch, _ in of_epoch} == {epoch}
+        assert sorted(index for _, index in of_epoch) == list(range(30))
+
+
+def test_order_is_another_one_in_the_next_epoch_and_for_the_next_seed(rows, collator):
+    positions = seen(BatchLoader(rows, collator, 30, seed=1), 3)
+    orders = [tuple(index for _, index in positions[30 * i : 30 * i + 30]) for i in range(3)]
+    other = tuple(index for _, index in seen(BatchLoader(rows, collator, 30, seed=2), 1))
+    assert len({*orders, other, tuple(range(30))}) == 5
+
+
+def test_without_shuffling_the_order_is_natural_in_every_epoch(rows, collator):
+    loader = BatchLoader(rows, collator, 7, seed=1, shuffle=False)
+    assert seen(loader, 10) == [(p // 30, p % 30) for p in range(70)]
+
+
+def test_sequence_of_rows_does_not_depend_on_the_batch_size(rows, collator):
+    small, large = (BatchLoader(rows, collator, size, seed=1) for size in (4, 8))
+    assert seen(small, 30) == seen(large, 15)
+
+
+def test_rows_are_those_of_the_table(rows, collator):
+    for row in BatchLoader(rows, collator, 40, seed=1).rows_of(2):
+        assert row.input_ids.tolist() == rows.take(np.array([row.index]))[0].tolist()
+
+
+def test_evaluation_reads_each_row_once_with_the_same_masks_each_time(rows, collator):
+    first, second = (list(evaluation_batches(rows, collator, 8)) for _ in range(2))
+    assert [len(batch.input_ids) for batch in first] == [8, 8, 8, 6]
+    assert list(map(content, first)) == list(map(content, second))
+    restored = []
+    for batch in first:
+        for ids, positions, originals in zip(
+            batch.input_ids, batch.predicted_positions, batch.predicted_ids, strict=True
+        ):
+            used = originals != NOT_PREDICTED
+            ids[positions[used]] = originals[used]
+            restored.append(ids[: len(rows.take(np.array([len(restored)]))[0])].tolist())
+    assert restored == [row.tolist() for row in rows.take(np.arange(30))]
+
+
+def test_evaluation_masks_are_not_those_of_training(rows, collator):
+    training = BatchLoader(rows, collator, 30, seed=1, shuffle=False).batch(0)
+    (evaluation,) = evaluation_batches(rows, collator, 30)
+    assert not (training.predicted_positions == evaluation.predicted_positions).all()
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("prefetch")]
+
+
+def test_prefetch_yields_everything_in_order_and_leaves_no_thread():
+    assert list(prefetch(iter(range(100)), depth=3)) == list(range(100))
+    assert prefetch_threads() == []
+
+
+def test_prefetch_works_ahead_by_its_depth_and_no_further():
+    made: list[int] = []
+    fourth = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        for i in range(100):
+            made.append(i)
+            if i == 3:
+                fourth.set()
+            yield i
+
+    ahead = prefetch(numbers(), depth=3)
+    assert next(ahead) == 0
+    # Asking for number 0 made room for number 3, which is made without being asked for.
+    assert fourth.wait(timeout=10)
+    ahead.close()
+    assert made == [0, 1, 2, 3]
+
+
+def test_prefetch_that_is_closed_does_not_make_what_nobody_will_take():
+    made: list[int] = []
+    closing = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 0
+        closing.wait(timeout=10)
+        for i in range(1, 100):
+            made.append(i)
+            yield i
+
+    ahead = prefetch(numbers(), depth=50)
+    assert next(ahead) == 0
+    # Closing waits for the number in the making, which waits for a moment after this.
+    threading.Timer(0.1, closing.set).start()
+    ahead.close()
+    assert made == [1]
+
+
+def test_prefetch_passes_an_error_on_in_its_place():
+    def failing() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    ahead = prefetch(failing(), depth=4)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+    assert prefetch_threads() == []
+
+
+def test_prefetch_that_is_closed_early_leaves_no_thread():
+    def endless() -> Iterator[int]:
+        while True:
+            yield 0
+
+    ahead = prefetch(endless(), depth=2)
+    assert next(ahead) == 0
+    assert len(prefetch_threads()) == 1
+    ahead.close()
+    assert prefetch_threads() == []

@@ -1,0 +1,153 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from annotated_mpnet.data.masking import (
+    choose_predicted,
+    corrupt,
+    count_predicted,
+    draw,
+    number_words,
+)
+
+# A token as masking sees it: special, the start of a word, or its continuation.
+SPECIAL, START, CONTINUE = "s", "w", "c"
+ROWS = st.lists(
+    st.text(alphabet=[SPECIAL, START, CONTINUE], min_size=1, max_size=60), min_size=1, max_size=5
+)
+SHARES = st.floats(min_value=0.01, max_value=0.99)
+
+
+def tables(rows: list[str], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return what starts a word and what is predictable, (B, L), padded with specials."""
+    length = max(width, *map(len, rows))
+    kinds_BL = np.array([list(row.ljust(length, SPECIAL)) for row in rows])
+    return kinds_BL == START, kinds_BL != SPECIAL
+
+
+def choose(rows: list[str], pred_prob: float, width: int = 0, first: int = 0) -> list[list[int]]:
+    """Return the predicted positions of each row, in order; rows are numbered from `first`."""
+    starts_BL, predictable_BL = tables(rows, width)
+    draws_UBL = np.zeros((4, *starts_BL.shape))
+    for i, row in enumerate(rows):
+        draws_UBL[:, i, : len(row)] = draw(7, "mask", 0, first + i, len(row))
+    count_B = count_predicted(predictable_BL.sum(axis=1), pred_prob)
+    positions_BP = choose_predicted(number_words(starts_BL, predictable_BL), count_B, draws_UBL)
+    assert positions_BP.shape == (len(rows), count_B.max())
+    # Unused slots come last.
+    return [
+        positions[:count].tolist()
+        for positions, count in zip(positions_BP, count_B, strict=True)
+        if (positions[count:] == -1).all()
+    ]
+
+
+@given(ROWS, SHARES)
+def test_each_row_predicts_its_own_share(rows, pred_prob):
+    for row, predicted in zip(rows, choose(rows, pred_prob), strict=True):
+        predictable = len(row) - row.count(SPECIAL)
+        expected = max(1, round(pred_prob * predictable)) if predictable else 0
+        assert len(predicted) == len(set(predicted)) == expected
+
+
+@given(ROWS, SHARES)
+def test_special_tokens_and_padding_are_never_predicted(rows, pred_prob):
+    for row, predicted in zip(rows, choose(rows, pred_prob, width=70), strict=True):
+        assert all(position < len(row) and row[position] != SPECIAL for position in predicted)
+
+
+def words_of(row: str) -> list[list[int]]:
+    words: list[list[int]] = []
+    for position, kind in enumerate(row):
+        if kind == START or (kind == CONTINUE and (position == 0 or row[position - 1] == SPECIAL)):
+            words.append([])
+        if kind != SPECIAL:
+            words[-1].append(position)
+    return words
+
+
+@given(ROWS, SHARES)
+def test_words_are_whole_except_at_most_one_in_a_row(rows, pred_prob):
+    for row, predicted in zip(rows, choose(rows, pred_prob), strict=True):
+        cut = [word for word in words_of(row) if 0 < len(set(word) & set(predicted)) < len(word)]
+        assert len(cut) <= 1
+
+
+@given(ROWS)
+def test_words_are_numbered_by_the_rule(rows):
+    for row, numbered in zip(rows, number_words(*tables(rows)), strict=True):
+        expected = {position: i for i, word in enumerate(words_of(row)) for position in word}
+        assert numbered.tolist() == [
+            expected.get(position, -1) for position in range(len(numbered))
+        ]
+
+
+@given(ROWS, SHARES, st.integers(0, 10))
+def test_choice_of_a_row_does_not_depend_on_neighbours_or_padding(rows, pred_prob, padding):
+    together = choose(rows, pred_prob)
+    alone = [
+        choose([row], pred_prob, width=len(row) + padding, first=i)[0] for i, row in enumerate(rows)
+    ]
+    assert together == alone
+
+
+def test_every_word_and_every_order_comes_up_equally_often():
+    # Ten words, two of which are predicted: 4000 rows, so 800 for each word, and 4000 / 90 for each
+    # ordered pair. Bounds of five standard deviations.
+    chosen = np.array(choose([START * 10] * 4000, 0.2))
+    counts = np.bincount(chosen.ravel(), minlength=10)
+    assert np.abs(counts - 800).max() < 5 * np.sqrt(4000 * 0.2 * 0.8)
+    pairs = np.bincount(chosen[:, 0] * 10 + chosen[:, 1], minlength=100).reshape(10, 10)
+    assert np.diagonal(pairs).sum() == 0
+    assert np.abs(pairs[~np.eye(10, dtype=bool)] - 4000 / 90).max() < 5 * np.sqrt(4000 / 90)
+
+
+def test_pieces_of_a_word_are_predicted_in_random_order():
+    orders = choose([START + CONTINUE * 2] * 600, 0.99)
+    counts = [orders.count(order) for order in {tuple(order): order for order in orders}.values()]
+    assert len(counts) == 6
+    assert max(abs(count - 100) for count in counts) < 5 * np.sqrt(600 / 6 * 5 / 6)
+
+
+def stand_ins(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
+    if random_ids is None:
+        random_ids = np.arange(100, 200)
+    draws_UBP = np.random.default_rng(5).random((4, *original_BP.shape))
+    return corrupt(
+        original_BP,
+        draws_UBP,
+        mask_id=3,
+        random_ids=random_ids,
+        rand_prob=rand_prob,
+        keep_prob=keep_prob,
+    )
+
+
+def test_stand_ins_are_80_10_10_within_statistical_bounds():
+    original_BP = np.full((100, 1000), 50)
+    stand_in_BP = stand_ins(original_BP)
+    # 100,000 tokens: five standard deviations are 0.63 % and 0.47 %.
+    assert abs((stand_in_BP == 3).mean() - 0.8) < 0.0064
+    assert abs((stand_in_BP == 50).mean() - 0.1) < 0.0048
+    random = stand_in_BP[stand_in_BP >= 100]
+    assert abs(len(random) / 100_000 - 0.1) < 0.0048
+    counts = np.bincount(random - 100, minlength=100)
+    assert np.abs(counts - 100).max() < 5 * np.sqrt(100)
+
+
+def test_random_stand_ins_come_from_the_given_ids_only():
+    random_ids = np.array([5, 17, 900])
+    stand_in_BP = stand_ins(np.full((10, 100), 50), 1.0, 0.0, random_ids)
+    assert set(stand_in_BP.ravel()) == {5, 17, 900}
+
+
+def test_nothing_is_corrupted_where_everything_is_kept():
+    original_BP = np.arange(40).reshape(4, 10)
+    assert (stand_ins(original_BP, rand_prob=0.0, keep_prob=1.0) == original_BP).all()
+
+
+def test_random_numbers_differ_by_row_epoch_seed_and_stream_only():
+    numbers = draw(1, "mask", 0, 0, 8)
+    assert (draw(1, "mask", 0, 0, 8) == numbers).all()
+    for other in [(2, "mask", 0, 0), (1, "eval", 0, 0), (1, "mask", 1, 0), (1, "mask", 0, 1)]:
+        assert not np.isin(draw(*other, 8), numbers).any()

@@ -1,0 +1,235 @@
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annotated_mpnet.data import PackedRows, packing
+from annotated_mpnet.data.packing import cut_rows, pack_rows
+from annotated_mpnet.errors import DataError, WriteError
+
+TOKENIZER = toy_tokenizer.word_piece()
+CLS, SEP, UNK = (TOKENIZER.convert_tokens_to_ids(each) for each in ("<s>", "</s>", "<unk>"))
+
+
+def pack(directory: Path, *texts: str, max_tokens: int = 8, **options: object) -> PackedRows:
+    """Pack texts, a file each; the cache is the directory itself."""
+    paths = [directory / f"{i}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, encoding="utf-8", newline="")
+    tokenizer = options.pop("tokenizer", TOKENIZER)
+    return pack_rows(paths, tokenizer, max_tokens, cache_dir=directory / "cache", **options)
+
+
+def rows_of(packed: PackedRows) -> list[list[int]]:
+    return [row.tolist() for row in packed.take(np.arange(len(packed)))]
+
+
+def text_of(packed: PackedRows) -> list[str]:
+    """Undo the packing: return the documents, in tokens joined by spaces."""
+    stream = [token for row in rows_of(packed) for token in row[1:-1]]
+    tokens = TOKENIZER.convert_ids_to_tokens(stream)
+    return [document.strip() for document in " ".join(tokens).split("</s>")]
+
+
+WORDS = st.lists(st.sampled_from(["tall", "tale", "a", "b", "mask"]), min_size=1, max_size=30)
+DOCUMENTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=12)
+
+
+@settings(max_examples=25)
+@given(DOCUMENTS, st.integers(4, 16), st.sampled_from([1, 40, 2**20]))
+def test_packing_loses_and_repeats_nothing(documents, max_tokens, cut_at_once):
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        # Small parts, so that the seams between them are exercised too.
+        patch.setattr(packing, "CUT_AT_ONCE", cut_at_once)
+        patch.setattr(packing, "TOKENISED_AT_ONCE", 3)
+        packed = pack(Path(directory), "\n".join(documents), max_tokens=max_tokens)
+        assert text_of(packed) == documents
+        rows = rows_of(packed)
+        assert all(row[0] == CLS and row[-1] == SEP for row in rows)
+        assert all(len(row) == max_tokens for row in rows[:-1])
+        assert 3 <= len(rows[-1]) <= max_tokens
+        assert packed.report.tokens == sum(len(document.split()) for document in documents)
+        assert packed.report.fill == sum(map(len, rows)) / (len(rows) * max_tokens)
+
+
+def test_row_ends_are_where_they_were_drawn(tmp_path):
+    packed = pack(tmp_path, "a b\nc d e f g\nh\n", max_tokens=6)
+    rows = [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row in rows_of(packed)]
+    assert rows == ["<s> a b </s> c </s>", "<s> d e f g </s>", "<s> </s> h </s>"]
+
+
+def test_document_longer_than_a_row_goes_on_in_the_next():
+    rows = cut_rows(np.arange(10, 17), max_tokens=5, cls_id=0, sep_id=2)
+    assert [row.tolist() for row in rows] == [[0, 10, 11, 12, 2], [0, 13, 14, 15, 2], [0, 16, 2]]
+
+
+def test_files_follow_one_another_and_empty_ones_are_counted(tmp_path):
+    packed = pack(tmp_path, "a\n\n", "", " \n\r\n", "\ufeffb\r\nc")
+    assert text_of(packed) == ["a", "b", "c"]
+    report = packed.report
+    assert (report.files, report.empty_files, report.documents) == (4, 2, 3)
+    assert (report.blank_lines, report.dropped_documents) == (3, 0)
+    assert "2 empty files; 3 blank lines skipped" in str(report)
+
+
+def test_documents_without_a_predictable_token_are_dropped_and_counted(tmp_path):
+    packed = pack(tmp_path, "a\nç é\nb\n")
+    assert text_of(packed) == ["a", "b"]
+    assert packed.report.dropped_documents == 1
+
+
+@pytest.mark.parametrize("texts", [("",), ("\n \n", "\r\n", "")])
+def test_nothing_but_blank_lines_is_refused(tmp_path, texts):
+    with pytest.raises(DataError, match="no text in"):
+        pack(tmp_path, *texts)
+
+
+def test_nothing_but_unknown_words_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nothing to predict in the 2 documents"):
+        pack(tmp_path, "ç\né\n")
+
+
+def test_text_that_is_not_utf8_stops_packing_and_leaves_no_cache(tmp_path):
+    good, bad = tmp_path / "a.txt", tmp_path / "b.txt"
+    good.write_text("tall tale\n")
+    bad.write_bytes(b"tall\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"b.txt' is not UTF-8: line 2, byte 5"):
+        pack_rows([good, bad], TOKENIZER, 8, cache_dir=tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [toy_tokenizer.word_piece(), toy_tokenizer.sentence_piece(), toy_tokenizer.word_level()],
+    ids=["WordPiece", "SentencePiece", "WordLevel"],
+)
+def test_special_tokens_in_the_text_are_only_text(tmp_path, tokenizer):
+    packed = pack(tmp_path, "un <mask> <pad> </s> <s> un bel\n", max_tokens=64, tokenizer=tokenizer)
+    (row,) = rows_of(packed)
+    special = {tokenizer.convert_tokens_to_ids(each) for each in ("<mask>", "<pad>", "</s>", "<s>")}
+    assert not special & set(row[1:-1])
+
+
+def test_special_tokens_in_the_text_are_spelled_where_the_vocabulary_can(tmp_path):
+    packed = pack(tmp_path, "a <mask> </s>\n", max_tokens=64)
+    # BERT's rule: punctuation marks are words of their own.
+    assert text_of(packed) == ["a < mask > < / s >"]
+
+
+def test_packing_leaves_the_tokenizer_as_it_was(tmp_path):
+    pack(tmp_path, "a <mask>\n")
+    assert TOKENIZER.mask_token_id in TOKENIZER("a <mask>", add_special_tokens=False)["input_ids"]
+    assert not TOKENIZER.backend_tokenizer.encode_special_tokens
+
+
+def test_second_start_uses_the_cache(tmp_path, monkeypatch):
+    first = pack(tmp_path, "tall tale\n")
+
+    def never(*_: object) -> None:
+        raise AssertionError("packed again")
+
+    monkeypatch.setattr(packing, "_pack", never)
+    second = pack(tmp_path, "tall tale\n")
+    assert rows_of(second) == rows_of(first)
+    assert (second.fingerprint, second.report) == (first.fingerprint, first.report)
+
+
+def test_cache_is_not_shared_between_texts_lengths_and_tokenizers(tmp_path):
+    different = [
+        pack(tmp_path, "tall tale\n"),
+        pack(tmp_path, "tall mask\n"),
+        pack(tmp_path, "tall", "tale\n"),
+        pack(tmp_path, "tall tale\n", max_tokens=9),
+        pack(tmp_path, "tall tale\n", tokenizer=toy_tokenizer.word_piece(("tale", "tall"))),
+    ]
+    assert len({packed.fingerprint for packed in different}) == 5
+
+
+def test_interrupted_packing_is_never_used(tmp_path, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    write = packing._write_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pack(tmp_path, "tall tale\n")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert text_of(pack(tmp_path, "tall tale\n")) == ["tall tale"]
+
+
+def test_leftovers_of_a_killed_packing_are_swept_away(tmp_path):
+    packed = pack(tmp_path, "tall tale\n")
+    (cached,) = (tmp_path / "cache").glob("*.arrow")
+    cached.rename(cached.with_suffix(".kept"))
+    scratch = cached.with_suffix(".partial")
+    scratch.mkdir()
+    (scratch / "tokens.arrow").write_bytes(b"half of something")
+    again = pack(tmp_path, "tall tale\n")
+    assert not scratch.exists()
+    assert rows_of(again) == rows_of(packed)
+
+
+def test_cut_off_cache_is_packed_anew(tmp_path):
+    rows = rows_of(pack(tmp_path, "tall tale\n"))
+    (cached,) = (tmp_path / "cache").glob("*.arrow")
+    for size in (0, 7, 100):
+        cached.write_bytes(cached.read_bytes()[:size])
+        assert rows_of(pack(tmp_path, "tall tale\n")) == rows
+
+
+def test_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    fingerprints = iter(["before", "after"])
+    monkeypatch.setattr(packing, "fingerprint_files", lambda _: next(fingerprints))
+    with pytest.raises(DataError, match="changed while it was read"):
+        pack(tmp_path, "tall tale\n")
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
+    monkeypatch.setattr(packing, "TOKENISED_AT_ONCE", 4)
+    text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))
+    alone = pack(tmp_path, text, num_workers=1)
+    (cached,) = (tmp_path / "cache").glob("*.arrow")
+    cached.unlink()
+    shared = pack(tmp_path, text, num_workers=num_workers)
+    assert rows_of(shared) == rows_of(alone)
+    assert shared.fingerprint == alone.fingerprint
+
+
+def test_small_text_is_tokenised_in_one_process_unless_asked_for(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    file.write_text("a\n")
+    monkeypatch.setattr(packing.os, "cpu_count", lambda: 8)
+    assert packing._processes(0, [file], documents=100) is None
+    assert packing._processes(4, [file], documents=100) == 4
+    assert packing._processes(4, [file], documents=3) == 3
+    assert packing._processes(4, [file], documents=1) is None
+    monkeypatch.setattr(packing, "WORTH_PROCESSES", 2)
+    assert packing._processes(0, [file], documents=100) == 8
+
+
+def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):
+    (tmp_path / "cache").write_text("a file where a directory should be")
+    with pytest.raises(WriteError, match="HF_DATASETS_CACHE"):
+        pack(tmp_path, "tall tale\n")
+
+
+def test_take_returns_rows_in_the_order_asked_for_across_the_parts_of_the_file(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(packing, "CUT_AT_ONCE", 10)
+    monkeypatch.setattr(packing, "TOKENISED_AT_ONCE", 2)
+    packed = pack(tmp_path, "\n".join("abcdefghij" * 5), max_tokens=5)
+    rows = rows_of(packed)
+    order = np.random.default_rng(0).permutation(len(packed))
+    assert [row.tolist() for row in packed.take(order)] == [rows[i] for i in order]
+    assert packed.take(np.array([], dtype=np.int64)) == []
+    for outside in (-1, len(packed)):
+        with pytest.raises(IndexError):
+            packed.take(np.array([outside]))
