@@ -1,0 +1,125 @@
+"""How a run goes on: from which checkpoint, and whether it is still the same run.
+
+*Which.* The newest one that is whole. If that is damaged, the one before it, and a warning says so;
+if none is left, an error. Never a fresh start in a directory that has checkpoints: it would look
+like success, and prune what could still be repaired by hand.
+
+*Whether.* Batch k is a function of data, seed and k, and the checkpoint holds only k. So a resumed
+run equals the uninterrupted one exactly as long as everything else that decides a batch is what it
+was: text, seed, batch, length, masking, tokenizer. The checkpoint carries these as its *identity*;
+a difference stops the run and is named with both values. Whoever means it says so with
+`--allow-change`, and is told what changed. Other settings may change freely: how often to save, and
+also the schedule and dropout, which decide what an update does and not what it sees.
+
+HF: the Trainer resumes on other data without a word. fairseq: takes the flags it is given.
+
+Next: `trainer.py`, which calls this.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.training.checkpoint import Checkpoint, IdentityValue, load_checkpoint
+from annotated_mpnet.training.manifest import read_manifest
+from annotated_mpnet.training.retention import newest_first
+from annotated_mpnet.training.strict_json import short
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """The newest valid checkpoint of a run, where it lies, and what was skipped to reach it."""
+
+    path: Path
+    checkpoint: Checkpoint
+    warnings: list[str]
+
+
+def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
+    """Load the newest checkpoint of a run that is whole; None if there is no checkpoint at all.
+
+    `best_checkpoint` is a checkpoint like any other and takes its place by its update.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is a valid one of this run.
+    """
+    warnings: list[str] = []
+    for path in newest_first(directory):
+        try:
+            # Whose it is comes first: another run's gigabytes need not be hashed.
+            owner = read_manifest(path).run_id
+            if owner != run_id:
+                raise CheckpointError(
+                    f"{path} belongs to another run ({short(owner)}, expected {short(run_id)})"
+                )
+            return Resumable(path, load_checkpoint(path), warnings)
+        except CheckpointError as error:
+            warnings.append(f"skipped: {error}")
+    if warnings:
+        raise CheckpointError(
+            f"none of the {len(warnings)} checkpoints in {directory} can be resumed; the newest: "
+            f"{warnings[0].removeprefix('skipped: ')}; repair it, or start anew with --overwrite "
+            "or another --checkpoint-dir"
+        )
+    return None
+
+
+def compare_identity(
+    saved: Mapping[str, IdentityValue],
+    current: Mapping[str, IdentityValue],
+    allowed: Sequence[str],
+) -> list[str]:
+    """Compare what must be the same on resume; return the differences that `allowed` permits.
+
+    >>> compare_identity({"seed": 1, "batch": 64}, {"seed": 2, "batch": 64}, allowed=["seed"])
+    ['seed was 1 and is 2']
+
+    Raises:
+        CheckpointError: names every other difference, with both values.
+        ConfigError: `allowed` names something that is never compared.
+    """
+    unknown = sorted(set(allowed) - set(saved) - set(current))
+    if unknown:
+        raise ConfigError(
+            f"--allow-change is {short(','.join(unknown))}; expected some of "
+            f"{','.join(sorted(set(saved) | set(current)))}"
+        )
+    differences = _differences(saved, current)
+    refused = [name for name in differences if name not in allowed]
+    if refused:
+        raise CheckpointError(
+            f"this run differs from the one to resume: "
+            f"{'; '.join(differences[name] for name in refused)}. Restore the former values, or "
+            f"go on all the same with --allow-change {','.join(sorted({*refused, *allowed}))}"
+        )
+    return list(differences.values())
+
+
+def compare_model_config(saved: ModelConfig, current: ModelConfig) -> list[str]:
+    """Compare two networks; return the differences in dropout, which a resume may change.
+
+    Raises:
+        CheckpointError: names every other difference, with both values: that is another network.
+    """
+    differences = _differences(dataclasses.asdict(saved), dataclasses.asdict(current))
+    fixed = [text for name, text in differences.items() if not name.endswith("dropout")]
+    if fixed:
+        raise CheckpointError(
+            f"the checkpoint holds another network: {'; '.join(fixed)}. Give the former values, "
+            "or train the new network in another --checkpoint-dir"
+        )
+    return list(differences.values())
+
+
+def _differences(
+    saved: Mapping[str, IdentityValue], current: Mapping[str, IdentityValue]
+) -> dict[str, str]:
+    differences = {}
+    for name in sorted(set(saved) | set(current)):
+        old, new = saved.get(name), current.get(name)
+        if old != new:
+            differences[name] = f"{name} was {short(old)} and is {short(new)}"
+    return differences

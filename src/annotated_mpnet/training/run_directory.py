@@ -1,0 +1,307 @@
+"""A run's directory: what lies in it, whose it is, and who may write to it now.
+
+    checkpoints/my_run/
+        environment.json      the run's id, library versions, the machine: written first
+        config.toml  metrics.jsonl  log.txt  report.md  loss.png
+        checkpoint2500/       (`checkpoint.py`)
+        best_checkpoint/      the same, with the lowest validation loss so far
+        hf/                   the export
+        .lock                 held by the process that trains; names it
+
+Three things go wrong with such a directory, and each of them can cost weeks of training:
+
+*Two processes write to it.* A scheduler restarts a job that was only slow. The lock is an advisory
+one (`flock`), which the kernel drops when its holder dies: there is no stale lock to delete by
+hand. Its text, process and host, is only there for the message.
+
+*A second run starts over the first.* The directory holds a run if there are checkpoints or metrics
+in it; then only `--resume` or `--overwrite` gets in. What an aborted start leaves (a wrong path, an
+empty corpus) is no run and stands in nobody's way.
+
+*A clean-up deletes too much.* `--overwrite` deletes the names in the list above and no others, and
+no checkpoint that carries another run's id.
+
+HF: the Trainer starts over an earlier run without a word. fairseq: goes on from
+`checkpoint_last.pt` whenever there is one, wanted or not.
+
+Next: `resume.py`.
+"""
+
+import fcntl
+import os
+import platform
+import shutil
+import socket
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from annotated_mpnet.errors import CheckpointError, WriteError
+from annotated_mpnet.training.checkpoint import REPLACED, TEMPORARY, owner
+from annotated_mpnet.training.manifest import library_versions, sync, write_synced
+from annotated_mpnet.training.retention import is_checkpoint_name, recover
+from annotated_mpnet.training.strict_json import (
+    JsonObject,
+    as_text,
+    read_json,
+    reading,
+    short,
+    to_json,
+)
+
+ENVIRONMENT = "environment.json"
+LOCK = ".lock"
+METRICS = "metrics.jsonl"
+FILES = ("config.toml", "log.txt", METRICS, "report.md", "loss.png")
+EXPORT = "hf"
+
+
+class RunDirectory:
+    """A run's directory, locked for as long as the `with` block lasts.
+
+    Attributes:
+        path: the directory.
+        run_id: 32 hexadecimal digits, drawn when the run first starts and kept by every resume.
+    """
+
+    def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
+        """Touches nothing yet; `with` does.
+
+        Args:
+            path: the directory, made if it is missing.
+            resume: go on with the run in it, if there is one.
+            overwrite: delete the run in it, if there is one.
+        """
+        self.path = path
+        self.run_id = ""
+        self._resume = resume
+        self._overwrite = overwrite
+        self._lock: int | None = None
+        self._signed = False
+
+    def __enter__(self) -> Self:
+        """Lock the directory and find or draw the run's id.
+
+        Raises:
+            WriteError: the path is a file, or cannot be written to.
+            CheckpointError: another process uses the directory; or it holds a run and neither
+                resume nor overwrite was asked for. Nothing has been changed then.
+        """
+        try:
+            self._enter()
+        except OSError as error:
+            self._release()
+            raise WriteError(
+                f"--checkpoint-dir {self.path} cannot be written to ({error.strerror}); expected "
+                "a directory, there or to be made, that you may write to"
+            ) from error
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the lock. The lock's file stays: deleting it could let two in at once."""
+        self._release()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all, in the place of what had its name.
+
+        Raises:
+            WriteError: full disk, lost permission.
+        """
+        try:
+            _write_whole(self.path, name, text)
+        except OSError as error:
+            raise WriteError(
+                f"{self.path / name} could not be written: {error.strerror}; make room or mend "
+                "that, and go on with --resume"
+            ) from error
+
+    def _enter(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # A refusal must leave no trace: a directory with a run but without a lock's file gets none.
+        # Where there is one, being in use is the better thing to say, so that comes first.
+        if (self.path / LOCK).exists() or self._is_admitted():
+            self._acquire()
+        if not self._is_admitted():
+            raise _taken(self.path)
+        self._sign()
+        if (self.path / ENVIRONMENT).exists():
+            recover(self.path)
+        if self._overwrite and holds_run(self.path):
+            _delete_run(self.path)
+        if self._resume and holds_run(self.path):
+            self.run_id = _read_run_id(self.path)
+            _probe(self.path)
+        else:
+            self.run_id = uuid.uuid4().hex
+            _write_whole(self.path, ENVIRONMENT, to_json(_environment(self.run_id)))
+
+    def _is_admitted(self) -> bool:
+        return self._resume or self._overwrite or not holds_run(self.path)
+
+    def _acquire(self) -> None:
+        path = self.path / LOCK
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"--checkpoint-dir {self.path} is in use by {_holder(path)}; wait for it, stop it, "
+                "or choose another directory"
+            ) from error
+
+    def _sign(self) -> None:
+        assert self._lock is not None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._signed = True
+
+    def _release(self) -> None:
+        if self._lock is None:
+            return
+        # Only who has signed may strike the name out: the lock may be somebody else's.
+        if self._signed:
+            os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+        self._lock, self._signed = None, False
+
+
+def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse at once what `RunDirectory` would refuse only after the text has been tokenised.
+
+    Reads only, and takes no lock, so that `RunDirectory` must look again.
+
+    Raises:
+        CheckpointError: the directory holds a run, and neither flag was given.
+        WriteError: the path is a file, or lies under one.
+    """
+    nearest = directory.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise WriteError(
+            f"--checkpoint-dir {directory} cannot be made: {nearest} is not a directory; choose "
+            "another path"
+        )
+    if not (resume or overwrite) and holds_run(directory):
+        raise _taken(directory)
+
+
+def holds_run(directory: Path) -> bool:
+    """Tell whether there is a run in a directory, or what might be one.
+
+    Of an aborted start, which left an id but neither checkpoints nor metrics, nothing is worth
+    keeping. Files of our names without an id may be somebody's own `config.toml`: they count.
+    """
+    named = _named(directory)
+    if not (directory / ENVIRONMENT).exists():
+        return bool(named)
+    metrics = directory / METRICS
+    has_metrics = metrics.exists() and metrics.stat().st_size > 0
+    return has_metrics or any(path.name not in FILES for path in named)
+
+
+def _named(directory: Path) -> list[Path]:
+    """Return what has one of the names that a run gives, but for its id and its lock."""
+    if not directory.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if path.name in (*FILES, EXPORT) or is_checkpoint_name(path.name.removeprefix(REPLACED))
+    ]
+
+
+def _taken(directory: Path) -> CheckpointError:
+    return CheckpointError(
+        f"--checkpoint-dir {directory} already holds a run; go on with it by --resume, delete it "
+        "by --overwrite, or choose another directory"
+    )
+
+
+def _holder(lock: Path) -> str:
+    text = lock.read_text(encoding="utf-8", errors="replace").strip()
+    return short(text) if text else "another process"
+
+
+def _delete_run(directory: Path) -> None:
+    """Delete what the run in a directory wrote, and nothing else; its id last.
+
+    Raises:
+        CheckpointError: there is no id, so that nothing proves that a run wrote these files.
+    """
+    if not (directory / ENVIRONMENT).exists():
+        raise CheckpointError(
+            f"--overwrite: {directory} has no {ENVIRONMENT}, so that a run may not have written "
+            "what is there; nothing was deleted: do it by hand, or choose another directory"
+        )
+    try:
+        run_id: str | None = _read_run_id(directory)
+    except CheckpointError:
+        run_id = None
+    for path in _named(directory):
+        # A damaged checkpoint, whose manifest names nobody, is taken for this run's.
+        foreign = run_id is not None and owner(path) not in (run_id, None)
+        if not foreign:
+            _delete(path)
+    (directory / ENVIRONMENT).unlink()
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _read_run_id(directory: Path) -> str:
+    path = directory / ENVIRONMENT
+    if not path.exists():
+        raise CheckpointError(
+            f"{directory} has files of a run, but no {ENVIRONMENT} that says which run; go on from "
+            "one of its checkpoints with --resume-checkpoint in another --checkpoint-dir"
+        )
+    values = read_json(path)
+    with reading(path):
+        return as_text(values["run_id"])
+
+
+def _environment(run_id: str) -> JsonObject:
+    """Return the run's id and what it runs on. No environment variables: they hold secrets."""
+    devices = range(torch.cuda.device_count())
+    return {
+        "run_id": run_id,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "libraries": library_versions(),
+        "machine": {
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "cuda_devices": [torch.cuda.get_device_name(index) for index in devices],
+        },
+    }
+
+
+def _probe(directory: Path) -> None:
+    """Raise the `OSError` now that would otherwise come with the first checkpoint."""
+    probe = directory / f"{TEMPORARY}probe"
+    probe.touch()
+    probe.unlink()
+
+
+def _write_whole(directory: Path, name: str, text: str) -> None:
+    temporary = directory / f"{TEMPORARY}{name}"
+    write_synced(temporary, text)
+    os.rename(temporary, directory / name)
+    sync(directory)

@@ -1,0 +1,268 @@
+"""The training loop.
+
+    for each update u = 0, 1, 2, ...
+        for each micro-batch m of the update
+            seed dropout with (seed, u, m)
+            add to the gradients:  d/dw  loss_sum(batch) / N
+        stop here if the loss or the gradient is not a number
+        clip the gradients, set the learning rate of u, take a step of AdamW
+        now and then: log, evaluate, save
+
+N is the number of predicted tokens of the *whole update*, known before its first backward pass
+because the batches of an update are fetched together. Dividing each micro-batch by its own number
+would give a token of a short micro-batch more weight than one of a long one; so divided, the
+gradient is that of one large batch, however it was cut.
+
+Everything random is a function of u and m (`randomness.py`), and an evaluation draws nothing. So a
+run that was interrupted and resumed, or evaluated more often, is the same run to the last bit.
+
+Next: `run.py`, which sets all this up; `optimizer.py`; `checkpoint.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.data.loader import BatchLoader, prefetch
+from annotated_mpnet.errors import DivergedError
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.modeling.pretraining import cross_entropy_sum
+from annotated_mpnet.randomness import fold_in_seed
+from annotated_mpnet.signals import Stopped, StopRequest, listening
+from annotated_mpnet.training.checkpoint import BEST, TrainState, checkpoint_name
+from annotated_mpnet.training.optimizer import learning_rate, set_learning_rate
+from annotated_mpnet.training.tracking import Stopwatch, Tracker, nats_to_bits
+
+PREFETCHED_UPDATES = 2
+"""Updates whose batches are made ahead, while the ones before them are trained on."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update saw and did; the loss in nats, summed over its predicted tokens."""
+
+    loss_sum: float
+    num_predicted: int
+    num_tokens: int
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in bits per predicted token, and the share of them that was predicted right."""
+
+    bits: float
+    accuracy: float
+
+
+class Trainer:
+    """One model in training: updates, evaluations, and the loop that orders them.
+
+    Args:
+        model: on its device.
+        optimizer: of the model's parameters.
+        config: the whole configuration.
+        bf16: whether matrix products run in bfloat16.
+        tracker: where numbers and messages go.
+    """
+
+    def __init__(
+        self,
+        model: MPNetForPretraining,
+        optimizer: Optimizer,
+        config: PretrainingConfig,
+        bf16: bool,
+        tracker: Tracker,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.tracker = tracker
+        self._parameters = list(model.parameters())
+        self._device = self._parameters[0].device
+        self._autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def train(
+        self,
+        state: TrainState,
+        loader: BatchLoader,
+        validation: Callable[[], Iterable[Batch]] | None,
+        save: Callable[[str, TrainState], None],
+    ) -> TrainState:
+        """Train from a state to the last update, and return the state there.
+
+        Args:
+            state: where to begin.
+            loader: micro-batch k of the run is `loader.batch(k)`.
+            validation: makes the validation batches anew for each evaluation; None for none.
+            save: writes a checkpoint under a name.
+
+        Raises:
+            DivergedError: the loss or the gradient is not a number; before the update is applied.
+            Stopped: a signal asked for it; after saving a checkpoint.
+        """
+        run, total = self.config.run, self.config.optimization.total_updates
+        window = _Window(self.tracker)
+        request = StopRequest()
+        with closing(self._updates(loader, state.update)) as updates, listening(request):
+            while state.update < total:
+                window.stopwatch.start()
+                micro_batches = next(updates)
+                window.stopwatch.data_arrived()
+                result = self.update(state.update, micro_batches)
+                window.stopwatch.stop()
+                window.add(result)
+                state = _advance(state, result)
+
+                last = state.update == total
+                if last or state.update % run.logging_steps == 0:
+                    rate = learning_rate(state.update - 1, self.config.optimization)
+                    window.log(state.update, rate)
+                self.tracker.progress(state.update)
+                if validation and (last or state.update % run.effective_eval_interval == 0):
+                    state = self._validate(state, validation(), save)
+                due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
+                if last or due or request.number is not None:
+                    save(checkpoint_name(state.update), state)
+                if request.number is not None and not last:
+                    raise Stopped(request.number)
+        return state
+
+    def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
+        """Take one step of the optimizer, on the gradient of several micro-batches."""
+        num_predicted = sum(batch.num_predicted for batch in micro_batches)
+        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        if num_predicted == 0:
+            self.tracker.warn(f"update {number + 1} has no token to predict; nothing was changed")
+            return UpdateResult(0.0, 0, num_tokens, 0.0)
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self._device)
+        for position, batch in enumerate(micro_batches):
+            seed_dropout(self.config.run.seed, number, position)
+            with self._autocast:
+                micro_loss = self.model.loss_sum(
+                    batch.to(self._device), self.config.objective.input_mode
+                )
+            (micro_loss / num_predicted).backward()  # type: ignore[no-untyped-call]
+            loss_sum += micro_loss.detach()
+
+        norm = self._clip_gradients()
+        self._refuse_non_finite(number, loss_sum.item() / num_predicted, norm)
+        set_learning_rate(self.optimizer, learning_rate(number, self.config.optimization))
+        self.optimizer.step()
+        return UpdateResult(loss_sum.item(), num_predicted, num_tokens, norm)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Measure the loss over batches. Changes nothing: no weight, no random number."""
+        self.model.eval()
+        loss_sum = correct = num_predicted = 0.0
+        for batch in batches:
+            moved = batch.to(self._device)
+            with self._autocast:
+                logits_BPV = self.model(
+                    moved.input_ids,
+                    moved.predicted_positions,
+                    moved.predicted_ids,
+                    moved.attention_mask,
+                    self.config.objective.input_mode,
+                )
+            used_BP = moved.predicted_ids != NOT_PREDICTED
+            loss_sum += cross_entropy_sum(logits_BPV, moved.predicted_ids).item()
+            correct += ((logits_BPV.argmax(-1) == moved.predicted_ids) & used_BP).sum().item()
+            num_predicted += batch.num_predicted
+        if num_predicted == 0:
+            return Evaluation(math.nan, math.nan)
+        return Evaluation(nats_to_bits(loss_sum / num_predicted), correct / num_predicted)
+
+    def _updates(self, loader: BatchLoader, first: int) -> Generator[list[Batch]]:
+        """Yield the micro-batches of each update from `first` on, made ahead in a thread."""
+        size = self.config.optimization.update_freq
+        updates = ([loader.batch(u * size + m) for m in range(size)] for u in count(first))
+        return prefetch(updates, PREFETCHED_UPDATES)
+
+    def _clip_gradients(self) -> float:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        longest = self.config.optimization.clip_grad_norm
+        if longest > 0:
+            nn.utils.clip_grads_with_norm_(self._parameters, longest, norm)
+        return norm.item()
+
+    def _refuse_non_finite(self, number: int, loss: float, norm: float) -> None:
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the {name} of update {number + 1} is {value}; it was not applied, and the "
+                    "checkpoints are from before it: go on from one with a lower --lr (now "
+                    f"{self.config.optimization.lr:g}), a longer --warmup-updates, or a smaller "
+                    "--clip-grad-norm"
+                )
+
+    def _validate(
+        self, state: TrainState, batches: Iterable[Batch], save: Callable[[str, TrainState], None]
+    ) -> TrainState:
+        result = self.evaluate(batches)
+        metrics = {"valid/bits": result.bits, "valid/accuracy": result.accuracy}
+        self.tracker.log(state.update, metrics)
+        if state.best_valid_bits is None or result.bits < state.best_valid_bits:
+            state = dataclasses.replace(state, best_valid_bits=result.bits)
+            save(BEST, state)
+        return state
+
+
+def seed_dropout(seed: int, update: int, micro_batch: int) -> None:
+    """Make dropout a function of the position in the run, not of what was drawn before."""
+    torch.manual_seed(fold_in_seed(seed, "dropout", update, micro_batch) % 2**63)
+
+
+def _advance(state: TrainState, result: UpdateResult) -> TrainState:
+    return dataclasses.replace(
+        state,
+        update=state.update + 1,
+        tokens_seen=state.tokens_seen + result.num_tokens,
+        predicted_seen=state.predicted_seen + result.num_predicted,
+    )
+
+
+class _Window:
+    """Sums since the last line of metrics."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self.stopwatch = Stopwatch()
+        self._results: list[UpdateResult] = []
+
+    def add(self, result: UpdateResult) -> None:
+        self._results.append(result)
+
+    def log(self, step: int, rate: float) -> None:
+        predicted = sum(result.num_predicted for result in self._results)
+        tokens = sum(result.num_tokens for result in self._results)
+        loss = sum(result.loss_sum for result in self._results) / max(predicted, 1)
+        seconds = max(self.stopwatch.training, 1e-9)
+        self._tracker.log(
+            step,
+            {
+                "train/loss": loss,
+                "train/bits": nats_to_bits(loss),
+                "train/learning_rate": rate,
+                "train/gradient_norm": self._results[-1].gradient_norm,
+                "perf/tokens_per_second": tokens / seconds,
+                "perf/predicted_per_second": predicted / seconds,
+                "perf/data_wait": self.stopwatch.waiting / seconds,
+            },
+        )
+        self._results.clear()
+        self.stopwatch = Stopwatch()

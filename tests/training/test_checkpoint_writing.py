@@ -1,0 +1,307 @@
+"""Full disks, lost permissions, and death at every step of a save."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from tiny_checkpoint import (
+    OTHER_RUN,
+    RUN,
+    bytes_of,
+    make_checkpoint,
+    same_tensors,
+    save,
+    save_tokenizer,
+)
+
+from annotated_mpnet.errors import CheckpointError, WriteError
+from annotated_mpnet.training import checkpoint as checkpoint_module
+from annotated_mpnet.training.checkpoint import BEST, load_checkpoint, save_checkpoint
+from annotated_mpnet.training.manifest import MANIFEST, verify_checkpoint
+from annotated_mpnet.training.resume import newest_valid_checkpoint
+from annotated_mpnet.training.retention import prune, recover
+
+
+class Recorder:
+    """Stands in for functions of `os`: writes down each call, then makes it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self._opened: dict[int, str] = {}
+        for name in ("open", "fsync", "rename"):
+            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
+
+    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Any, *others: Any, **options: Any) -> Any:
+            result = function(first, *others, **options)
+            if name == "open":
+                self._opened[result] = str(first)
+            else:
+                self.calls.append((name, Path(self._opened.get(first, first)).name))
+            return result
+
+        return call
+
+
+def test_every_file_is_synced_before_the_rename_and_the_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    path = save(tmp_path, 20)
+    rename = recorder.calls.index(("rename", ".tmp-checkpoint20"))
+    before, after = recorder.calls[:rename], recorder.calls[rename + 1 :]
+    names = {Path(name).name for name in bytes_of(path)} | {"tokenizer", ".tmp-checkpoint20"}
+    assert before == [("fsync", name) for _, name in before]
+    assert {name for _, name in before} == names
+    # The manifest vouches for the others, so it comes behind them all; then the list of names.
+    assert before[-2:] == [("fsync", MANIFEST), ("fsync", ".tmp-checkpoint20")]
+    assert after == [("fsync", tmp_path.name)]
+
+
+def test_the_temporary_directory_is_a_sibling_so_that_a_rename_is_possible(tmp_path: Path) -> None:
+    seen = []
+
+    def look(directory: Path) -> None:
+        seen.append((directory.parent.parent, os.stat(directory).st_dev))
+
+    save_checkpoint(tmp_path, "checkpoint20", make_checkpoint(20), look)
+    assert seen == [(tmp_path, os.stat(tmp_path).st_dev)]
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    former = os.umask(request.param)
+    yield request.param
+    os.umask(former)
+
+
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    path = save(tmp_path, 20)
+    for each in (path, *path.rglob("*")):
+        everything = 0o777 if each.is_dir() else 0o666
+        assert stat.S_IMODE(each.stat().st_mode) == everything & ~umask, each
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_after(number: int) -> Callable[..., None]:
+    """Return a `save_file` that writes so many bytes and then finds the disk full."""
+
+    def save_file(tensors: object, path: Path) -> None:
+        path.write_bytes(bytes(number))
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    return save_file
+
+
+def fail_at(step: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make one step of a save find the disk full; return the `save_tokenizer` to use."""
+    if step == "tokenizer":
+        # What the Rust library behind tokenizers raises is a plain Exception.
+        return raising(Exception("No space left on device (os error 28)"))
+    if step.startswith("tensors"):
+        monkeypatch.setattr(checkpoint_module, "save_file", full_after(int(step.split()[1])))
+    elif step == "state":
+        monkeypatch.setattr(Path, "write_text", raising(DISK_FULL))
+    elif step == "manifest":
+        monkeypatch.setattr(checkpoint_module, "write_manifest", raising(DISK_FULL))
+    elif step == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", raising(DISK_FULL))
+    elif step == "publish":
+        monkeypatch.setattr(os, "rename", raising(DISK_FULL))
+    return lambda directory: None
+
+
+STEPS = ["mkdir", "tokenizer", "state", "tensors 0", "tensors 100", "manifest", "publish"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["checkpoint20", BEST])
+def test_full_disk_leaves_earlier_checkpoints_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, name: str
+) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 10, BEST)
+    before = bytes_of(tmp_path)
+    with monkeypatch.context() as patch:
+        failing = fail_at(step, patch)
+        with pytest.raises(WriteError, match=r"No space left on device; needed 1 MB, free \d+ MB"):
+            save_checkpoint(tmp_path, name, make_checkpoint(20), failing)
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_rename_that_fails_half_way_puts_the_former_checkpoint_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 10, BEST)
+    before = bytes_of(tmp_path)
+    rename = os.rename
+
+    def fail_to_publish(source: Path, target: Path) -> None:
+        if source.name.startswith(".tmp-"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_to_publish)
+    with pytest.raises(WriteError, match="not permitted"):
+        save(tmp_path, 20, BEST)
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_write_that_the_system_itself_cuts_off_is_a_write_error(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    before = bytes_of(tmp_path)
+    checkpoint = make_checkpoint(20)
+    checkpoint.model_tensors["large"] = torch.zeros(50_000)  # type: ignore[index]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(WriteError, match="File too large; needed 1 MB"):
+            save_checkpoint(tmp_path, "checkpoint20", checkpoint, save_tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_directory_that_disappeared_is_a_write_error(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    save(run, 10)
+    shutil.rmtree(run)
+    with pytest.raises(WriteError, match="No such file or directory"):
+        save(run, 20)
+    assert not run.exists()
+
+
+def test_a_bug_stays_a_bug_but_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(tmp_path, "checkpoint1", make_checkpoint(1), lambda path: print(1 // 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_best_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    save(tmp_path, 10, BEST)
+    save(tmp_path, 20, BEST)
+    assert [path.name for path in tmp_path.iterdir()] == [BEST]
+    assert same_tensors(load_checkpoint(tmp_path / BEST), make_checkpoint(20))
+
+
+def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    save(tmp_path, 20, run_id=OTHER_RUN)
+    before = bytes_of(tmp_path)
+    with pytest.raises(CheckpointError, match=r"belongs to another run .* left as it is"):
+        save(tmp_path, 20)
+    assert bytes_of(tmp_path) == before
+
+
+def test_what_stands_in_the_way_and_may_not_be_ours_is_kept_aside(tmp_path: Path) -> None:
+    damaged = save(tmp_path, 20)
+    (damaged / MANIFEST).write_bytes(b"")
+    save(tmp_path, 20)
+    shutil.rmtree(damaged)
+    damaged.write_text("a file of the user's")
+    save(tmp_path, 20)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint20", "checkpoint20.damaged", "checkpoint20.damaged2"]
+    assert (tmp_path / "checkpoint20.damaged2").read_text() == "a file of the user's"
+    verify_checkpoint(tmp_path / "checkpoint20")
+
+
+STEPS_OF_THE_SYSTEM = ("mkdir", "fsync", "rename", "chmod", "unlink", "rmdir")
+
+
+def die_at(number: int) -> None:
+    """Kill this process at its so many-th step that changes the disk."""
+    count = 0
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in STEPS_OF_THE_SYSTEM:
+        setattr(os, name, wrap(getattr(os, name)))
+    checkpoint_module.save_file = wrap(checkpoint_module.save_file)
+
+
+def save_replace_and_prune(run: Path, acknowledged: Path) -> None:
+    """A stretch of a run: a new checkpoint, a better best one, one that is passed again."""
+    with acknowledged.open("a") as file:
+        for update, name in ((20, None), (20, BEST), (20, None)):
+            path = save(run, update, name)
+            file.write(f"{path.name} {update}\n")
+            file.flush()
+            prune(run, 1, RUN, protected={path.name})
+
+
+def kill_at_every_step(root: Path) -> int:
+    """Kill a process at each step of that stretch in turn; return how many deaths there were."""
+    for number in range(1, 1000):
+        run, acknowledged = root / f"run{number}", root / f"acknowledged{number}"
+        run.mkdir()
+        save(run, 10)
+        save(run, 10, BEST)
+        acknowledged.write_text(f"checkpoint10 10\n{BEST} 10\n")
+        child = os.fork()
+        if child == 0:
+            die_at(number)
+            save_replace_and_prune(run, acknowledged)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        check_survival(run, acknowledged)
+        if status == 0:
+            return number - 1
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+    raise AssertionError("the stretch never ended")
+
+
+def check_survival(run: Path, acknowledged: Path) -> None:
+    """Assert that after a restart all that was acknowledged, or something newer, is whole."""
+    words = (line.split() for line in acknowledged.read_text().splitlines())
+    updates = {name: int(update) for name, update in words}
+    recover(run)
+    found = newest_valid_checkpoint(run, RUN)
+    assert found is not None
+    assert found.warnings == []
+    assert found.checkpoint.state.update >= max(updates.values())
+    assert same_tensors(found.checkpoint, make_checkpoint(found.checkpoint.state.update))
+    assert load_checkpoint(run / BEST).state.update >= updates[BEST]
+    for path in run.iterdir():
+        verify_checkpoint(path)
+
+
+def test_sigkill_at_any_step_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    # In a process of its own: forking this one, with its threads, would not be safe.
+    here = Path(__file__)
+    code = (
+        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import torch, pathlib; "
+        f"torch.set_num_threads(1); import {here.stem} as test; "
+        f"print(test.kill_at_every_step(pathlib.Path({str(tmp_path)!r})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 60
