@@ -236,6 +236,11 @@ class RunConfig:
     """Show tracebacks of mistakes too, and log more."""
 
     @property
+    def resuming(self) -> bool:
+        """Whether a former run is to be gone on with."""
+        return self.resume or self.resume_checkpoint is not None
+
+    @property
     def allowed_changes(self) -> list[str]:
         """The names in `allow_change`."""
         return [name.strip() for name in self.allow_change.split(",") if name.strip()]
@@ -286,13 +291,12 @@ class PretrainingConfig:
                 f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up "
                 "to more than 1; the rest are masks, so that their sum is at most 1"
             )
-        resuming = run.resume or run.resume_checkpoint is not None
-        if resuming and run.hf_model_path is not None:
+        if run.resuming and run.hf_model_path is not None:
             raise ConfigError(
                 "--resume and --hf-model-path exclude each other: a resumed run has its weights "
                 "already; give one of them"
             )
-        if resuming and run.overwrite:
+        if run.resuming and run.overwrite:
             raise ConfigError(
                 "--resume and --overwrite exclude each other: the one goes on with the run in "
                 "--checkpoint-dir, the other deletes it; give one of them"

@@ -1,0 +1,120 @@
+"""Run the demo, and show what the model has learned.
+
+A loss is hard to judge by itself. So the demo shows it beside two things that can be judged: the
+unigram plateau, which is what guessing by frequency reaches on the same text, and masks filled in
+by the network as it was before the first update and as it is in the end.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.data.tokenizer_training import train_wordpiece
+from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
+from annotated_mpnet.preparation import build_model, read_text
+from annotated_mpnet.run import RunResult, run_pretraining
+from annotated_mpnet.training.run_directory import refuse_taken_directory
+
+VOCAB_SIZE = 8000
+
+SENTENCES = (
+    "She was a very <mask> woman.",
+    "I am <mask> sure that he will come.",
+    "Mr. Elliot was the <mask> of the family.",
+    "He could not help <mask> at her.",
+    "They had been married <mask> years.",
+)
+"""None of them stands in the novels. Written by hand: easy grammar first, some meaning later."""
+
+
+def run_demo(config: PretrainingConfig, console: Console | None = None) -> RunResult:
+    """Run the demo: text and tokenizer, pretraining, and what came of it."""
+    console = console or Console()
+    started = time.perf_counter()
+    run = config.run
+    refuse_taken_directory(run.checkpoint_dir, run.resuming, run.overwrite)
+    prepare(config, console)
+    result = run_pretraining(config, console)
+    show(config, result, console)
+    console.print(f"The whole demo took {time.perf_counter() - started:.0f} seconds.")
+    return result
+
+
+def prepare(config: PretrainingConfig, console: Console) -> None:
+    """Write the novels and the tokenizer where the preset expects them.
+
+    What the user names instead is left to the user.
+    """
+    if config.data.train_dir == DIRECTORY / "train":
+        unpack(DIRECTORY)
+        say(console, f"six novels by Jane Austen: {DIRECTORY}")
+    tokenizer_directory = DIRECTORY / "tokenizer"
+    if config.data.tokenizer_name == str(tokenizer_directory):
+        files = [DIRECTORY / "train" / f"{name}.txt" for name in TRAIN]
+        tokenizer = train_wordpiece(files, VOCAB_SIZE)
+        tokenizer.save_pretrained(tokenizer_directory)
+        say(console, f"a tokenizer of {len(tokenizer):,} pieces, learned from them")
+
+
+def show(config: PretrainingConfig, result: RunResult, console: Console) -> None:
+    """Show the result beside the plateau, masks before and after, and how to go on."""
+    if result.plateau is not None and result.state.best_valid_bits is not None:
+        gain = result.plateau.bits - result.state.best_valid_bits
+        say(
+            console,
+            "\nOn a novel that it has not read, the model needs "
+            f"{result.state.best_valid_bits:.2f} bits per predicted token; guessing by frequency "
+            f"needs {result.plateau.bits:.2f}. The {gain:.2f} bits between them come from the "
+            f"context: it leaves {2**gain:.1f} times fewer words to choose from.\n",
+        )
+    if result.export is None:
+        return
+    console.print(masks_before_and_after(config, result.export))
+    say(
+        console,
+        f"""
+Everything is in {result.directory}: metrics.jsonl, log.txt, the checkpoints, and in
+{result.export} the Hugging Face model. To go on with it in Python:
+
+    from transformers import pipeline
+    fill = pipeline("fill-mask", "{result.export}")
+    print(fill("It is a truth universally <mask>."))
+""",
+    )
+
+
+def masks_before_and_after(config: PretrainingConfig, export: Path) -> Table:
+    """Fill masks with the network before its first update, and with the export."""
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    trained = AutoModelForMaskedLM.from_pretrained(export).eval()
+    # Weights are a function of the seed, so that the network before the first update can be made
+    # once more.
+    untrained, _ = build_model(config, read_text(config))
+    untrained.eval()
+    table = Table(title="The likeliest words for each mask", title_justify="left", expand=False)
+    for column in ("sentence", "before training", "after training"):
+        table.add_column(column)
+    for sentence in SENTENCES:
+        encoded = tokenizer(sentence, return_tensors="pt")
+        input_ids_BL = encoded["input_ids"]
+        masked_L = input_ids_BL[0] == tokenizer.mask_token_id
+        with torch.no_grad():
+            before_V = untrained.lm_head(untrained.encode(input_ids_BL))[0, masked_L][0]
+            after_V = trained(**encoded).logits[0, masked_L][0]
+        table.add_row(sentence, _likeliest(before_V, tokenizer), _likeliest(after_V, tokenizer))
+    return table
+
+
+def say(console: Console, text: str) -> None:
+    """Print plain text, unmarked and unwrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _likeliest(logits_V: torch.Tensor, tokenizer: PreTrainedTokenizerBase, most: int = 3) -> str:
+    tokens = logits_V.topk(most).indices.tolist()
+    return ", ".join(tokenizer.convert_ids_to_tokens(tokens))

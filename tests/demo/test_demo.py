@@ -1,0 +1,59 @@
+"""The demo, cut short: every step of it, but for learning anything."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from annotated_mpnet.cli import parse_pretrain
+from annotated_mpnet.data.tokenizer import tokenizer_hash
+from annotated_mpnet.data.tokenizer_training import train_wordpiece
+from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
+from annotated_mpnet.demo.show import SENTENCES, VOCAB_SIZE, run_demo
+
+
+def test_the_demo_runs_shows_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = parse_pretrain(
+        ["--preset=demo", "--total-updates=2", "--warmup-updates=1", "--logging-steps=1"]
+    ).settings
+    said = io.StringIO()
+    result = run_demo(settings, Console(file=said, width=120))
+    assert result.export is not None
+    text = said.getvalue()
+    assert all(sentence in text for sentence in SENTENCES)
+    assert "guessing by frequency" in text
+    assert "from transformers import pipeline" in text
+
+
+def test_the_preset_expects_the_text_where_the_demo_writes_it() -> None:
+    data = parse_pretrain(["--preset", "demo"]).settings.data
+    assert data.train_dir == DIRECTORY / "train"
+    assert data.valid_file == DIRECTORY / "valid.txt"
+    assert data.test_file == DIRECTORY / "test.txt"
+    assert data.tokenizer_name == str(DIRECTORY / "tokenizer")
+
+
+def test_the_novels_are_whole_and_none_is_in_two_parts(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    files = sorted(tmp_path.rglob("*.txt"))
+    assert len(files) == 6
+    assert sum(len(file.read_text().split()) for file in files) == 717_537
+    assert len({file.read_bytes() for file in files}) == 6
+
+
+def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    files = [tmp_path / "train" / f"{name}.txt" for name in TRAIN]
+    tokenizers = [train_wordpiece(files, VOCAB_SIZE) for _ in range(2)]
+    assert tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
+    assert tokenizers[0].convert_ids_to_tokens([0, 1, 2, 3, VOCAB_SIZE - 1]) == [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "<mask>",
+    ]

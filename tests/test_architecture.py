@@ -1,0 +1,215 @@
+"""The house stands as it was drawn: who may import whom, and what may stand nowhere.
+
+Imports are read from the source, those inside functions too: a dependency that is put off until
+later is a dependency still. Floors, from the ground up:
+
+    ground (config, batch, errors, ...)  <-  modeling, data  <-  training  <-  cli
+
+`conversion` stands beside `training`: same floor, and neither needs the other. `demo` is a user of
+the whole house, like `cli`.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import annotated_mpnet
+
+PACKAGE = "annotated_mpnet"
+SOURCE = Path(annotated_mpnet.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+GROUND = {"config", "config_file", "batch", "errors", "randomness", "signals"}
+MAY_IMPORT = {
+    "ground": {"ground"},
+    "modeling": {"ground", "modeling"},
+    "data": {"ground", "data"},
+    "training": {"ground", "modeling", "data", "training"},
+    # Conversion reads our own checkpoints; that the loop exports is the business of `run`.
+    "conversion": {"ground", "modeling", "data", "training", "conversion"},
+    "preparation": {"ground", "modeling", "data", "conversion"},
+    "run": {"ground", "modeling", "data", "training", "conversion", "preparation"},
+    "demo": {"ground", "data", "training", "preparation", "run", "demo"},
+    "cli": {"ground", "conversion", "run", "demo", "cli"},
+    # `import annotated_mpnet` brings in nothing, so that it costs nothing.
+    "package": set(),
+}
+# Which third-party packages a part may use, where that is part of its promise.
+MAY_USE = {
+    "modeling": {"torch"},
+    "config": set(),
+    "errors": set(),
+    "batch": {"torch"},
+    "randomness": {"numpy"},
+    "signals": set(),
+}
+
+
+def part_of(module: str) -> str:
+    """Return the part of the house to which `annotated_mpnet.a.b` belongs: `a`, by and large."""
+    names = module.split(".")
+    if names[0] != PACKAGE:
+        raise ValueError(f"{module} is not ours")
+    if len(names) == 1:
+        return "package"
+    return "ground" if names[1] in GROUND else names[1]
+
+
+def module_of(file: Path) -> str:
+    names = (PACKAGE, *file.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of everything that is imported, anywhere in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports would escape this test; write the full name"
+            assert node.module is not None
+            # With the names too, for a module may stand there: `from annotated_mpnet import data`.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_in(file: Path) -> list[str]:
+    return list(imports_of(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(SOURCE))
+
+
+every_file = pytest.mark.parametrize("file", FILES, ids=name_of)
+
+
+@every_file
+def test_dependencies_point_one_way(file: Path) -> None:
+    part = part_of(module_of(file))
+    assert part in MAY_IMPORT, f"{name_of(file)} belongs to no floor; give it one in this test"
+    ours = [name for name in imports_in(file) if name.split(".")[0] == PACKAGE]
+    upwards = [name for name in ours if part_of(name) not in MAY_IMPORT[part]]
+    assert not upwards, f"{name_of(file)} ({part}) must not import {upwards}"
+
+
+@every_file
+def test_a_part_uses_no_other_package_than_it_promises(file: Path) -> None:
+    module = module_of(file)
+    names = module.split(".")
+    promise = MAY_USE.get(names[1]) if len(names) > 1 else set()
+    if promise is None:
+        return
+    packages = {name.split(".")[0] for name in imports_in(file)}
+    foreign = packages - sys.stdlib_module_names - {PACKAGE}
+    assert foreign <= promise, f"{name_of(file)} must not import {foreign - promise}"
+
+
+@every_file
+def test_conversion_takes_only_the_tokenizer_from_data(file: Path) -> None:
+    if part_of(module_of(file)) == "conversion":
+        taken = [name for name in imports_in(file) if name.startswith(f"{PACKAGE}.data")]
+        assert all("tokenizer" in name for name in taken), taken
+
+
+def test_one_file_alone_imports_torch_distributed() -> None:
+    importers = [name_of(f) for f in FILES if "torch.distributed" in ".".join(imports_in(f))]
+    assert set(importers) <= {"training/distributed.py"}
+
+
+def test_every_floor_has_files() -> None:
+    # Were the package not found where it is looked for, the tests above would all pass.
+    assert {"ground", "modeling"} <= {part_of(module_of(file)) for file in FILES}
+
+
+@pytest.mark.parametrize("module", ["cli", "config"])
+def test_help_waits_for_no_torch(module: str) -> None:
+    if not (SOURCE / f"{module}.py").exists():
+        pytest.skip("there is no command line yet")
+    heavy = "torch", "transformers", "datasets", "pyarrow"
+    program = (
+        f"import sys, {PACKAGE}.{module}; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# What may stand nowhere in the source: each has run foreign code on somebody's machine.
+
+
+def dangers_of(tree: ast.AST) -> Iterator[str]:
+    """Yield what a reader of foreign files must not do."""
+    forbidden_arguments = {
+        "weights_only=False",
+        "trust_remote_code=True",
+        "shell=True",
+        "allow_pickle=True",
+    }
+    pickles = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
+    yield from (f"import {n}" for n in imports_of(tree) if n.split(".")[0] in pickles)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}:
+            yield f"{called}("
+        for keyword in node.keywords:
+            argument = f"{keyword.arg}={ast.unparse(keyword.value)}"
+            if argument in forbidden_arguments:
+                yield argument
+
+
+@every_file
+def test_source_runs_no_foreign_code(file: Path) -> None:
+    assert not list(dangers_of(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import load",
+        "def f():\n    import pickle\n    pickle.load(file)",
+        "torch.load(path, weights_only=False)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "subprocess.run(command, shell=True)",
+        "np.load(path, allow_pickle=True)",
+        "eval(text)",
+        "exec(text)",
+        "yaml.load(file)",
+    ],
+)
+def test_scan_finds_what_it_looks_for(source: str) -> None:
+    assert list(dangers_of(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "torch.load(path, weights_only=True)",
+        "yaml.safe_load(file)",
+        "'''Never pickle.load( or eval( anything: weights_only=False'''",
+    ],
+)
+def test_scan_lets_harmless_code_pass(source: str) -> None:
+    assert not list(dangers_of(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import annotated_mpnet.data.packing as p", "annotated_mpnet.data.packing"),
+        ("from annotated_mpnet import data", "annotated_mpnet.data"),
+        ("from annotated_mpnet.data import packing", "annotated_mpnet.data.packing"),
+        ("def f():\n    from annotated_mpnet.cli import x", "annotated_mpnet.cli.x"),
+        ("from torch import distributed", "torch.distributed"),
+    ],
+)
+def test_imports_are_found_however_they_are_written(source: str, name: str) -> None:
+    assert list(imports_of(ast.parse(source))) == [name]

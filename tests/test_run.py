@@ -1,0 +1,293 @@
+"""Whole runs in one process: train, stop, resume, export."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from annotated_mpnet.errors import CheckpointError, ConfigError, DataError, DivergedError
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.training.checkpoint import load_checkpoint
+from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def tensors_of(checkpoint: Path) -> dict[str, bytes]:
+    return {name: (checkpoint / name).read_bytes() for name in TENSORS}
+
+
+def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
+    result, said = run(tiny_config(text, tmp_path / "run"))
+    directory = tmp_path / "run"
+    assert {path.name for path in directory.iterdir() if not path.name.startswith(".")} == {
+        "best_checkpoint",
+        "checkpoint8",
+        "config.toml",
+        "environment.json",
+        "hf",
+        "log.txt",
+        "metrics.jsonl",
+    }
+    assert result.state.update == 8
+    assert result.test is not None
+    assert "unigram plateau" in said
+    assert (directory / "log.txt").read_text().count("\n") >= said.count("\n")
+
+
+def test_metrics_have_their_documented_names(text: TinyText, tmp_path: Path) -> None:
+    run(tiny_config(text, tmp_path / "run"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    training = [record for record in records if "train/loss" in record]
+    assert [record["step"] for record in training] == [2, 4, 6, 8]
+    assert set(training[0]) == {
+        "step",
+        "train/loss",
+        "train/bits",
+        "train/learning_rate",
+        "train/gradient_norm",
+        "perf/tokens_per_second",
+        "perf/predicted_per_second",
+        "perf/data_wait",
+    }
+    validation = [record for record in records if "valid/bits" in record]
+    assert [record["step"] for record in validation] == [4, 8]
+    assert all(0 <= record["valid/accuracy"] <= 1 for record in validation)
+    assert training[0]["train/bits"] == pytest.approx(
+        training[0]["train/loss"] / 0.693147, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("interval", [3, 4, 1000])
+def test_resumed_run_equals_uninterrupted_run(
+    text: TinyText, tmp_path: Path, interval: int
+) -> None:
+    whole = tiny_config(text, tmp_path / "whole")
+    run(changed(whole, total_updates=40))
+
+    half = changed(
+        tiny_config(text, tmp_path / "half"),
+        total_updates=40,
+        eval_interval_steps=interval,
+        checkpoint_interval=20,
+    )
+    run(half)
+    uninterrupted = tensors_of(tmp_path / "half" / "checkpoint40")
+    shutil.rmtree(tmp_path / "half" / "checkpoint40")
+    shutil.rmtree(tmp_path / "half" / "best_checkpoint")
+    _, said = run(changed(half, resume=True))
+
+    assert "after update 20" in said
+    assert tensors_of(tmp_path / "half" / "checkpoint40") == uninterrupted
+    assert tensors_of(tmp_path / "whole" / "checkpoint40") == uninterrupted
+
+
+def test_more_updates_go_on_with_a_finished_run(text: TinyText, tmp_path: Path) -> None:
+    constant = {"warmup_updates": 0, "end_learning_rate": 1e-3}
+    whole = changed(tiny_config(text, tmp_path / "whole"), total_updates=12, **constant)
+    run(whole)
+    part = changed(tiny_config(text, tmp_path / "part"), total_updates=6, **constant)
+    run(part)
+    _, said = run(changed(part, total_updates=12, resume=True))
+    assert "total_updates was 6 and is 12" in said
+    assert tensors_of(tmp_path / "part" / "checkpoint12") == tensors_of(
+        tmp_path / "whole" / "checkpoint12"
+    )
+
+
+def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(config)
+    before = tree(tmp_path / "run")
+    _, said = run(changed(config, resume=True))
+    assert "is complete" in said
+    assert tree(tmp_path / "run") == before
+
+
+def test_metrics_behind_the_resumed_update_are_not_kept_twice(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(tiny_config(text, tmp_path / "run"), checkpoint_interval=4)
+    run(config)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    run(changed(config, resume_checkpoint=tmp_path / "run" / "checkpoint4"))
+    again = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in again]
+    assert steps == [json.loads(line)["step"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 1}, "seed was 12345 and is 1"),
+        ({"batch_size": 8}, "batch was 8 and is 16"),
+        ({"pred_prob": 0.2}, "masking was"),
+    ],
+)
+def test_another_identity_is_refused_by_name_and_allowed_on_request(
+    text: TinyText, tmp_path: Path, changes: dict[str, object], name: str
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    other = changed(config, resume=True, **changes)
+    with pytest.raises(CheckpointError, match=name):
+        run(other)
+    _, said = run(changed(other, allow_change=name.split()[0]))
+    assert "not exactly the uninterrupted run" in said
+
+
+def test_other_data_is_refused(text: TinyText, tmp_path: Path) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    with pytest.raises(CheckpointError, match="data was"):
+        run(changed(config, resume=True, train_dir=text.train_dir / "a.txt"))
+
+
+def test_another_network_is_refused(text: TinyText, tmp_path: Path) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    with pytest.raises(CheckpointError, match="encoder_ffn_dim was 32 and is 64"):
+        run(changed(config, resume=True, encoder_ffn_dim=64))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(tiny_config(text, tmp_path / "run"), checkpoint_interval=3, valid_file=None)
+    run(config)
+    whole = tensors_of(tmp_path / "run" / "checkpoint8")
+    for update in (6, 8):
+        model = tmp_path / "run" / f"checkpoint{update}" / "model.safetensors"
+        model.write_bytes(model.read_bytes()[:-1])
+    _, said = run(changed(config, resume=True))
+    assert "checkpoint8/model.safetensors" in said
+    assert "after update 3" in said
+    assert tensors_of(tmp_path / "run" / "checkpoint8") == whole
+
+
+def test_a_directory_with_a_run_is_refused_and_left_alone(text: TinyText, tmp_path: Path) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(config)
+    before = tree(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"--resume.*--overwrite"):
+        run(config)
+    assert tree(tmp_path / "run") == before
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(text: TinyText, tmp_path: Path) -> None:
+    weights = []
+    for batch_size, update_freq in ((8, 1), (4, 2), (1, 8)):
+        directory = tmp_path / f"{batch_size}x{update_freq}"
+        config = changed(
+            tiny_config(text, directory),
+            batch_size=batch_size,
+            update_freq=update_freq,
+            dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+        )
+        run(config)
+        weights.append(load_checkpoint(directory / "checkpoint8").model_tensors)
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=2e-5, rtol=0, msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(tiny_config(text, tmp_path / "run"), checkpoint_interval=2)
+    loss_sum = MPNetForPretraining.loss_sum
+    calls = []
+
+    def fail_at_the_sixth(self: MPNetForPretraining, *arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        return loss_sum(self, *arguments) * (float("nan") if len(calls) == 11 else 1)
+
+    monkeypatch.setattr(MPNetForPretraining, "loss_sum", fail_at_the_sixth)
+    with pytest.raises(DivergedError, match="update 6 is nan"):
+        run(config)
+    last = load_checkpoint(tmp_path / "run" / "checkpoint4")
+    assert all(tensor.isfinite().all() for tensor in last.model_tensors.values())
+
+
+def test_the_export_opens_in_transformers(text: TinyText, tmp_path: Path) -> None:
+    result, _ = run(tiny_config(text, tmp_path / "run"))
+    assert result.export is not None
+    tokenizer = AutoTokenizer.from_pretrained(result.export)
+    model = AutoModelForMaskedLM.from_pretrained(result.export)
+    encoded = tokenizer("She was <mask> of it.", return_tensors="pt")
+    assert model(**encoded).logits.shape[-1] == len(tokenizer)
+
+
+def test_what_hugging_face_cannot_represent_is_said_and_not_exported(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(tiny_config(text, tmp_path / "run"), normalize_before=True)
+    result, said = run(config)
+    assert result.export is None
+    assert "no Hugging Face export" in said
+    assert "pre-norm" in said
+
+
+@pytest.mark.parametrize("mode", ["mlm", "plm"])
+def test_the_other_objectives_train_too(text: TinyText, tmp_path: Path, mode: str) -> None:
+    result, _ = run(changed(tiny_config(text, tmp_path / "run"), input_mode=mode))
+    assert result.state.predicted_seen > 0
+
+
+def test_a_run_starts_from_a_hugging_face_model(text: TinyText, tmp_path: Path) -> None:
+    first, _ = run(tiny_config(text, tmp_path / "first"))
+    config = changed(tiny_config(text, tmp_path / "second"), hf_model_path=str(first.export))
+    _, said = run(changed(config, encoder_layers=5))
+    assert "its architecture replaces the flags" in said
+    assert load_checkpoint(tmp_path / "second" / "checkpoint8").model_config.encoder_layers == 2
+
+
+def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path: Path) -> None:
+    bits = {}
+    for bias in ("zeros", "frequencies"):
+        config = changed(
+            tiny_config(text, tmp_path / bias),
+            head_bias=bias,
+            lr=1e-9,
+            total_updates=1,
+            warmup_updates=0,
+        )
+        result, _ = run(config)
+        assert result.plateau is not None
+        bits[bias] = result.state.best_valid_bits
+    assert bits["zeros"] == pytest.approx(8.64, abs=0.1)  # log2(400): guessing evenly
+    assert bits["frequencies"] == pytest.approx(result.plateau.bits, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train_dir": None}, ConfigError, "--train-dir is not given"),
+        ({"train_dir": Path("nowhere")}, DataError, "--train-dir.*nowhere"),
+        ({"tokenizer_name": "nowhere/at/all"}, ConfigError, "--tokenizer-name"),
+        ({"device": "cuda"}, ConfigError, "--device is cuda"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(
+    text: TinyText,
+    tmp_path: Path,
+    changes: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(error, match=message):
+        run(changed(tiny_config(text, tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()

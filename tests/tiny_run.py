@@ -1,0 +1,97 @@
+"""A run small enough to be repeated by the dozen: a real text, a tiny network, a second or less."""
+
+import dataclasses
+import io
+import lzma
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+
+from annotated_mpnet.config import (
+    ArchitectureConfig,
+    DataConfig,
+    OptimizationConfig,
+    PretrainingConfig,
+    RunConfig,
+)
+from annotated_mpnet.data.tokenizer_training import train_wordpiece
+from annotated_mpnet.run import RunResult, run_pretraining
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyText:
+    """Paths of a few pages of a novel, and of a tokenizer learned from them."""
+
+    train_dir: Path
+    valid_file: Path
+    test_file: Path
+    tokenizer: Path
+
+
+def write_text(directory: Path) -> TinyText:
+    """Write text and tokenizer below a directory."""
+    packed = resources.files("annotated_mpnet.demo") / "austen" / "persuasion.txt.xz"
+    lines = lzma.decompress(packed.read_bytes()).decode().splitlines(keepends=True)
+    text = TinyText(
+        directory / "train",
+        directory / "valid.txt",
+        directory / "test.txt",
+        directory / "tokenizer",
+    )
+    text.train_dir.mkdir(parents=True)
+    (text.train_dir / "a.txt").write_text("".join(lines[:60]))
+    (text.train_dir / "b.txt").write_text("".join(lines[60:100]))
+    text.valid_file.write_text("".join(lines[100:115]))
+    text.test_file.write_text("".join(lines[115:130]))
+    files = sorted(text.train_dir.iterdir())
+    train_wordpiece(files, vocab_size=400).save_pretrained(text.tokenizer)
+    return text
+
+
+def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
+    """Two layers, 16 wide, rows of 32 tokens; dropout and accumulation on."""
+    return PretrainingConfig(
+        model=ArchitectureConfig(
+            encoder_layers=2, encoder_embed_dim=16, encoder_ffn_dim=32, encoder_attention_heads=2
+        ),
+        data=DataConfig(
+            train_dir=text.train_dir,
+            valid_file=text.valid_file,
+            test_file=text.test_file,
+            tokenizer_name=str(text.tokenizer),
+            max_tokens=32,
+        ),
+        optimization=OptimizationConfig(
+            batch_size=4, update_freq=2, total_updates=8, warmup_updates=2, lr=1e-3
+        ),
+        run=RunConfig(checkpoint_dir=directory, logging_steps=2, eval_interval_steps=4),
+    )
+
+
+def changed(config: PretrainingConfig, **changes: object) -> PretrainingConfig:
+    """Return a configuration with fields changed, of whatever group has them."""
+    groups = {}
+    for group in dataclasses.fields(config):
+        values = getattr(config, group.name)
+        own = {name: value for name, value in changes.items() if hasattr(values, name)}
+        groups[group.name] = dataclasses.replace(values, **own)
+        changes = {name: value for name, value in changes.items() if name not in own}
+    assert not changes, f"no such setting: {sorted(changes)}"
+    return dataclasses.replace(config, **groups)
+
+
+def run(config: PretrainingConfig) -> tuple[RunResult, str]:
+    """Run, and return the result and what the console said."""
+    said = io.StringIO()
+    result = run_pretraining(config, Console(file=said, width=120))
+    return result, said.getvalue()
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of each file below a directory."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
