@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "conversion": {"ground", "modeling", "data", "training", "conversion"},
     "preparation": {"ground", "modeling", "data", "conversion"},
     "run": {"ground", "modeling", "data", "training", "conversion", "preparation"},
-    "demo": {"ground", "data", "training", "preparation", "run", "demo"},
+    "demo": {"ground", "data", "conversion", "training", "preparation", "run", "demo"},
     "cli": {"ground", "conversion", "run", "demo", "cli"},
     # `import annotated_mpnet` brings in nothing, so that it costs nothing.
     "package": set(),

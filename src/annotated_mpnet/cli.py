@@ -139,6 +139,9 @@ def _ending(
     """Run a command and translate how it ends into an exit code."""
     from annotated_mpnet.signals import Stopped, listening
 
+    if not sys.stderr.isatty():
+        # A bar that redraws itself is a page of noise in a file.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         with listening():
             command(arguments)

@@ -26,6 +26,7 @@ T = TypeVar("T")
 InputMode = Literal["mpnet", "mlm", "plm"]
 ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gelu_accurate"]
 PositionEmbedding = Literal["learned", "sinusoidal"]
+Packing = Literal["full", "none", "documents"]
 HeadBias = Literal["zeros", "frequencies"]
 
 
@@ -175,12 +176,40 @@ class DataConfig:
     """The text: where it comes from and how it becomes rows of tokens."""
 
     train_dir: Path | None = None
-    """Training text: a directory of `.txt` files, searched recursively, or one file. UTF-8, one
-    document per line."""
+    """Training text: a directory, searched recursively, or one file. `.txt` and `.txt.gz` hold a
+    document per line, `.jsonl`, `.parquet` and `.csv` one per row (--text-field). UTF-8."""
     valid_file: Path | None = None
     """Text for validation during the run: a file or a directory."""
     test_file: Path | None = None
     """Text for the one test at the end of the run: a file or a directory."""
+    valid_fraction: float = option(0.0, at_least=0, below=1)
+    """Share of the training documents that is held out for validation, chosen by a hash of their
+    text, so that no copy of a held-out document is trained on. Only without --valid-file."""
+    dataset_name: str | None = None
+    """Dataset to train on, from the Hub (streamed) or a folder of data files. Default:
+    HuggingFaceFW/fineweb-edu when no files are given."""
+    dataset_config: str | None = None
+    """Configuration (subset) of the dataset, for those that have several."""
+    dataset_split: str = "train"
+    """Split of the dataset to train on."""
+    dataset_revision: str | None = None
+    """Commit, tag or branch of the dataset. Default: the newest; the commit is recorded."""
+    text_field: str = "text"
+    """Column that holds the text, in datasets and in files with columns."""
+    streaming: bool = True
+    """Read a dataset as it comes, without storing it. --no-streaming downloads it first, and packs
+    it like local files: then any row is reached at once, and the shuffle is a global one."""
+    buffer_size: int = option(10000, at_least=1, at_most=10**8)
+    """Packed rows that a stream shuffles among; they are part of each checkpoint."""
+    eval_samples: int = option(500, at_least=0, at_most=10**8)
+    """Documents taken from a stream for validation, and as many for the test, by a hash of their
+    text; training never sees them, nor copies of them."""
+    min_text_length: int = option(64, at_least=0, at_most=10**9)
+    """Shorter documents of a dataset (characters) are dropped and counted. Local files keep all."""
+    packing: Packing = "full"
+    """full: rows are filled across the ends of documents. none: one document a row, long ones go on
+    in further rows, padded to the longest of the batch. documents: whole documents share a row, and
+    do not see each other."""
     tokenizer_name: str = "microsoft/mpnet-base"
     """Hub name or directory of the tokenizer."""
     max_tokens: int = option(512, at_least=4, at_most=1048576)
@@ -274,6 +303,16 @@ class PretrainingConfig:
                 f"--max-positions is {data.max_positions}, less than --max-tokens "
                 f"{data.max_tokens}: rows would be longer than the position table; "
                 "raise the one or lower the other"
+            )
+        if data.train_dir is not None and data.dataset_name is not None:
+            raise ConfigError(
+                f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
+                "other: give one source of training text"
+            )
+        if data.valid_fraction > 0 and data.valid_file is not None:
+            raise ConfigError(
+                "--valid-fraction and --valid-file exclude each other: give one source of text for "
+                "validation"
             )
         warmup = optimization.effective_warmup_updates
         if warmup > optimization.total_updates:

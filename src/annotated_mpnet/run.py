@@ -119,7 +119,7 @@ def run_pretraining(config: PretrainingConfig, console: Console | None = None) -
         if plateau is not None:
             tracker.say(
                 f"unigram plateau on the validation text: {plateau.bits:.2f} bits, accuracy "
-                f"{plateau.accuracy:.3f} (what guessing by frequency reaches)"
+                f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
             )
         with tracker:
             state = run.train(state)

@@ -51,7 +51,7 @@ class PackingReport:
     def __str__(self) -> str:
         """Say it in one line, what is unusual at the end."""
         line = (
-            f"{self.documents:,} documents in {self.files:,} files: {self.tokens:,} tokens in "
+            f"{self.documents:,} documents in {self.files:,} file{'s' if self.files > 1 else ''}: {self.tokens:,} tokens in "
             f"{self.rows:,} rows, {self.fill:.1%} full"
         )
         unusual = {

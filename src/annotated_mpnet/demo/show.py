@@ -5,15 +5,18 @@ unigram plateau, which is what guessing by frequency reaches on the same text, a
 by the network as it was before the first update and as it is in the end.
 """
 
+import re
 import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
 from annotated_mpnet.preparation import build_model, read_text
@@ -22,14 +25,24 @@ from annotated_mpnet.training.run_directory import refuse_taken_directory
 
 VOCAB_SIZE = 8000
 
-SENTENCES = (
-    "She was a very <mask> woman.",
-    "I am <mask> sure that he will come.",
-    "Mr. Elliot was the <mask> of the family.",
-    "He could not help <mask> at her.",
-    "They had been married <mask> years.",
+PASSAGES = (
+    "He spoke to her, and then turned away. The character of his manner was embarrassment. She "
+    "[could] not have called it either cold or friendly, or anything so certainly as embarrassed.",
+    "He had been most warmly attached to her, and had never seen a woman since whom he thought her "
+    "equal; but, except from some natural sensation of curiosity, he [had] no desire of meeting "
+    "her again. Her power with him was gone for ever.",
+    '"No," replied Anne, "nor next week, nor next, nor next. I assure [you] that nothing of the '
+    "sort you are thinking of will be settled any week. I am not going to marry Mr Elliot. I "
+    'should like to know why you imagine I am?"',
+    '"That is the woman I want," [said] he. "Something a little inferior I shall of course put up '
+    "with, but it must not be much. If I am a fool, I shall be a fool indeed, for I have thought "
+    'on the subject more than most men."',
+    "With these supports, she hoped that the acquaintance between herself and the Crofts, which, "
+    "with Lady Russell, still resident in Kellynch, and Mary fixed only three miles off, must "
+    "[be] anticipated, need not involve any particular awkwardness.",
 )
-"""None of them stands in the novels. Written by hand: easy grammar first, some meaning later."""
+"""From Persuasion, which the model is never trained on; the word in brackets will be masked. Chosen
+where a model of this size has a chance: at words of grammar, with a paragraph around them."""
 
 
 def run_demo(config: PretrainingConfig, console: Console | None = None) -> RunResult:
@@ -91,30 +104,34 @@ Everything is in {result.directory}: metrics.jsonl, log.txt, the checkpoints, an
 def masks_before_and_after(config: PretrainingConfig, export: Path) -> Table:
     """Fill masks with the network before its first update, and with the export."""
     tokenizer = AutoTokenizer.from_pretrained(export)
-    trained = AutoModelForMaskedLM.from_pretrained(export).eval()
+    with quiet_transformers():
+        trained = AutoModelForMaskedLM.from_pretrained(export).eval()
     # Weights are a function of the seed, so that the network before the first update can be made
     # once more.
     untrained, _ = build_model(config, read_text(config))
     untrained.eval()
-    table = Table(title="The likeliest words for each mask", title_justify="left", expand=False)
-    for column in ("sentence", "before training", "after training"):
+    table = Table(title="Masks in Persuasion, filled", title_justify="left")
+    for column in ("passage", "Austen", "before training", "after training"):
         table.add_column(column)
-    for sentence in SENTENCES:
-        encoded = tokenizer(sentence, return_tensors="pt")
+    for passage in PASSAGES:
+        before, word, after = re.split(r"[\[\]]", passage)
+        encoded = tokenizer(before + tokenizer.mask_token + after, return_tensors="pt")
         input_ids_BL = encoded["input_ids"]
         masked_L = input_ids_BL[0] == tokenizer.mask_token_id
         with torch.no_grad():
             before_V = untrained.lm_head(untrained.encode(input_ids_BL))[0, masked_L][0]
             after_V = trained(**encoded).logits[0, masked_L][0]
-        table.add_row(sentence, _likeliest(before_V, tokenizer), _likeliest(after_V, tokenizer))
+        clause = " ".join(["...", *before.split()[-4:], "____", *after.split()[:4], "..."])
+        guesses = [_likeliest(logits_V, tokenizer) for logits_V in (before_V, after_V)]
+        table.add_row(*(escape(cell) for cell in (clause, word, *guesses)))
     return table
 
 
 def say(console: Console, text: str) -> None:
-    """Print plain text, unmarked and unwrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print plain text: brackets in it are brackets."""
+    console.print(text, markup=False, highlight=False)
 
 
 def _likeliest(logits_V: torch.Tensor, tokenizer: PreTrainedTokenizerBase, most: int = 3) -> str:
     tokens = logits_V.topk(most).indices.tolist()
-    return ", ".join(tokenizer.convert_ids_to_tokens(tokens))
+    return "  ".join(tokenizer.convert_ids_to_tokens(tokens))

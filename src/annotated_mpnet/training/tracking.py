@@ -22,19 +22,17 @@ also shows a live line at its bottom; where nobody watches, it prints a line now
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -59,17 +57,17 @@ class Tracker:
         self._console = console
         self._metrics_path = directory / "metrics.jsonl"
         self._log_path = directory / "log.txt"
-        self._live = Progress(
+        self._live = _TwoLines(
             TextColumn("update"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            _MetricsColumn(),
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             expand=True,
             disable=not console.is_terminal,
         )
-        self._task = self._live.add_task("", total=total_updates, shown="")
+        self._task = self._live.add_task("", total=total_updates)
         self._latest: dict[str, float] = {}
 
     def __enter__(self) -> "Tracker":
@@ -88,17 +86,17 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """Print a line for the reader, and keep it in the log."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._print(escape(text))
         self._keep(text)
 
     def warn(self, text: str) -> None:
         """Print a line that the reader should not miss, and keep it in the log."""
-        self._console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        self._print(f"[yellow]warning:[/] {escape(text)}")
         self._keep(f"warning: {text}")
 
     def progress(self, step: int) -> None:
         """Move the live line to an update."""
-        self._live.update(self._task, completed=step, shown=_shown(self._latest))
+        self._live.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append a line of metrics, and show it."""
@@ -106,6 +104,7 @@ class Tracker:
         with self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._latest.update(metrics)
+        self._live.numbers = _shown(self._latest)
         self.progress(step)
         line = f"update {step}: {_shown(metrics)}"
         if not self._console.is_terminal or "valid/bits" in metrics:
@@ -125,6 +124,11 @@ class Tracker:
         kept = [line for line in lines if _step_of(line) <= step]
         self._metrics_path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         return len(lines) - len(kept)
+
+    def _print(self, marked_up: str) -> None:
+        # A terminal gets lines broken between words; a file gets them whole, for grep.
+        whole = not self._console.is_terminal
+        self._console.print(marked_up, highlight=False, soft_wrap=whole)
 
     def _keep(self, text: str) -> None:
         moment = datetime.now().isoformat(timespec="seconds")
@@ -153,26 +157,32 @@ class Stopwatch:
         self.training += time.perf_counter() - self._started
 
 
-class _MetricsColumn(ProgressColumn):
-    """The latest numbers, cut to what fits: in 80 columns the bar must not push them out."""
+class _TwoLines(Progress):
+    """The bar, and under it the latest numbers: side by side they need more than 80 columns."""
 
-    def render(self, task: Task) -> Text:
-        """Return the numbers of the live line."""
-        return Text(task.fields["shown"], no_wrap=True, overflow="ellipsis")
+    numbers = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the two lines."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers, no_wrap=True, overflow="ellipsis")
 
 
 def _shown(metrics: Metrics) -> str:
-    """Say the numbers that a reader watches, in few characters.
+    """Say the numbers that a reader watches, in fewer than 80 characters.
 
-    >>> _shown({"train/bits": 8.514, "perf/tokens_per_second": 21480.0, "train/loss": 5.9})
-    '8.51 bits  21.5k tok/s'
+    >>> speed = {"perf/tokens_per_second": 21480.0, "perf/predicted_per_second": 3020.0}
+    >>> _shown({"train/bits": 8.514, "train/loss": 5.9, **speed})
+    'train 8.51 bits  21.5k tok/s  3.0k predicted/s'
+    >>> len(_shown({"train/bits": 8.5, **speed, "valid/bits": 8.6, "valid/accuracy": 0.124}))
+    74
     """
     formats: dict[str, Callable[[float], str]] = {
-        "valid/bits": lambda value: f"valid {value:.3f} bits",
-        "valid/accuracy": lambda value: f"accuracy {value:.3f}",
-        "train/bits": lambda value: f"{value:.2f} bits",
+        "train/bits": lambda value: f"train {value:.2f} bits",
+        "valid/bits": lambda value: f"valid {value:.2f} bits",
+        "valid/accuracy": lambda value: f"acc {value:.3f}",
         "perf/tokens_per_second": lambda value: f"{_thousands(value)} tok/s",
-        "perf/predicted_per_second": lambda value: f"{_thousands(value)} pred/s",
+        "perf/predicted_per_second": lambda value: f"{_thousands(value)} predicted/s",
     }
     return "  ".join(say(metrics[name]) for name, say in formats.items() if name in metrics)
 
