@@ -29,7 +29,7 @@ class Batch:
             prediction. Anything in an empty slot.
         predicted_ids: (B, P) int64. The original tokens there; `NOT_PREDICTED` in an empty slot.
         attention_mask: (B, L) int64, 1 for a real token and 0 for padding; None when no row is
-            padded.
+            padded. Where documents share a row, the number of each token's document, from 1.
         num_tokens: real tokens in the batch, padding not counted: what throughput is measured in.
         num_predicted: predicted tokens in the batch: what the loss is divided by.
     """

@@ -87,7 +87,8 @@ class MPNetForPretraining(nn.Module):
             predicted_positions: (B, P), in the order of prediction.
             predicted_ids: (B, P), the original tokens there; -100 in an empty slot. What a slot
                 predicts never depends on its own token, only on those of earlier slots.
-            attention_mask: (B, L), 1 for real tokens, 0 for padding; None if all are real.
+            attention_mask: (B, L), 1 for real tokens, 0 for padding; None if all are real. Where
+                documents share a row, the number of each token's document, 1, 2, 3, ...
             input_mode: the objective.
 
         Returns:
@@ -112,7 +113,7 @@ class MPNetForPretraining(nn.Module):
     ) -> torch.Tensor:
         """Return the hidden states (B, L, D) of plain sentences (B, L), as Hugging Face's MPNet."""
         self._check_length(input_ids)
-        rows = sentence_rows(input_ids, attention_mask)
+        rows = sentence_rows(input_ids, _as_numbers(attention_mask))
         return self.sentence_encoder(rows)
 
     def _rows(
@@ -124,7 +125,7 @@ class MPNetForPretraining(nn.Module):
         input_mode: InputMode,
     ) -> Rows:
         self._check_length(input_ids)
-        tensors = (input_ids, predicted_positions, predicted_ids, attention_mask)
+        tensors = (input_ids, predicted_positions, predicted_ids, _as_numbers(attention_mask))
         match input_mode:
             case "mpnet":
                 return mpnet_rows(*tensors)
@@ -181,6 +182,11 @@ class MPNetForPretraining(nn.Module):
         if tied is not None and table is not None and not torch.equal(tied, table):
             raise ValueError("lm_head.weight differs from the token embedding: not a tied model")
         self.load_state_dict(renamed, strict=True)
+
+
+def _as_numbers(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    # Masks come as booleans and floats too; documents are told apart by whole numbers.
+    return None if attention_mask is None else attention_mask.long()
 
 
 def cross_entropy_sum(logits_BPV: torch.Tensor, predicted_ids: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,12 @@ alone, and reads its predictions there. `plm` has L rows of original tokens (tau
 not predicted) and P queries that start as masks (tau: rank - 1); the only keys are the original
 tokens, visible iff rank <= tau. No stand-ins anywhere, and no position compensation.
 
+**Several documents in a row.** Short documents may share a row without seeing each other. The
+attention mask then holds the number of each token's document, 1, 2, 3, ..., and who sees whom is
+one comparison more: row and key are of the same document. Positions count from each document's
+first token. Padding is document 0, which no document is; so an ordinary mask of ones and zeros is
+the case of a single document, and needs no code of its own.
+
 Next: `positions.py`, then `attention.py`, which runs the rows block by block.
 
     B batch   L tokens of a sentence   P predicted tokens   R rows (L + 2P in mpnet mode)
@@ -86,8 +92,7 @@ class Block:
         query_positions: (B, Q), or (1, Q) when the same for the whole batch: where they stand in
             the sentence.
         key_positions: (B, M) or (1, M): where the keys stand. The block asks the first M keys.
-        visible: (B, Q, M), or (B, 1, M) when the same for all rows: who sees whom; None where
-            everybody sees everything.
+        visible: (B, Q, M): who sees whom; None where everybody sees everything.
     """
 
     rows: slice
@@ -121,7 +126,9 @@ class Rows:
 def sentence_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Rows:
     """Return the rows of a plain encoder: the sentence (B, L), seen by itself."""
     length, place_1L = input_ids.shape[1], _places(input_ids)
-    visible = None if attention_mask is None else _real(attention_mask)
+    visible = None
+    if attention_mask is not None:
+        visible = _same_document(attention_mask, attention_mask)
     block = Block(slice(0, length), place_1L, place_1L, visible)
     positions = _absolute_positions(input_ids, attention_mask)
     return Rows(input_ids, positions, length, (block,), None, block)
@@ -136,8 +143,12 @@ def mlm_rows(
     """BERT's objective: the masked sentence alone; the loss is read at the predicted positions."""
     sentence = sentence_rows(input_ids, attention_mask)
     slots = Slots.of(predicted_positions, predicted_ids)
-    whole = sentence.last_block
-    last_block = Block(slots.rows, slots.positions_BP, whole.key_positions, whole.visible)
+    visible_BPL = None
+    if attention_mask is not None:
+        document_BP = attention_mask.gather(1, slots.positions_BP)
+        visible_BPL = _same_document(document_BP, attention_mask)
+    place_1L = sentence.last_block.key_positions
+    last_block = Block(slots.rows, slots.positions_BP, place_1L, visible_BPL)
     return replace(sentence, loss_rows=slots.positions_BP, last_block=last_block)
 
 
@@ -160,13 +171,14 @@ def mpnet_rows(
     tau_1S = torch.cat([slots.rank_1P, slots.rank_1P - 1], dim=1)
     sees_sentence_BSL = order_BL[:, None, :] > tau_1S[:, :, None]
     sees_content_BSP = (slots.rank_1P[:, None, :] <= tau_1S[:, :, None]) & slots.used_BP[:, None, :]
-    if attention_mask is not None:
-        sees_sentence_BSL = sees_sentence_BSL & _real(attention_mask)
     visible_BSM = torch.cat([sees_sentence_BSL, sees_content_BSP], dim=2)
 
     place_BL = _places(input_ids).expand_as(input_ids)
     place_BM = torch.cat([place_BL, slots.positions_BP], dim=1)
     twice_BS = slots.positions_BP.repeat(1, 2)
+    if attention_mask is not None:
+        document_BM = attention_mask.gather(1, place_BM)
+        visible_BSM = visible_BSM & _same_document(attention_mask.gather(1, twice_BS), document_BM)
     staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visible_BSM)
     last_block = Block(slots.rows, slots.positions_BP, place_BM, visible_BSM[:, num_slots:])
 
@@ -199,11 +211,11 @@ def plm_rows(
     query_tau_BP = (slots.rank_1P - 1).expand_as(slots.positions_BP)
     tau_BR = torch.cat([rank_BL, query_tau_BP], dim=1)
     visible_BRL = rank_BL[:, None, :] <= tau_BR[:, :, None]
-    if attention_mask is not None:
-        visible_BRL = visible_BRL & _real(attention_mask)
-
     place_1L = _places(input_ids)
     place_BR = torch.cat([place_1L.expand_as(input_ids), slots.positions_BP], dim=1)
+    if attention_mask is not None:
+        document_BR = attention_mask.gather(1, place_BR)
+        visible_BRL = visible_BRL & _same_document(document_BR, attention_mask)
     position_BL = _absolute_positions(input_ids, attention_mask).expand_as(input_ids)
     position_BP = position_BL.gather(1, slots.positions_BP)
     masks_BP = torch.full_like(slots.positions_BP, mask_token_id)
@@ -260,14 +272,21 @@ def _places(input_ids: torch.Tensor) -> torch.Tensor:
     return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
 
 
-def _real(attention_mask: torch.Tensor) -> torch.Tensor:
-    return (attention_mask != 0)[:, None, :]
+def _same_document(asking_BQ: torch.Tensor, answering_BM: torch.Tensor) -> torch.Tensor:
+    """Return (B, Q, M): whether a key is a real token, of the document of the row that asks.
+
+    HF: padding sees every real token. Nobody reads what becomes of it, but it must see something,
+    because a softmax over nothing is not a number; and so `encode` agrees even there.
+    """
+    same_BQM = asking_BQ[:, :, None] == answering_BM[:, None, :]
+    asks_as_padding_BQ1 = (asking_BQ == 0)[:, :, None]
+    return (same_BQM | asks_as_padding_BQ1) & (answering_BM != 0)[:, None, :]
 
 
 def _absolute_positions(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Count positions from the first real token, so that padding on the left moves nothing.
+    """Count positions from each document's first token, so that padding on the left moves nothing.
 
     fairseq and HF: padding has the position of the padding id, -1 here. Nobody sees it, but so even
     the padded places of `encode` agree with Hugging Face.
@@ -275,9 +294,12 @@ def _absolute_positions(
     place_1L = _places(input_ids)
     if attention_mask is None:
         return place_1L
-    real_BL = attention_mask != 0
-    first_B1 = real_BL.int().argmax(dim=1, keepdim=True)
-    return torch.where(real_BL, place_1L - first_B1, -1)
+    # Documents are numbered in their order: the highest number so far is that of the document that
+    # goes on here, even behind a hole in the mask, and where it rises a document begins.
+    reached_BL = attention_mask.cummax(dim=1).values
+    before_BL = torch.cat([torch.zeros_like(reached_BL[:, :1]), reached_BL[:, :-1]], dim=1)
+    first_BL = torch.where(reached_BL > before_BL, place_1L, 0).cummax(dim=1).values
+    return torch.where(attention_mask != 0, place_1L - first_BL, -1)
 
 
 def draw_visibility(tokens: Sequence[str], predicted_positions: Sequence[int]) -> str:
