@@ -91,8 +91,8 @@ def show(config: PretrainingConfig, result: RunResult, console: Console) -> None
     say(
         console,
         f"""
-Everything is in {result.directory}: metrics.jsonl, log.txt, the checkpoints, and in
-{result.export} the Hugging Face model. To go on with it in Python:
+Everything is in {result.directory}: metrics.jsonl, log.txt, checkpoints,
+and in {result.export} the Hugging Face model. To go on in Python:
 
     from transformers import pipeline
     fill = pipeline("fill-mask", "{result.export}")
