@@ -50,8 +50,9 @@ class PackingReport:
 
     def __str__(self) -> str:
         """Say it in one line, what is unusual at the end."""
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
         line = (
-            f"{self.documents:,} documents in {self.files:,} file{'s' if self.files > 1 else ''}: {self.tokens:,} tokens in "
+            f"{self.documents:,} documents in {files}: {self.tokens:,} tokens in "
             f"{self.rows:,} rows, {self.fill:.1%} full"
         )
         unusual = {
