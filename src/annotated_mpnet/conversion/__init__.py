@@ -15,13 +15,14 @@ Three programs have trained or run MPNet, and each writes the same numbers down 
     pre-norm or post-norm                     post-norm
     the padding id of the dictionary          1, in the code itself
 
-The first four lines are a matter of spelling, and one table of names settles them (`names.py`). The
-rest is a matter of what can be said at all. A configuration file of Hugging Face's happily takes
-`relative_attention_num_buckets: 64`, and the model that reads it makes a table of 64 rows, of which
-it then uses 32, for the wrong distances. No tensor is missing, nothing has a wrong shape, no
-warning appears, and the network is another one. annotated-mpnet exports such models (its buckets
-grow with the sequence, from 516 tokens on), pre-norm ones as if they were post-norm, ReLU ones with
-a GELU in the head, and starts from a BERT directory with fresh random weights, reporting success.
+The first four lines are a matter of spelling, which `names.py` settles for the tensors and
+`configuration.py` for the numbers. The rest is a matter of what can be said at all. A configuration
+file of Hugging Face's happily takes `relative_attention_num_buckets: 64`, and the model that reads
+it makes a table of 64 rows, of which it then uses 32, for the wrong distances. No tensor is
+missing, nothing has a wrong shape, no warning appears, and the network is another one.
+annotated-mpnet exports such models (its buckets grow with the sequence, from 516 tokens on),
+pre-norm ones as if they were post-norm, ReLU ones with a GELU in the head, and starts from a BERT
+directory with fresh random weights, reporting success.
 
 Hence two rules:
 
@@ -29,14 +30,15 @@ Hence two rules:
    (`reasons_not_representable`).
 2. **Trust no list of reasons.** Every export is opened again from the disk, by the class that its
    user will use, and both networks are asked the same random, padded batch. Names, offsets, eps,
-   buckets, activation, masks: whatever is wrong shows in the logits. More than 1e-4 of difference,
-   and there is no export.
+   buckets, masks: what is wrong shows in the logits (`proof.py` says how much, and what does not).
+   More than 1e-4 of difference, and there is no export.
 
 Reading is as strict: every tensor has its place or is named in an error, and no file can run code.
 What was made up (the head of an encoder that came without one) or left aside (a pooler) is said in
 `notes`, which the caller shows.
 
-    names.py           the table, both directions; what cannot be represented
+    names.py           the table of the tensors' names, read in both directions
+    configuration.py   the same for the numbers; what cannot be represented
     export.py          ours -> Hugging Face, all or nothing
     proof.py           and that it is the same network
     hugging_face.py    Hugging Face, sentence-transformers -> ours
@@ -46,10 +48,10 @@ What was made up (the head of an encoder that came without one) or left aside (a
 Next: `names.py`.
 """
 
+from annotated_mpnet.conversion.configuration import reasons_not_representable
 from annotated_mpnet.conversion.export import ExportReport, export_to_hugging_face
 from annotated_mpnet.conversion.fairseq import load_fairseq_checkpoint
 from annotated_mpnet.conversion.hugging_face import load_hugging_face
-from annotated_mpnet.conversion.names import reasons_not_representable
 from annotated_mpnet.conversion.recognise import (
     LoadedWeights,
     convert_checkpoint,

@@ -13,15 +13,29 @@ before each name of its encoder, the class without does not. So an encoder that 
 something else than a network that lost it. The first gets a fresh head, and a note says so; the
 second is refused.
 
-An encoder-only model is a good place to start from: 99 % of what was learned is in it. The head of
-MPNet-base has 0.6 million weights of its own, and the token embeddings do the rest.
+    names in the file                          is                         becomes
+    -----------------------------------------  -------------------------  ----------------------
+    mpnet.encoder...        and lm_head...     whole                      itself
+    mpnet.encoder...        and no lm_head     whole once, now damaged    an error
+    encoder...              and pooler...      an encoder                 itself, and a fresh head
+    bert.encoder...                            BERT                       an error
 
-What the configuration says counts only where Hugging Face's code heeds it. It says 64 buckets: the
-code uses 32 of them. Such a model is refused, since nobody can know which of two networks is meant.
+An encoder-only model is a good place to start from: 99 % of what was learned is in it. The head of
+MPNet-base has 0.6 million weights of its own, of 110 million, and the token embeddings do the rest:
+
+>>> sizes = {name: each.numel() for name, each in expected_tensors(ModelConfig()).items()}
+>>> sum(size for name, size in sizes.items() if name.startswith("lm_head."))
+622655
+
+What the configuration says counts only where Hugging Face's code heeds it (`configuration.py`).
 
 HF: `from_pretrained` on another architecture's directory warns, and draws the weights that are
 missing from a random generator; that is why it is not used here. Files are read as plain tensors,
 `pytorch_model.bin` with `weights_only=True`, which runs no code.
+
+The order in which a directory is read is the order in which it can be refused cheaply: a thousand
+bytes of configuration say what the network is; the names and shapes of the weights must be exactly
+that; only then are 438 MB looked at number by number.
 
 Next: `fairseq.py`.
 """
@@ -36,13 +50,10 @@ import safetensors.torch
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import MPNetConfig
 
 from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.conversion.configuration import WAY_OUT, read_mpnet_config
 from annotated_mpnet.conversion.names import (
-    BUCKETS,
-    MAX_DISTANCE,
-    PAD_TOKEN_ID,
     check_tensors,
     expected_tensors,
     to_hugging_face,
@@ -51,8 +62,8 @@ from annotated_mpnet.conversion.names import (
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.modeling import MPNetForPretraining
 
-WAY_OUT = "give the directory or Hub name of an MPNet, for example microsoft/mpnet-base"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""`name` or `owner/name`, and no path that leads somewhere; see `locate`."""
 LARGEST_JSON = 1024 * 1024
 """Bytes; a configuration has about one thousand."""
 
@@ -78,7 +89,15 @@ def load_hugging_face(
 
 
 def locate(directory_or_name: str) -> Path:
-    """Return the directory that holds config.json and weights, downloaded if need be."""
+    """Return the directory that holds config.json and weights, downloaded if need be.
+
+    What is there is never looked for on the Hub, and what is plainly a path is not either: a slip
+    in a path must not become a question to a server.
+
+    >>> names = ["mpnet-base", "microsoft/mpnet-base", "./mpnet-base", "/mpnet-base", "my/old/run"]
+    >>> [HUB_NAME.fullmatch(name) is not None for name in names]
+    [True, True, False, False, False]
+    """
     path = Path(directory_or_name)
     if not path.is_dir():
         path = _download(directory_or_name)
@@ -86,25 +105,33 @@ def locate(directory_or_name: str) -> Path:
 
 
 def read_directory(directory: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Read a directory that `locate` returned; see `load_hugging_face`."""
-    config = _read_config(directory)
+    """Read a directory that `locate` returned; see `load_hugging_face`.
+
+    The two are apart so that a caller who also wants the tokenizer's files looks for the directory
+    once, and finds weights and tokenizer in the same place.
+    """
+    path = directory / "config.json"
+    config = read_mpnet_config(path, _read_json(path))
     path, found = _read_weights(directory)
     notes = []
-    # Early versions saved the numbers 0, 1, 2, ... with the weights.
-    found = {name: each for name, each in found.items() if not name.endswith(".position_ids")}
-    pooler = [name for name in found if ".pooler." in f".{name}"]
-    if pooler:
-        found = {name: each for name, each in found.items() if name not in pooler}
+    # Two things that are no part of what is pretrained. Early versions saved the numbers 0, 1, 2,
+    # ... with the weights. And a pooler is a layer on `<s>` for classifying whole sentences: BERT
+    # trained it by predicting the next sentence, which MPNet does not do.
+    wanted = {name: each for name, each in found.items() if not name.endswith(".position_ids")}
+    found = {name: each for name, each in wanted.items() if ".pooler." not in f".{name}"}
+    if len(found) < len(wanted):
         notes.append(f"{path}: the pooler was left aside; pretraining has no use for it")
 
+    # What a network of this configuration has, asked of our own network and translated, so that
+    # file and expectation are compared in the file's language: an error names what is in the file.
     expected = to_hugging_face(expected_tensors(config))
     encoder_only = not any(name.startswith(("mpnet.", "lm_head.")) for name in found)
     if encoder_only:
+        # With the names of the other class from here on, and without asking for a head.
         found = {f"mpnet.{name}": tensor for name, tensor in found.items()}
         expected = {name: each for name, each in expected.items() if name.startswith("mpnet.")}
         notes.append(f"{path}: an encoder without LM head; the head starts from fresh weights")
-    found = check_tensors(_untied(found, str(path)), expected, str(path))
-    tensors = to_ours(found)
+    tensors = to_ours(check_tensors(_untied(found, str(path)), expected, str(path)))
     if encoder_only:
         tensors |= _fresh_head(config)
     return config, tensors, notes
@@ -113,12 +140,18 @@ def read_directory(directory: Path) -> tuple[ModelConfig, dict[str, Tensor], lis
 def read_safely(path: Path) -> object:
     """Read a file of `torch.save`, as far as it holds plain data; no code in it is run.
 
+    Such a file is a pickle, which is a program for a small machine with one dangerous instruction:
+    GLOBAL, "import this name", followed by "call it". `weights_only` runs the program on a machine
+    of PyTorch's own that knows a short list of names, those of tensors, and stops at any other.
+    Which one, it says in the text of its error, and we pass on.
+
     Raises:
         CheckpointError: it holds something else, or is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make a pickle machine raise anything
+    # Damaged bytes can make a pickle machine raise anything, so that no shorter list is right here.
+    except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is None:
             raise CheckpointError(
@@ -135,12 +168,16 @@ def read_safely(path: Path) -> object:
 def _download(name: str) -> Path:
     if HUB_NAME.fullmatch(name) is None:
         raise CheckpointError(f"{name!r} is no directory, and no name on the Hub; {WAY_OUT}")
+    # Configuration, weights and whatever files a tokenizer may have; no code, no other framework's
+    # copy of the weights.
     plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         path = Path(snapshot_download(name, allow_patterns=plain))
-        # The larger and less safe format only where there is no other.
+        # The less safe format only where there is no other: most repositories hold both, and the
+        # same 438 MB need not come twice.
         if not any(path.rglob("*.safetensors")):
             snapshot_download(name, allow_patterns=["pytorch_model.bin", "*/pytorch_model.bin"])
+    # What the network does wrong is an OSError there; a name against the Hub's rules a ValueError.
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name!r} is no directory here, and the Hub does not give it: {type(error).__name__} "
@@ -150,13 +187,24 @@ def _download(name: str) -> Path:
 
 
 def _transformer_of(directory: Path) -> Path:
-    """Return where in a sentence-transformers directory the network is; others are returned."""
+    """Return where in a sentence-transformers directory the network is; others are returned.
+
+    `modules.json` is a list of what a sentence passes through, each with the directory of its
+    files. Today the network is at the top, formerly it was in a directory of its own:
+
+        modules.json      [Transformer in "", Pooling in "1_Pooling", ...]     what is searched
+        config.json       the network's, beside model.safetensors              what is returned: "."
+        1_Pooling/        config.json, of the pooling: no network
+
+    Only the Transformer is pretrained. Pooling, a mean over the tokens, has no weights.
+    """
     if not (directory / "modules.json").is_file():
         old_layout = directory / "0_Transformer"
         return old_layout if (old_layout / "config.json").is_file() else directory
     modules = _read_json(directory / "modules.json")
     for module in modules if isinstance(modules, list) else []:
         if isinstance(module, dict) and str(module.get("type")).endswith("Transformer"):
+            # A file from elsewhere names a path: it shall not lead out of its own directory.
             inner = directory / str(module.get("path", ""))
             if inner.resolve().is_relative_to(directory.resolve()):
                 return inner
@@ -167,6 +215,7 @@ def _transformer_of(directory: Path) -> Path:
 
 
 def _read_json(path: Path) -> object:
+    # RecursionError: "[" a hundred thousand times is legal JSON as far as it goes.
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"more than {LARGEST_JSON} bytes")
@@ -177,69 +226,12 @@ def _read_json(path: Path) -> object:
         ) from error
 
 
-def _read_config(directory: Path) -> ModelConfig:
-    path = directory / "config.json"
-    values = _read_json(path)
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    if not isinstance(values, dict) or kind != "mpnet":
-        raise CheckpointError(
-            f"{path} has model_type {repr(kind)[:80]}, expected 'mpnet': another architecture's "
-            f"weights would leave an MPNet random; {WAY_OUT}"
-        )
-    try:
-        # By way of MPNetConfig, since files leave out what equals its defaults: eps 1e-12, say.
-        theirs = MPNetConfig.from_dict(values)
-        _refuse_unheeded(path, theirs)
-        return ModelConfig(
-            vocab_size=theirs.vocab_size,
-            max_positions=theirs.max_position_embeddings - (PAD_TOKEN_ID + 1),
-            pad_token_id=PAD_TOKEN_ID,
-            encoder_layers=theirs.num_hidden_layers,
-            encoder_embed_dim=theirs.hidden_size,
-            encoder_ffn_dim=theirs.intermediate_size,
-            encoder_attention_heads=theirs.num_attention_heads,
-            dropout=theirs.hidden_dropout_prob,
-            attention_dropout=theirs.attention_probs_dropout_prob,
-            activation_dropout=0.0,
-            relative_attention_num_buckets=BUCKETS,
-            relative_attention_max_distance=MAX_DISTANCE,
-            layer_norm_eps=theirs.layer_norm_eps,
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers checks each field in a way of its own
-        raise CheckpointError(
-            f"{path} describes no MPNet: {type(error).__name__} {repr(str(error))[:80]}; {WAY_OUT}"
-        ) from error
-
-
-def _refuse_unheeded(path: Path, theirs: MPNetConfig) -> None:
-    """Refuse settings that Hugging Face's code does not follow, or our network could not."""
-    reasons = []
-    if theirs.relative_attention_num_buckets != BUCKETS:
-        reasons.append(
-            f"relative_attention_num_buckets is {theirs.relative_attention_num_buckets}, but "
-            f"Hugging Face's code computes with {BUCKETS}"
-        )
-    if theirs.hidden_act not in ("gelu", "gelu_python"):
-        reasons.append(
-            f"hidden_act is {repr(theirs.hidden_act)[:80]}, but the head of Hugging Face's code "
-            "has gelu all the same"
-        )
-    if theirs.pad_token_id not in (PAD_TOKEN_ID, None):
-        reasons.append(
-            f"pad_token_id is {theirs.pad_token_id}, but Hugging Face's code has {PAD_TOKEN_ID}"
-        )
-    if not theirs.tie_word_embeddings:
-        reasons.append("tie_word_embeddings is false, but MPNet's head shares the embeddings")
-    if reasons:
-        raise CheckpointError(
-            f"{path} contradicts Hugging Face's own MPNet: {'; '.join(reasons)}. annotated-mpnet "
-            "exports such models; start from its .pt file instead"
-        )
-
-
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Return the file that the weights are in, and the weights under the names that it has.
+
+    safetensors first: eight bytes of length, a JSON header of names, shapes and offsets, then the
+    numbers. There is nothing in it that could run.
+    """
     path = directory / "model.safetensors"
     if path.is_file():
         try:
@@ -249,6 +241,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
                 f"{path} cannot be read: {type(error).__name__} {repr(str(error))[:80]}; it is "
                 "damaged, or no safetensors file"
             ) from error
+    # A pickle, and read as one that nobody trusts.
     path = directory / "pytorch_model.bin"
     if not path.is_file():
         raise CheckpointError(
@@ -257,16 +250,24 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     weights = read_safely(path)
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path} holds no named tensors; {WAY_OUT}")
+    # What is no tensor is dropped here; if it should have been one, it is missing further on.
     return path, {str(name): each for name, each in weights.items() if isinstance(each, Tensor)}
 
 
 def _untied(found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Drop the second names of tied tensors, if they really are the same.
 
-    Which of the two names a file has depends on the version that wrote it; the bias of the decoder
-    may even be there under its second name alone.
+    Tied means: one tensor with two names, the token embeddings as the last matrix of the head. A
+    file may hold either name or both, depending on the version that wrote it; the bias of the
+    decoder may even be there under its second name alone. So the second name fills in for a missing
+    first one (`setdefault`), and must equal one that is there. Where the two differ, one of them
+    would have to be thrown away, and the logits would be another model's.
+
+    >>> list(_untied({"lm_head.decoder.bias": torch.zeros(3)}, "an old file"))
+    ['lm_head.bias']
     """
     kept = dict(found)
+    # By value, not by identity: in a file, two names of one tensor are two copies of the numbers.
     for second, first in (
         ("lm_head.decoder.weight", "mpnet.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
@@ -281,7 +282,21 @@ def _untied(found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _fresh_head(config: ModelConfig) -> dict[str, Tensor]:
-    """Return the head of a new network: always the same one, whatever was drawn before."""
+    """Return the head of a new network: always the same one, whatever was drawn before.
+
+    Drawn as a new network would draw it, so that there is no second recipe for initialisation to
+    keep in step; but from one layer of width one, since the head depends on neither. `fork_rng`
+    puts the generator back: who starts from weights has the same dropout as who starts without.
+
+    >>> config = ModelConfig(vocab_size=9, encoder_embed_dim=4, encoder_attention_heads=1)
+    >>> for name, tensor in _fresh_head(config).items():
+    ...     print(name, tuple(tensor.shape))
+    lm_head.bias (9,)
+    lm_head.dense.weight (4, 4)
+    lm_head.dense.bias (4,)
+    lm_head.layer_norm.weight (4,)
+    lm_head.layer_norm.bias (4,)
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = MPNetForPretraining(replace(config, encoder_layers=1, encoder_ffn_dim=1))

@@ -1,28 +1,54 @@
 """Two languages, one table: fairseq's names, which are ours, and Hugging Face's.
 
-The table names modules, with N for the number of a layer; a tensor is a module and its `weight` or
-`bias`. It is read from left to right to export and from right to left to import, so that the two
-directions cannot disagree:
+A trained network is a dictionary of named tensors and nothing else. So that another program can run
+it, it must find the same numbers under the names that its own modules have. MPNet-base by the book:
+
+>>> ours = expected_tensors(ModelConfig())
+>>> theirs = to_hugging_face(ours)
+>>> len(ours), len(theirs)
+(154, 202)
+
+109.5 million weights, 438 MB in float32, and the same number of them on either side:
+
+>>> [sum(each.numel() for each in side.values()) for side in (ours, theirs)]
+[109518527, 109518527]
+
+**The table** names modules, with N for the number of a layer; a tensor is a module and its `weight`
+or `bias`. Read from left to right, it exports; from right to left, it imports. Two functions, one
+for each direction, would agree on the day that they are written; a table cannot disagree with
+itself.
 
 >>> to_hugging_face_name("sentence_encoder.layers.11.fc1.weight")
 'mpnet.encoder.layer.11.intermediate.dense.weight'
 >>> to_our_name("mpnet.encoder.layer.11.intermediate.dense.weight")
 'sentence_encoder.layers.11.fc1.weight'
 
-One thing is no matter of names. fairseq, and this project, keep the projections to query, key and
-value as one matrix of 3D rows, since one large product is faster than three small ones; Hugging
-Face has three. Rows 0..D-1 are q, then k, then v:
+**What is no matter of names**, and the reason for the 48 tensors more: fairseq, and this project,
+keep the projections to query, key and value as one matrix of 3D rows, since one large product is
+faster than three small ones. Hugging Face has three. Rows 0..D-1 are q, then k, then v:
 
     self_attn.in_proj_weight  (3D, D)   <->   attention.attn.q.weight, .k.weight, .v.weight  (D, D)
     self_attn.in_proj_bias    (3D,)     <->   attention.attn.q.bias,   .k.bias,   .v.bias    (D,)
 
-Cutting and stacking move numbers and change none, so that a model that goes there and back is the
-same to the bit.
+>>> stacked = {"sentence_encoder.layers.0.self_attn.in_proj_bias": torch.arange(6)}  # D = 2
+>>> for name, part in to_hugging_face(stacked).items():
+...     print(name, part.tolist())
+mpnet.encoder.layer.0.attention.attn.q.bias [0, 1]
+mpnet.encoder.layer.0.attention.attn.k.bias [2, 3]
+mpnet.encoder.layer.0.attention.attn.v.bias [4, 5]
+
+All three have the same shape, so that nobody would notice k in the place of q by loading: only the
+logits show it (`proof.py`). Cutting and stacking move numbers and change none; a model that goes
+there and back is the same to the bit:
+
+>>> back = to_ours(to_hugging_face(stacked))
+>>> all(torch.equal(back[name], each) for name, each in stacked.items())
+True
 
 HF: the decoder of the head is tied to the word embeddings, and its bias to `lm_head.bias`; neither
-is stored a second time.
+is stored a second time (a copy of the embeddings would be 94 MB).
 
-Next: `export.py`.
+Next: `configuration.py`, the same for the numbers that describe a network.
 
     D embed_dim
 """
@@ -37,6 +63,9 @@ from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.modeling import MPNetForPretraining
 
+# Where a layer's two norms stand is the trap in this table. Post-norm, each follows the residual
+# sum of its sub-layer: fairseq calls the second one `final` (of the layer, not of the network), and
+# Hugging Face files each under the module whose output it takes.
 NAMES = {
     "sentence_encoder.embed_tokens": "mpnet.embeddings.word_embeddings",
     "sentence_encoder.embed_positions": "mpnet.embeddings.position_embeddings",
@@ -49,16 +78,12 @@ NAMES = {
     "sentence_encoder.layers.N.final_layer_norm": "mpnet.encoder.layer.N.output.LayerNorm",
     "lm_head.dense": "lm_head.dense",
     "lm_head.layer_norm": "lm_head.layer_norm",
-    "lm_head": "lm_head",
+    "lm_head": "lm_head",  # its bias, of V numbers
 }
 INVERSE_NAMES = {theirs: ours for ours, theirs in NAMES.items()}
 
 STACKED = re.compile(r"sentence_encoder\.layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
-QUERY = re.compile(r"mpnet\.encoder\.layer\.(\d+)\.attention\.attn\.q\.(weight|bias)")
-KEY_OR_VALUE = re.compile(r"mpnet\.encoder\.layer\.\d+\.attention\.attn\.[kv]\.(weight|bias)")
-
-BUCKETS, MAX_DISTANCE, PAD_TOKEN_ID = 32, 128, 1
-"""What Hugging Face's `modeling_mpnet.py` has in its code instead of its configuration."""
+SEPARATE = re.compile(r"mpnet\.encoder\.layer\.(\d+)\.attention\.attn\.([qkv])\.(weight|bias)")
 
 
 def to_hugging_face_name(name: str) -> str:
@@ -72,34 +97,47 @@ def to_our_name(name: str) -> str:
 
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a whole network of ours, q, k and v taken apart."""
+    """Rename a network of ours, q, k and v taken apart.
+
+    The tensors share memory with the ones given: `chunk` returns views, so that an export needs no
+    second network in memory until it makes its bytes.
+    """
     renamed = {}
     for name, tensor in tensors.items():
         stacked = STACKED.fullmatch(name)
         if stacked is None:
             renamed[to_hugging_face_name(name)] = tensor
-        else:
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[_attention_name(stacked[1], letter, stacked[2])] = part
+            continue
+        # Of both the matrix (3D, D) and the bias (3D,), the first dimension is the one to cut.
+        for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+            renamed[_attention_name(stacked[1], letter, stacked[2])] = part
     return renamed
 
 
 def to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a whole network of Hugging Face's, q, k and v stacked; inverse of the former."""
+    """Rename a network of Hugging Face's, q, k and v stacked; inverse of the former.
+
+    Raises `KeyError` for unknown or missing names: `check_tensors` comes first.
+    """
     renamed = {}
     for name, tensor in tensors.items():
-        query = QUERY.fullmatch(name)
-        if query is not None:
-            layer, leaf = query[1], query[2]
-            parts = [tensors[_attention_name(layer, letter, leaf)] for letter in "qkv"]
-            stacked = f"sentence_encoder.layers.{layer}.self_attn.in_proj_{leaf}"
-            renamed[stacked] = torch.cat(parts)
-        elif KEY_OR_VALUE.fullmatch(name) is None:
+        separate = SEPARATE.fullmatch(name)
+        if separate is None:
             renamed[to_our_name(name)] = tensor
+            continue
+        layer, letter, leaf = separate.groups()
+        # At q the other two are looked up by name, in whatever order the file has them; when their
+        # own turn comes, they are in the stack already.
+        if letter == "q":
+            parts = [tensors[_attention_name(layer, each, leaf)] for each in "qkv"]
+            renamed[f"sentence_encoder.layers.{layer}.self_attn.in_proj_{leaf}"] = torch.cat(parts)
     return renamed
 
 
 def _translate(name: str, table: Mapping[str, str]) -> str:
+    # sentence_encoder.layers.11.fc1.weight   cut off the leaf, and remember the layer
+    # sentence_encoder.layers.N.fc1           this is what the table knows
+    # mpnet.encoder.layer.N.intermediate.dense.weight, and N becomes 11 again
     module, _, leaf = name.rpartition(".")
     layer = re.search(r"\.(\d+)\.", name)
     if layer is None:
@@ -112,41 +150,15 @@ def _attention_name(layer: str, letter: str, leaf: str) -> str:
     return f"mpnet.encoder.layer.{layer}.attention.attn.{letter}.{leaf}"
 
 
-def reasons_not_representable(config: ModelConfig) -> list[str]:
-    """Say why Hugging Face's MPNet cannot be this network; an empty list if it can.
-
-    >>> reasons_not_representable(ModelConfig())
-    []
-    >>> reasons_not_representable(ModelConfig(normalize_before=True, activation_fn="relu"))
-    ['it is pre-norm (--normalize-before)', 'its activation is relu, not gelu']
-
-    HF: `hidden_act` would take most activations, but for the layers alone: `MPNetLMHead` calls GELU
-    by name, where fairseq's head uses the activation of the layers.
-    """
-    buckets = config.relative_attention_num_buckets
-    distance = config.relative_attention_max_distance
-    reasons = []
-    if buckets == 0:
-        reasons.append("it has no relative position bias")
-    elif buckets != BUCKETS:
-        reasons.append(f"it has {buckets} relative position buckets, not {BUCKETS}")
-    if buckets != 0 and distance != MAX_DISTANCE:
-        reasons.append(f"its relative positions reach to distance {distance}, not {MAX_DISTANCE}")
-    if config.normalize_before:
-        reasons.append("it is pre-norm (--normalize-before)")
-    if config.position_embedding != "learned":
-        reasons.append(f"its absolute positions are {config.position_embedding}, not learned")
-    if config.activation_fn != "gelu":
-        reasons.append(f"its activation is {config.activation_fn}, not gelu")
-    if config.pad_token_id != PAD_TOKEN_ID:
-        reasons.append(f"its padding id is {config.pad_token_id}, not {PAD_TOKEN_ID}")
-    return reasons
-
-
 def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Return the network's state as names and shapes: tensors of the `meta` device, without data.
 
-    fairseq's names; `to_hugging_face` turns even these into Hugging Face's.
+    fairseq's names; `to_hugging_face` turns even these into Hugging Face's. The network itself is
+    asked, so that no list of shapes can grow old beside it; on the `meta` device this takes neither
+    memory nor random numbers.
+
+    >>> tuple(expected_tensors(ModelConfig())["sentence_encoder.embed_positions.weight"].shape)
+    (514, 768)
     """
     with torch.device("meta"):
         return MPNetForPretraining(config).state_dict()
@@ -165,6 +177,7 @@ def check_tensors(
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
+    # Both lists in one message: seen together, a renamed tensor shows as what it is.
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({listed(missing)})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({listed(unexpected)})"] if unexpected else []
@@ -179,11 +192,13 @@ def check_tensors(
                 f"{tuple(expected[name].shape)} by its configuration; one of the two is from "
                 "another model"
             )
+        # One NaN is enough to make every logit of every sentence NaN, from the first update on.
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{source}: {name} holds values that are not finite numbers; the run that wrote "
                 "it had diverged, or the file is damaged: take an earlier one"
             )
+    # Half precision becomes float32 exactly: every such number is a float32 too.
     return {name: tensor.float().contiguous() for name, tensor in found.items()}
 
 

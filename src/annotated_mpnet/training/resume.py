@@ -4,12 +4,30 @@
 if none is left, an error. Never a fresh start in a directory that has checkpoints: it would look
 like success, and prune what could still be repaired by hand.
 
-*Whether.* Batch k is a function of data, seed and k, and the checkpoint holds only k. So a resumed
-run equals the uninterrupted one exactly as long as everything else that decides a batch is what it
-was: text, seed, batch, length, masking, tokenizer. The checkpoint carries these as its *identity*;
-a difference stops the run and is named with both values. Whoever means it says so with
-`--allow-change`, and is told what changed. Other settings may change freely: how often to save, and
-also the schedule and dropout, which decide what an update does and not what it sees.
+    checkpoint300      another run's              skipped: warned
+    checkpoint250      a bit has flipped          skipped: warned
+    best_checkpoint    update 220, whole          the run goes on with update 220
+    checkpoint200      whole                      is not looked at
+
+What is lost by falling back is time. The updates 220..249 are done again, on the same batches with
+the same masks and dropout, and end in the same weights; the damaged `checkpoint250` steps aside for
+the one that replaces it.
+
+*Whether.* Batch k is a function of data, seed and k, and the checkpoint holds only k (of a streamed
+data set also where the stream stands). So a resumed run equals the uninterrupted one exactly as
+long as everything else that decides a batch is what it was: text, seed, batch, length, masking,
+tokenizer. The checkpoint carries these as its *identity*; a difference stops the run and is named
+with both values. Whoever means it says so with `--allow-change`, and is told what changed.
+
+Nothing would crash without it. With twice the batch size, update 1000 of a resumed run would begin
+at the row of the text where update 2000 used to begin: as much text as the run has seen would be
+skipped, and the loss would look like any other. With another vocabulary of the same size all shapes
+fit, and every word is another one.
+
+    may not change    text, seed, batch, length, masking, tokenizer    what an update sees
+    is not compared   learning rate, schedule, dropout                 what it does with it
+                      how often to save, log, evaluate                 who looks on
+    is an error       layers, widths, vocabulary, buckets, ...         it would be another network
 
 HF: the Trainer resumes on other data without a word. fairseq: takes the flags it is given.
 
@@ -31,7 +49,13 @@ from annotated_mpnet.training.strict_json import short
 
 @dataclass(frozen=True)
 class Resumable:
-    """The newest valid checkpoint of a run, where it lies, and what was skipped to reach it."""
+    """The newest valid checkpoint of a run, where it lies, and what was skipped to reach it.
+
+    Attributes:
+        path: its directory.
+        checkpoint: what is in it, verified, on the CPU.
+        warnings: a line for each newer one: which, and what is wrong with it.
+    """
 
     path: Path
     checkpoint: Checkpoint
@@ -42,6 +66,10 @@ def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
     """Load the newest checkpoint of a run that is whole; None if there is no checkpoint at all.
 
     `best_checkpoint` is a checkpoint like any other and takes its place by its update.
+
+    Args:
+        directory: the run's; read only, so that the lock need not be held.
+        run_id: whose checkpoints count.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is a valid one of this run.
@@ -58,6 +86,8 @@ def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
             return Resumable(path, load_checkpoint(path), warnings)
         except CheckpointError as error:
             warnings.append(f"skipped: {error}")
+    # No checkpoint at all and none that is whole are two things: the first is a run that was
+    # stopped before it saved, and may start at update 0.
     if warnings:
         raise CheckpointError(
             f"none of the {len(warnings)} checkpoints in {directory} can be resumed; the newest: "
@@ -74,6 +104,9 @@ def compare_identity(
 ) -> list[str]:
     """Compare what must be the same on resume; return the differences that `allowed` permits.
 
+    A plain comparison of names and values: what belongs to the identity is decided where it is put
+    together. All differences are named at once, with the flag that would allow them.
+
     >>> compare_identity({"seed": 1, "batch": 64}, {"seed": 2, "batch": 64}, allowed=["seed"])
     ['seed was 1 and is 2']
 
@@ -81,6 +114,7 @@ def compare_identity(
         CheckpointError: names every other difference, with both values.
         ConfigError: `allowed` names something that is never compared.
     """
+    # A misspelt name would allow nothing, and say nothing either.
     unknown = sorted(set(allowed) - set(saved) - set(current))
     if unknown:
         raise ConfigError(
@@ -101,6 +135,13 @@ def compare_identity(
 def compare_model_config(saved: ModelConfig, current: ModelConfig) -> list[str]:
     """Compare two networks; return the differences in dropout, which a resume may change.
 
+    Dropout has no weights: a network with another one has the same tensors and can go on. Of all
+    the other numbers, some would not load; but those without a tensor, such as the activation, the
+    heads or the eps, would load and be another network.
+
+    >>> compare_model_config(ModelConfig(), ModelConfig(dropout=0.0))
+    ['dropout was 0.1 and is 0.0']
+
     Raises:
         CheckpointError: names every other difference, with both values: that is another network.
     """
@@ -117,9 +158,13 @@ def compare_model_config(saved: ModelConfig, current: ModelConfig) -> list[str]:
 def _differences(
     saved: Mapping[str, IdentityValue], current: Mapping[str, IdentityValue]
 ) -> dict[str, str]:
-    differences = {}
-    for name in sorted(set(saved) | set(current)):
-        old, new = saved.get(name), current.get(name)
-        if old != new:
-            differences[name] = f"{name} was {short(old)} and is {short(new)}"
-    return differences
+    """Return name -> sentence for what differs; what one side lacks is None there.
+
+    >>> _differences({"seed": 1, "batch": 64}, {"seed": 1, "length": 512})
+    {'batch': 'batch was 64 and is None', 'length': 'length was None and is 512'}
+    """
+    return {
+        name: f"{name} was {short(saved.get(name))} and is {short(current.get(name))}"
+        for name in sorted(set(saved) | set(current))
+        if saved.get(name) != current.get(name)
+    }

@@ -14,12 +14,40 @@ Three things go wrong with such a directory, and each of them can cost weeks of 
 one (`flock`), which the kernel drops when its holder dies: there is no stale lock to delete by
 hand. Its text, process and host, is only there for the message.
 
+>>> from tempfile import TemporaryDirectory
+>>> with TemporaryDirectory() as folder, RunDirectory(Path(folder)):
+...     try:
+...         RunDirectory(Path(folder)).__enter__()
+...     except CheckpointError as error:
+...         print(str(error).split("; ")[1])
+wait for it, stop it, or choose another directory
+
 *A second run starts over the first.* The directory holds a run if there are checkpoints or metrics
 in it; then only `--resume` or `--overwrite` gets in. What an aborted start leaves (a wrong path, an
-empty corpus) is no run and stands in nobody's way.
+empty corpus) is no run and stands in nobody's way:
+
+    what lies there              neither flag    --resume            --overwrite
+    ---------------------------  --------------  ------------------  --------------------
+    nothing, or files of others  a new run       a new run           a new run
+    an aborted start             a new run       a new run           a new run
+    a run                        refused         goes on             deleted, then a new run
+    files of a run, but no id    refused         refused             refused
+
+That `--resume` starts a new run where there is none is on purpose: a script that always says
+`--resume` can be started again and again, by a scheduler too, and goes on as soon as there is
+anything to go on with. And without an id not even `--overwrite` gets in: nothing proves whose files
+they are.
 
 *A clean-up deletes too much.* `--overwrite` deletes the names in the list above and no others, and
-no checkpoint that carries another run's id.
+no checkpoint that carries another run's id. The id is drawn once, and written before anything that
+it stands for; a resume reads it, and each checkpoint carries it in its manifest.
+
+**The order in which a run comes in**: look without touching; lock; look again, since another one
+may have come in between; clear away what a killed process left; delete, if asked to; only then
+write. A second run that is refused leaves no trace, not even a lock's file, so that a slip costs
+nothing. And all of it happens before any text is tokenised or network built
+(`refuse_taken_directory` looks even earlier): an error that comes after ten minutes is an error
+that somebody else finds in the morning.
 
 HF: the Trainer starts over an earlier run without a word. fairseq: goes on from
 `checkpoint_last.pt` whenever there is one, wanted or not.
@@ -35,7 +63,6 @@ import socket
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -53,6 +80,8 @@ from annotated_mpnet.training.strict_json import (
     to_json,
 )
 
+# The names that a run gives, apart from those of its checkpoints. A new one must be entered here,
+# or `--overwrite` leaves it behind.
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -62,6 +91,14 @@ EXPORT = "hf"
 
 class RunDirectory:
     """A run's directory, locked for as long as the `with` block lasts.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with RunDirectory(Path(folder)) as directory:
+    ...         directory.write("metrics.jsonl", "...")
+    ...     with RunDirectory(Path(folder), resume=True) as again:
+    ...         print(again.run_id == directory.run_id)
+    True
 
     Attributes:
         path: the directory.
@@ -80,6 +117,8 @@ class RunDirectory:
         self.run_id = ""
         self._resume = resume
         self._overwrite = overwrite
+        # The lock's open file. As long as it is open it is held: closed by `_release`, or by the
+        # kernel when the process ends, in whatever way.
         self._lock: int | None = None
         self._signed = False
 
@@ -99,22 +138,25 @@ class RunDirectory:
                 f"--checkpoint-dir {self.path} cannot be written to ({error.strerror}); expected "
                 "a directory, there or to be made, that you may write to"
             ) from error
+        # A refusal, or Ctrl-C: `__exit__` is only called for what was entered.
         except BaseException:
             self._release()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Release the lock. The lock's file stays: deleting it could let two in at once."""
+    def __exit__(self, *error: object) -> None:
+        """Release the lock, after an error too.
+
+        The lock's file stays. Were it deleted, a second process might have opened it just before
+        and lock what has no name any more, while a third makes a new one and locks that.
+        """
         self._release()
 
     def write(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all, in the place of what had its name.
+
+        For the small files of a run. A reader, or a run that is killed, finds the former one or the
+        new one, and on a full disk the former one stays.
 
         Raises:
             WriteError: full disk, lost permission.
@@ -135,7 +177,9 @@ class RunDirectory:
             self._acquire()
         if not self._is_admitted():
             raise _taken(self.path)
+        # From here on the directory is ours alone, and the next comer is told by whom it is held.
         self._sign()
+        # Only where a run has been: in a directory that is somebody else's, a `.tmp-` is his.
         if (self.path / ENVIRONMENT).exists():
             recover(self.path)
         if self._overwrite and holds_run(self.path):
@@ -144,13 +188,16 @@ class RunDirectory:
             self.run_id = _read_run_id(self.path)
             _probe(self.path)
         else:
+            # By chance, and outside of the seed: two runs of the same command are two runs.
             self.run_id = uuid.uuid4().hex
             _write_whole(self.path, ENVIRONMENT, to_json(_environment(self.run_id)))
 
     def _is_admitted(self) -> bool:
+        # Asked once before the lock and once under it; only the second answer counts.
         return self._resume or self._overwrite or not holds_run(self.path)
 
     def _acquire(self) -> None:
+        """Open the lock's file and lock it, without waiting; `CheckpointError` if it is held."""
         path = self.path / LOCK
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -162,6 +209,7 @@ class RunDirectory:
             ) from error
 
     def _sign(self) -> None:
+        # Through the descriptor that is locked: the name could lead to another file by now.
         assert self._lock is not None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -180,12 +228,14 @@ class RunDirectory:
 def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> None:
     """Refuse at once what `RunDirectory` would refuse only after the text has been tokenised.
 
-    Reads only, and takes no lock, so that `RunDirectory` must look again.
+    Reads only, and takes no lock, so that `RunDirectory` must look again. It makes no directory
+    either: a path that was mistyped shall not be there afterwards.
 
     Raises:
         CheckpointError: the directory holds a run, and neither flag was given.
         WriteError: the path is a file, or lies under one.
     """
+    # Up to the nearest thing that is there: only a directory can have directories made in it.
     nearest = directory.absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
@@ -203,6 +253,16 @@ def holds_run(directory: Path) -> bool:
 
     Of an aborted start, which left an id but neither checkpoints nor metrics, nothing is worth
     keeping. Files of our names without an id may be somebody's own `config.toml`: they count.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("corpus.txt", ENVIRONMENT, "log.txt", "checkpoint5"):
+    ...         (Path(folder) / name).touch()
+    ...         print(name, holds_run(Path(folder)))
+    corpus.txt False
+    environment.json False
+    log.txt False
+    checkpoint5 True
     """
     named = _named(directory)
     if not (directory / ENVIRONMENT).exists():
@@ -213,7 +273,11 @@ def holds_run(directory: Path) -> bool:
 
 
 def _named(directory: Path) -> list[Path]:
-    """Return what has one of the names that a run gives, but for its id and its lock."""
+    """Return what has one of the names that a run gives, but for its id and its lock.
+
+    The one list for two questions, whether there is a run and what `--overwrite` deletes: what does
+    not count as a run's is not deleted as a run's either.
+    """
     if not directory.is_dir():
         return []
     return [
@@ -224,6 +288,7 @@ def _named(directory: Path) -> list[Path]:
 
 
 def _taken(directory: Path) -> CheckpointError:
+    """Return the refusal, with the three ways out, for both of the places that refuse."""
     return CheckpointError(
         f"--checkpoint-dir {directory} already holds a run; go on with it by --resume, delete it "
         "by --overwrite, or choose another directory"
@@ -231,12 +296,16 @@ def _taken(directory: Path) -> CheckpointError:
 
 
 def _holder(lock: Path) -> str:
+    # Empty if the holder has locked, but not signed yet.
     text = lock.read_text(encoding="utf-8", errors="replace").strip()
     return short(text) if text else "another process"
 
 
 def _delete_run(directory: Path) -> None:
     """Delete what the run in a directory wrote, and nothing else; its id last.
+
+    Last, so that a deletion which is cut short can be repeated: without an id, what is left would
+    be nobody's, and refused.
 
     Raises:
         CheckpointError: there is no id, so that nothing proves that a run wrote these files.
@@ -246,10 +315,12 @@ def _delete_run(directory: Path) -> None:
             f"--overwrite: {directory} has no {ENVIRONMENT}, so that a run may not have written "
             "what is there; nothing was deleted: do it by hand, or choose another directory"
         )
+    # An id that cannot be read is one all the same: a run was here, whichever.
     try:
         run_id: str | None = _read_run_id(directory)
     except CheckpointError:
         run_id = None
+    # `hf/`, the logs and the figures carry no id of their own and go with the run.
     for path in _named(directory):
         # A damaged checkpoint, whose manifest names nobody, is taken for this run's.
         foreign = run_id is not None and owner(path) not in (run_id, None)
@@ -259,6 +330,7 @@ def _delete_run(directory: Path) -> None:
 
 
 def _delete(path: Path) -> None:
+    """Delete a file, a directory with all it holds, or a link, but not what the link leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -266,6 +338,10 @@ def _delete(path: Path) -> None:
 
 
 def _read_run_id(directory: Path) -> str:
+    """Return the id that every checkpoint of a run carries; `CheckpointError` if there is none.
+
+    It is not made up anew: the checkpoints would be another run's then, and never be pruned.
+    """
     path = directory / ENVIRONMENT
     if not path.exists():
         raise CheckpointError(
@@ -278,7 +354,11 @@ def _read_run_id(directory: Path) -> str:
 
 
 def _environment(run_id: str) -> JsonObject:
-    """Return the run's id and what it runs on. No environment variables: they hold secrets."""
+    """Return the run's id and what it runs on. No environment variables: they hold secrets.
+
+    For whoever asks, months later, why two runs of the same configuration differ in the last bits:
+    sums on another number of threads, or on another device, are added in another order.
+    """
     devices = range(torch.cuda.device_count())
     return {
         "run_id": run_id,
@@ -294,13 +374,19 @@ def _environment(run_id: str) -> JsonObject:
 
 
 def _probe(directory: Path) -> None:
-    """Raise the `OSError` now that would otherwise come with the first checkpoint."""
+    """Raise the `OSError` now that would otherwise come with the first checkpoint.
+
+    A resume writes nothing when it starts, so that nothing else would notice a lost permission
+    until hours of updates are to be saved.
+    """
     probe = directory / f"{TEMPORARY}probe"
     probe.touch()
     probe.unlink()
 
 
 def _write_whole(directory: Path, name: str, text: str) -> None:
+    # The protocol of `checkpoint.py` for a single file: written and on the disk under another name,
+    # then renamed, then the rename on the disk.
     temporary = directory / f"{TEMPORARY}{name}"
     write_synced(temporary, text)
     os.rename(temporary, directory / name)
