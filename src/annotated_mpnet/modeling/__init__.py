@@ -1,7 +1,12 @@
 """The network. Needs torch only, and takes plain numbers, never a tokenizer.
 
-Read `two_stream.py` first: it is the idea. Then `positions.py`, `attention.py`, `encoder.py`,
-`pretraining.py`.
+Read `two_stream.py` first: it is the idea, and `pictures.py` draws it. Then follow a batch through:
+
+    two_stream.py   a batch becomes rows, and who sees whom
+    positions.py    rows get their places: absolute, and relative to one another
+    attention.py    rows gather from rows
+    encoder.py      the layers around that, and the stack of them
+    pretraining.py  rows become predictions, predictions a loss; how the weights begin
 """
 
 from annotated_mpnet.modeling.pretraining import MPNetForPretraining

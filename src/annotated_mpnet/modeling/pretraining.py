@@ -5,13 +5,61 @@ the two together. What it adds is small: the head that turns a hidden state into
 the vocabulary, the initialisation, and the loss.
 
 **Head.** dense, activation, LayerNorm, then the product with the *token embeddings* themselves plus
-a bias for each token. Sharing ("tying") the table saves 23 of 133 million weights in MPNet-base,
-and makes a token's embedding the very vector that predicts it. Only the P predicted rows come here:
-with a vocabulary of 30,527 the product for all L rows would cost as much as three layers.
+a bias for each token:
+
+    logits = LayerNorm(activation(dense(hidden))) E^T + bias          (B, P, D) to (B, P, V)
+
+Sharing ("tying") the table E saves 23 of 133 million weights in MPNet-base, and makes a token's
+embedding the very vector that predicts it. Here are all of them, counted on the "meta" device,
+where weights have shapes and no memory:
+
+>>> with torch.device("meta"):
+...     model = MPNetForPretraining(ModelConfig())
+>>> parts = [*model.sentence_encoder.named_children(), ("lm_head", model.lm_head), ("all", model)]
+>>> for name, part in parts:
+...     if count := sum(parameter.numel() for parameter in part.parameters()):
+...         print(f"{name:23} {count:11,}")
+embed_tokens             23,444,736
+embed_positions             394,752
+emb_layer_norm                1,536
+relative_attention_bias         384
+layers                   85,054,464
+lm_head                     622,655
+all                     109,518,527
+
+Only the P predicted rows come here. A logit costs 2 D operations, so that a row's V of them cost as
+much as its way through three layers, and take 122 kB as float32; for all 512 rows of a sentence the
+logits alone would be 62.5 MB, and a gradient of the same size. HF: `MPNetForMaskedLM` computes them
+all, and its loss ignores the 85 % that are not predicted.
 
 **Loss.** Cross-entropy, summed over the predicted tokens. Not the mean: the caller divides by the
 number of predicted tokens of the whole update, all its micro-batches and all its devices. A mean of
-means would weigh a token of a short micro-batch more than one of a long micro-batch.
+means would weigh a token of a short micro-batch more than one of a long micro-batch. Say the first
+has 10 predictions at 2 nats each, the second 90 at 4:
+
+>>> (10 * 2 + 90 * 4) / (10 + 90), (2 + 4) / 2  # the mean; the mean of the means
+(3.8, 3.0)
+
+**Where it begins.** A network that knows nothing should give each of V tokens the same chance: a
+loss of log2(V) bits, 14.9 for MPNet's vocabulary. It begins a little higher, because its first
+logits are noise, and a confident guess that is wrong costs more than one that is right gains. The
+LayerNorm of the head gives each of D features the size 1, E has a spread of 0.02, so that logits
+have one of s = 0.02 sqrt(D), and the loss is s^2 / 2 nats over log(V): 0.22 bits at 768 wide. With
+1024 tokens, log2(V) is 10:
+
+>>> import math
+>>> _ = torch.manual_seed(0)
+>>> small = ModelConfig(vocab_size=1024, encoder_layers=1, encoder_ffn_dim=64)
+>>> ids, positions = torch.randint(5, 1024, (8, 64)), torch.arange(10).expand(8, 10)
+>>> with torch.no_grad():
+...     logits_BPV = MPNetForPretraining(small).eval()(ids, positions, ids[:, :10].flip(1))
+>>> predicted = 0.02 * math.sqrt(768), 10 + (0.02**2 * 768 / 2) / math.log(2)
+>>> measured = logits_BPV.std().item(), cross_entropy_sum(logits_BPV, ids[:, :10].flip(1)).item()
+>>> [f"{number:.1f}" for number in (*predicted, measured[0], measured[1] / 80 / math.log(2))]
+['0.6', '10.2', '0.6', '10.2']
+
+If a run starts far above that, its weights do not begin as they should. What comes next is the
+*unigram plateau*, at the entropy of the token frequencies; below it, the network uses the context.
 
 Names of parameters are fairseq's, so that Microsoft's and annotated-mpnet's weights load without a
 table of names.
@@ -40,7 +88,12 @@ from annotated_mpnet.modeling.two_stream import (
 
 
 class MPNetLMHead(nn.Module):
-    """From hidden states to scores over the vocabulary, through the token embeddings."""
+    """From hidden states to scores over the vocabulary, through the token embeddings.
+
+    Apart from the table it owns D x D + V weights and some biases and gains: 0.6 million in
+    MPNet-base. The dense layer turns "what stands here, in this context" into "which embedding
+    would fit"; the bias is free to learn how frequent each token is, whatever the context.
+    """
 
     embed_tokens: nn.Embedding
 
@@ -52,7 +105,8 @@ class MPNetLMHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
         self.activation_fn: ActivationName = config.activation_fn
         # A reference, not a sub-module: the table belongs to the encoder, and would otherwise stand
-        # in the state dict twice.
+        # in the state dict twice. `nn.Module` registers every module that is assigned to it, unless
+        # one goes around its `__setattr__`.
         object.__setattr__(self, "embed_tokens", embed_tokens)
 
     def forward(self, hidden_BPD: torch.Tensor) -> torch.Tensor:
@@ -62,7 +116,12 @@ class MPNetLMHead(nn.Module):
 
 
 class MPNetForPretraining(nn.Module):
-    """The network and its objectives."""
+    """The network and its objectives.
+
+    Trained with `loss_sum`, used with `encode`. Nothing but `input_mode` differs between MPNet,
+    BERT and XLNet here: same weights, same batch, other rows. So the objectives can be compared
+    with all else equal, or changed in the middle of a run.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,12 +152,19 @@ class MPNetForPretraining(nn.Module):
 
         Returns:
             Logits (B, P, V). Those of an empty slot mean nothing.
+
+        Raises:
+            ValueError: a row is longer than `max_positions`, or the mode is unknown.
         """
         rows = self._rows(input_ids, predicted_positions, predicted_ids, attention_mask, input_mode)
         return self.lm_head(self.sentence_encoder(rows))
 
     def loss_sum(self, batch: Batch, input_mode: InputMode = "mpnet") -> torch.Tensor:
-        """Return the summed cross-entropy, in nats, over a batch's predicted tokens (a scalar)."""
+        """Return the summed cross-entropy, in nats, over a batch's predicted tokens (a scalar).
+
+        To train, divide by the number of predicted tokens of the whole update before `backward`;
+        to report bits per token, divide by `batch.num_predicted` and by log(2).
+        """
         logits_BPV = self(
             batch.input_ids,
             batch.predicted_positions,
@@ -111,7 +177,11 @@ class MPNetForPretraining(nn.Module):
     def encode(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the hidden states (B, L, D) of plain sentences (B, L), as Hugging Face's MPNet."""
+        """Return the hidden states (B, L, D) of plain sentences (B, L), as Hugging Face's MPNet.
+
+        This is what pretraining is for: nothing is masked, nothing predicted, there is neither
+        content nor query, and the head is not used. Raises `ValueError` as `forward` does.
+        """
         self._check_length(input_ids)
         rows = sentence_rows(input_ids, _as_numbers(attention_mask))
         return self.sentence_encoder(rows)
@@ -124,6 +194,7 @@ class MPNetForPretraining(nn.Module):
         attention_mask: torch.Tensor | None,
         input_mode: InputMode,
     ) -> Rows:
+        # The one place where the objectives part. From here on there are rows.
         self._check_length(input_ids)
         tensors = (input_ids, predicted_positions, predicted_ids, _as_numbers(attention_mask))
         match input_mode:
@@ -136,6 +207,8 @@ class MPNetForPretraining(nn.Module):
         raise ValueError(f"input_mode is {input_mode!r}; expected mpnet, mlm or plm")
 
     def _check_length(self, input_ids: torch.Tensor) -> None:
+        # Without this, the table would be read past its end: on a GPU an assertion far from here,
+        # after which the process can only be restarted.
         length, longest = input_ids.shape[1], self.config.max_positions
         if length > longest:
             raise ValueError(f"rows of {length} tokens; the position table ends at {longest}")
@@ -144,10 +217,15 @@ class MPNetForPretraining(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the initial weights from PyTorch's global generator.
 
-        Paper: as BERT; N(0, 0.02) for all matrices and tables, biases zero, norms one. Small
-        weights keep the first hidden states, and so the first logits, near zero: the loss begins
-        near that of guessing evenly, log(V).
+        Paper: as BERT; N(0, 0.02) for all matrices and tables, biases zero, norms one. So at first
+        each row is mostly itself: what a layer adds is small against what is already there, each
+        query attends about evenly to all keys it may see, and no token is preferred.
+
+        PyTorch's own start would give tables N(0, 1): logits of a size of 28 instead of 0.55, at
+        768 wide, and a loss of more than a hundred bits.
         """
+        # The order of the names decides which random numbers a weight gets, so that adding a
+        # parameter in the middle would change all those after it.
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
@@ -155,6 +233,9 @@ class MPNetForPretraining(nn.Module):
                 parameter.zero_()
             else:
                 parameter.normal_(mean=0.0, std=0.02)
+        # Last, because the loop above has filled these rows too. As input, padding keeps its zeros:
+        # look-ups of `padding_idx` give no gradient. But as a row of E it is scored like the rest,
+        # and so the head does move it, away from what it would be predicted by.
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
@@ -175,6 +256,8 @@ class MPNetForPretraining(nn.Module):
             name.removeprefix("_orig_mod.").removeprefix("decoder."): tensor
             for name, tensor in state_dict.items()
         }
+        # fairseq stores the tied matrix under both of its names. Equal, one of them is enough;
+        # different, half of the model would be lost in silence.
         tied = renamed.pop("lm_head.weight", None)
         if self.config.position_embedding == "sinusoidal":
             renamed.pop("sentence_encoder.embed_positions._float_tensor", None)
@@ -190,7 +273,18 @@ def _as_numbers(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def cross_entropy_sum(logits_BPV: torch.Tensor, predicted_ids: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross-entropy in nats, in float32, of logits against ids (B, P)."""
+    """Return the summed cross-entropy in nats, in float32, of logits (B, P, V) against ids (B, P).
+
+    For one token, -log softmax(logits)[id]. Empty slots add nothing, and get a gradient of zero:
+
+    >>> import math
+    >>> logits_BPV, ids_BP = torch.zeros(1, 3, 8), torch.tensor([[5, 2, NOT_PREDICTED]])
+    >>> (cross_entropy_sum(logits_BPV, ids_BP) / math.log(2)).item()  # 2 tokens, 3 bits each
+    6.0
+
+    Under autocast the logits come in bfloat16, with 8 bits of precision: near a loss of 15 nats
+    that is a step of 0.06. So they are widened first, before the sum over the vocabulary.
+    """
     return F.cross_entropy(
         logits_BPV.float().flatten(0, 1),
         predicted_ids.flatten(),

@@ -12,7 +12,17 @@ j, the network may use
 - at the positions of the tokens j..P, a mask that carries its position: what XLNet lacks. The paper
   calls it *position compensation*.
 
-So each prediction sees each position of the sentence exactly once: as a token, or as a mask.
+So each prediction sees each position of the sentence exactly once: as a token, or as a mask. With x
+for the tokens, [M] for masks with their positions, and z1..zP for the predicted positions:
+
+    BERT     log p(x_z1 | rest, [M]_z1..zP)  +  log p(x_z2 | rest, [M]_z1..zP)        + ...
+    XLNet    log p(x_z1 | rest)              +  log p(x_z2 | rest, x_z1)              + ...
+    MPNet    log p(x_z1 | rest, [M]_z1..zP)  +  log p(x_z2 | rest, x_z1, [M]_z2..zP)  + ...
+
+BERT's sum treats the predicted tokens as independent of one another, given the rest: where "New
+York" and "Los Angeles" are equally likely, "New Angeles" is as likely to it as they are. The other
+two sums are the chain rule, and so a proper joint probability of all predicted tokens, in whatever
+order they come.
 
 **How others write it.** Microsoft's code permutes the sentence, so that the predicted tokens come
 last, appends 2P entries (a mask and another mask for each), runs two streams through each layer,
@@ -37,26 +47,48 @@ its prediction, 1..P, and infinity if it is not predicted. Then one rule says wh
     a content key of number k is visible to a row                    iff   k <= tau(row)
 
 Each position is seen exactly once, because exactly one of the two holds. Take five tokens, of which
-"sentence" (position 3) is predicted first and "task" (position 1) second. Keys of the sentence that
-are masked stand in brackets, `x` is "visible":
+"sentence" (position 3) is predicted first and "task" (position 1) second:
 
->>> print(draw_visibility(["the", "task", "is", "sentence", "labelling"], [3, 1]))
-row                  tau | the  [task]  is  [sent] labe | sent  task
-sentence  (5 rows)     0 |  x     x     x     x     x   |  .     .
-content 1 sentence     1 |  x     x     x     .     x   |  x     .
-content 2 task         2 |  x     .     x     .     x   |  x     x
-query   1 sentence     0 |  x     x     x     x     x   |  .     .
-query   2 task         1 |  x     x     x     .     x   |  x     .
+>>> from annotated_mpnet.modeling.pictures import draw_visibility
+>>> words = ["the", "task", "is", "sentence", "labelling", "[M]"]
+>>> masked, order = torch.tensor([[0, 5, 2, 5, 4]]), torch.tensor([[3, 1]])
+>>> rows = mpnet_rows(masked, predicted_positions=order, predicted_ids=order, attention_mask=None)
+>>> print(draw_visibility(rows, words))
+    row            0 the   1 [M]   2 is    3 [M]   4 labe  3 sent  1 task
+ 0  0 the            x       x       x       x       x
+ 1  1 [M]            x       x       x       x       x
+ 2  2 is             x       x       x       x       x
+ 3  3 [M]            x       x       x       x       x
+ 4  4 labelling      x       x       x       x       x
+ 5  3 sentence       x       x       x       .       x       x       .
+ 6  1 task           x       .       x       .       x       x       x
+ 7  3 [M]            x       x       x       x       x       .       .    -> loss
+ 8  1 [M]            x       x       x       .       x       x       .    -> loss
 
+Down the side stand the rows, across the top the keys, each with its position. `x` is "sees", a dot
+is a score that is computed and then ruled out, and where there is nothing, nothing is computed.
 Read the last line: "task" is predicted from three plain tokens, from its own mask, and from the
-revealed "sentence", whose mask it no longer sees.
+revealed "sentence", whose mask it no longer sees. Rows 6 and 8 are why there are *two* streams:
+both stand at position 1, but row 6 has read "task" and so can pass it on to later predictions,
+while row 8, which is to predict it, must not have read it.
+
+**What may not leak.** In the first layer the rule holds by construction. In the second, a row sees
+what its keys have seen; so it must hold along every path. It does: a visible key never has a time
+later than the row's own (0 for the sentence, k <= tau for content), so that time never grows along
+a path backwards, and the token of number j, which enters at time j, cannot reach a query of time
+j-1 in any number of layers.
 
 **What is gained.** The upper part is plain BERT: L rows that all see the same L keys, with a
 relative position bias that is the same for every sample of the batch. Only 2P rows, 30 % of L, need
-the staircase at the right. Scores per head: L^2 + 2P(L+P) = 1.345 L^2 where the permuted form has
-(L+2P)(L+P) = 1.495 L^2; and what must be gathered for each sample shrinks from 1.495 L^2 to
-0.345 L^2 entries. In the last layer only the query rows are needed, since nobody looks at what the
-other rows would become.
+the staircase at the right. Scores per head, in units of L^2: here, in the permuted form, and what
+is left of them that must be gathered or masked for each sample (in the permuted form: all).
+
+>>> L, P = 1000, 150
+>>> [n / L**2 for n in (L * L + 2 * P * (L + P), (L + 2 * P) * (L + P), 2 * P * (L + P))]
+[1.345, 1.495, 0.345]
+
+In the last layer only the query rows are needed, since nobody looks at what the other rows would
+become (`encoder.py`).
 
 **The other two objectives** are the same picture with rows left out. `mlm` has the masked sentence
 alone, and reads its predictions there. `plm` has L rows of original tokens (tau: their rank, 0 if
@@ -69,13 +101,13 @@ one comparison more: row and key are of the same document. Positions count from 
 first token. Padding is document 0, which no document is; so an ordinary mask of ones and zeros is
 the case of a single document, and needs no code of its own.
 
-Next: `positions.py`, then `attention.py`, which runs the rows block by block.
+Next: `pictures.py` draws `plm` and two documents in a row, and counts what each objective knows;
+then `positions.py`.
 
     B batch   L tokens of a sentence   P predicted tokens   R rows (L + 2P in mpnet mode)
     M keys (L + P)   S rows of the staircase (2P)   Q rows that ask
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,6 +118,9 @@ from annotated_mpnet.batch import NOT_PREDICTED
 @dataclass(frozen=True)
 class Block:
     """Consecutive rows that ask the same keys.
+
+    Positions here are *places in the row of tokens*, 0..L-1, padding and other documents counted:
+    the relative bias needs only their differences, which are the same from wherever one counts.
 
     Attributes:
         rows: which of the rows that ask.
@@ -104,6 +139,9 @@ class Block:
 @dataclass(frozen=True)
 class Rows:
     """All that goes through the network for a batch, whatever its objective.
+
+    Rows that answer come first, those that only ask come last: keys are then a slice,
+    `hidden[:, :num_keys]`, and not a copy.
 
     Attributes:
         input_ids: (B, R). All rows ask; the first `num_keys` rows also answer (give keys, values).
@@ -124,7 +162,15 @@ class Rows:
 
 
 def sentence_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Rows:
-    """Return the rows of a plain encoder: the sentence (B, L), seen by itself."""
+    """Return the rows of a plain encoder: the sentence (B, L), seen by itself.
+
+    Everything rests on this block: `encode` and `mlm` are nothing else, `mpnet` starts with it.
+    Without padding it has no mask at all, and its bias needs no dimension for the batch:
+
+    >>> block = sentence_rows(torch.zeros(8, 512, dtype=torch.long), None).last_block
+    >>> block.visible, tuple(block.query_positions.shape)
+    (None, (1, 512))
+    """
     length, place_1L = input_ids.shape[1], _places(input_ids)
     visible = None
     if attention_mask is not None:
@@ -140,13 +186,19 @@ def mlm_rows(
     predicted_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> Rows:
-    """BERT's objective: the masked sentence alone; the loss is read at the predicted positions."""
+    """BERT's objective: the masked sentence alone; the loss is read at the predicted positions.
+
+    Args are those of `mpnet_rows`. Of `predicted_ids` only the empty slots matter here; the
+    original tokens go nowhere but into the loss.
+    """
     sentence = sentence_rows(input_ids, attention_mask)
     slots = Slots.of(predicted_positions, predicted_ids)
     visible_BPL = None
     if attention_mask is not None:
         document_BP = attention_mask.gather(1, slots.positions_BP)
         visible_BPL = _same_document(document_BP, attention_mask)
+    # Layers before the last run the sentence's block: its rows are everybody's keys. The last one
+    # runs only the P of them that predict, gathered from their places.
     place_1L = sentence.last_block.key_positions
     last_block = Block(slots.rows, slots.positions_BP, place_1L, visible_BPL)
     return replace(sentence, loss_rows=slots.positions_BP, last_block=last_block)
@@ -158,30 +210,54 @@ def mpnet_rows(
     predicted_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> Rows:
-    """MPNet's objective: the masked sentence, then a content and a query row for each
-    prediction."""
+    """MPNet's objective: the masked sentence, then a content and a query row for each prediction.
+
+    The comments follow the chapter's five tokens, "the [M] is [M] labelling", of which position 3
+    is predicted first and position 1 second. The rows of the staircase (S) are content 1 and 2,
+    query 1 and 2; the keys (M) five of the sentence and two of content.
+
+    Args:
+        input_ids: (B, L), the masked sentence.
+        predicted_positions: (B, P), in the order of prediction; anything in an empty slot.
+        predicted_ids: (B, P), the original tokens; `NOT_PREDICTED` in an empty slot.
+        attention_mask: (B, L), the number of each token's document, 0 for padding; None if there
+            is one document and no padding.
+    """
     sentence = sentence_rows(input_ids, attention_mask)
     slots = Slots.of(predicted_positions, predicted_ids)
     length, num_slots = input_ids.shape[1], slots.rank_1P.shape[1]
 
     # The rule of the chapter, for the content rows (tau = j) and the query rows (tau = j - 1). An
     # order "later than any prediction" stands for the infinity of what is not predicted.
+    #     rank  [0, 2, 0, 1, 0]     order  [3, 2, 3, 1, 3]     tau  [1, 2, 0, 1]
     rank_BL = slots.ranks_in_sentence(length)
     order_BL = torch.where(rank_BL == 0, num_slots + 1, rank_BL)
     tau_1S = torch.cat([slots.rank_1P, slots.rank_1P - 1], dim=1)
+
+    # All pairs at once, by broadcasting: (B, 1, L) > (1, S, 1) gives (B, S, L). The last row, query
+    # 2 with tau = 1: [3, 2, 3, 1, 3] > 1 hides position 3 alone, and [1, 2] <= 1 shows content 1.
+    # An empty slot's content must be ruled out by name: its rank is like any other's.
     sees_sentence_BSL = order_BL[:, None, :] > tau_1S[:, :, None]
     sees_content_BSP = (slots.rank_1P[:, None, :] <= tau_1S[:, :, None]) & slots.used_BP[:, None, :]
     visible_BSM = torch.cat([sees_sentence_BSL, sees_content_BSP], dim=2)
 
+    # Where rows and keys stand: keys at [0, 1, 2, 3, 4, 3, 1], the staircase's rows at
+    # [3, 1, 3, 1]. A revealed token stands where its mask stood, so the bias treats both alike.
     place_BL = _places(input_ids).expand_as(input_ids)
     place_BM = torch.cat([place_BL, slots.positions_BP], dim=1)
     twice_BS = slots.positions_BP.repeat(1, 2)
     if attention_mask is not None:
         document_BM = attention_mask.gather(1, place_BM)
         visible_BSM = visible_BSM & _same_document(attention_mask.gather(1, twice_BS), document_BM)
+
+    # In the network the staircase stands behind the sentence. In the last layer its lower half, the
+    # queries, is all there is, and the slots are the rows 0..P-1 of those that ask.
     staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visible_BSM)
     last_block = Block(slots.rows, slots.positions_BP, place_BM, visible_BSM[:, num_slots:])
 
+    # What each row reads: content the original, a query the very stand-in of the masked sentence,
+    # which for one in ten is a random token and for another the token itself. -100 is no row of the
+    # embedding table, so that an empty slot needs some other id; nobody will see it.
     position_BL = sentence.positions.expand_as(input_ids)
     stand_in_BP = input_ids.gather(1, slots.positions_BP)
     original_BP = torch.where(slots.used_BP, predicted_ids, stand_in_BP)
@@ -202,15 +278,25 @@ def plm_rows(
     attention_mask: torch.Tensor | None,
     mask_token_id: int,
 ) -> Rows:
-    """XLNet's objective: the original sentence in its order of revelation, and P queries."""
+    """XLNet's objective: the original sentence in its order of revelation, and P queries.
+
+    Args are those of `mpnet_rows`, but `input_ids` is the *original* sentence: each token is its
+    own content row, at its own place, and no further rows need to hold it.
+    """
     slots = Slots.of(predicted_positions, predicted_ids)
     length = input_ids.shape[1]
 
     # What is not predicted has rank 0: known from the start, and knowing nothing but its like.
+    #     rank  [0, 2, 0, 1, 0]     tau  [0, 2, 0, 1, 0, 0, 1]
+    # "<=" and not "<": a content row sees itself. A query of the same place has a tau one less,
+    # and that one less is the whole difference between knowing the token and predicting it.
     rank_BL = slots.ranks_in_sentence(length)
     query_tau_BP = (slots.rank_1P - 1).expand_as(slots.positions_BP)
     tau_BR = torch.cat([rank_BL, query_tau_BP], dim=1)
     visible_BRL = rank_BL[:, None, :] <= tau_BR[:, :, None]
+
+    # No block of this is dense: even the sentence's own rows must not look ahead. So one block of
+    # L + P rows has to carry a mask and a bias of its own for each sample.
     place_1L = _places(input_ids)
     place_BR = torch.cat([place_1L.expand_as(input_ids), slots.positions_BP], dim=1)
     if attention_mask is not None:
@@ -245,7 +331,12 @@ class Slots:
 
     @classmethod
     def of(cls, predicted_positions: torch.Tensor, predicted_ids: torch.Tensor) -> "Slots":
-        """Read the slots off a batch: both (B, P)."""
+        """Read the slots off a batch: both (B, P).
+
+        Whatever position an empty slot came with becomes 0, which always exists, so that the slot
+        can go through every `gather` like the others: dropping it would take a shape that depends
+        on the data, and with it a wait for the GPU and a new compilation.
+        """
         used_BP = predicted_ids != NOT_PREDICTED
         rank_1P = torch.arange(1, predicted_ids.shape[1] + 1, device=predicted_ids.device)[None]
         return cls(used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P)
@@ -260,7 +351,11 @@ class Slots:
         return (self.rank_1P - 1 + first).expand_as(self.positions_BP)
 
     def ranks_in_sentence(self, length: int) -> torch.Tensor:
-        """Return for each position (B, L) when it is predicted, 1..P, and 0 for never."""
+        """Return for each position (B, L) when it is predicted, 1..P, and 0 for never.
+
+        >>> Slots.of(torch.tensor([[3, 1, 9]]), torch.tensor([[3, 1, -100]])).ranks_in_sentence(5)
+        tensor([[0, 2, 0, 1, 0]])
+        """
         # An empty slot writes behind the end, into a column that is then cut off, because as
         # position 0 it would overwrite the rank of a prediction that really stands there.
         target_BP = torch.where(self.used_BP, self.positions_BP, length)
@@ -288,6 +383,9 @@ def _absolute_positions(
 ) -> torch.Tensor:
     """Count positions from each document's first token, so that padding on the left moves nothing.
 
+    >>> _absolute_positions(torch.zeros(1, 8), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]]))
+    tensor([[-1, -1,  0,  1,  2,  0,  1, -1]])
+
     fairseq and HF: padding has the position of the padding id, -1 here. Nobody sees it, but so even
     the padded places of `encode` agree with Hugging Face.
     """
@@ -295,39 +393,9 @@ def _absolute_positions(
     if attention_mask is None:
         return place_1L
     # Documents are numbered in their order: the highest number so far is that of the document that
-    # goes on here, even behind a hole in the mask, and where it rises a document begins.
+    # goes on here, even behind a hole in the mask, and where it rises a document begins. In the
+    # example: reached [0, 0, 1, 1, 1, 2, 2, 2], first [0, 0, 2, 2, 2, 5, 5, 5].
     reached_BL = attention_mask.cummax(dim=1).values
     before_BL = torch.cat([torch.zeros_like(reached_BL[:, :1]), reached_BL[:, :-1]], dim=1)
     first_BL = torch.where(reached_BL > before_BL, place_1L, 0).cummax(dim=1).values
     return torch.where(attention_mask != 0, place_1L - first_BL, -1)
-
-
-def draw_visibility(tokens: Sequence[str], predicted_positions: Sequence[int]) -> str:
-    """Draw who sees whom in `mpnet` mode: the picture of this chapter, from the code above."""
-    length, num_slots = len(tokens), len(predicted_positions)
-    ids_BL = torch.arange(length)[None]
-    positions_BP = torch.tensor([predicted_positions])
-    rows = mpnet_rows(ids_BL, positions_BP, positions_BP, None)
-    visible_SM = rows.blocks[1].visible
-    assert visible_SM is not None
-    visible_SM = visible_SM[0]
-
-    names = [f"[{t[:4]}]" if p in predicted_positions else t[:4] for p, t in enumerate(tokens)]
-    names += [tokens[p][:4] for p in predicted_positions]
-
-    def line(label: str, tau: str, cells: Sequence[str]) -> str:
-        cells = [f"{cell:^6}" for cell in cells]
-        return f"{label:20} {tau:>3} |{''.join(cells[:length])}|{''.join(cells[length:])}".rstrip()
-
-    def drawn(sees: torch.Tensor) -> list[str]:
-        return ["x" if seen else "." for seen in sees.tolist()]
-
-    lines = [line("row", "tau", names)]
-    sees_M = torch.arange(length + num_slots) < length
-    lines.append(line(f"sentence  ({length} rows)", "0", drawn(sees_M)))
-    for row, kind in enumerate(["content"] * num_slots + ["query"] * num_slots):
-        rank = row % num_slots + 1
-        label = f"{kind:7} {rank} {tokens[predicted_positions[rank - 1]]}"
-        tau = rank if kind == "content" else rank - 1
-        lines.append(line(label, str(tau), drawn(visible_SM[row])))
-    return "\n".join(lines)
