@@ -168,3 +168,102 @@ def test_masks_of_evaluation_are_others_than_those_of_training():
     rows = rows_of([MAX_TOKENS])
     training, evaluation = collator()(rows), collator().for_evaluation()(rows)
     assert predicted(training, 0) != predicted(evaluation, 0)
+
+
+# --packing documents.
+
+DOCUMENT_LENGTHS = st.lists(
+    st.lists(st.integers(3, 14), min_size=1, max_size=4), min_size=1, max_size=5
+)
+
+
+def shared_rows(lengths: list[list[int]]) -> list[Row]:
+    """Return rows, each of documents of these lengths."""
+    flat = iter(rows_of([length for row in lengths for length in row]))
+    return [
+        Row(np.concatenate([next(flat).input_ids for _ in row]), 0, index)
+        for index, row in enumerate(lengths)
+    ]
+
+
+def in_documents() -> DataCollatorForMaskedPermutedLanguageModeling:
+    return dataclasses.replace(collator(), packing="documents")
+
+
+@given(DOCUMENT_LENGTHS)
+def test_attention_mask_numbers_the_documents_of_a_row(lengths):
+    batch = in_documents()(shared_rows(lengths))
+    assert batch.attention_mask is not None
+    width = max(map(sum, lengths))
+    for row, mask in zip(lengths, batch.attention_mask.tolist(), strict=True):
+        expected = [number for number, length in enumerate(row, start=1) for _ in range(length)]
+        assert mask == expected + [0] * (width - len(expected))
+    assert batch.num_tokens == sum(map(sum, lengths))
+
+
+@given(DOCUMENT_LENGTHS)
+def test_each_document_of_a_row_predicts_its_own_share(lengths):
+    batch = in_documents()(shared_rows(lengths))
+    for i, row in enumerate(lengths):
+        starts = np.cumsum([0, *row])
+        positions = np.array([position for position, *_ in predicted(batch, i)])
+        counts = np.histogram(positions, bins=starts)[0]
+        # One token or 15 %, and that is all there is of them in up to 12.
+        assert counts.tolist() == [max(1, round(0.15 * (length - 2))) for length in row]
+        assert (np.diff(np.searchsorted(starts, positions, side="right")) >= 0).all()
+
+
+def test_masking_of_a_document_does_not_depend_on_its_neighbours():
+    # The second document is the same, behind a shorter and a longer first one.
+    texts = [row.input_ids for row in rows_of([9, 30, 22, 12])]
+    short = Row(np.concatenate([texts[0], texts[2]]), 0, 5)
+    long = Row(np.concatenate([texts[1], texts[2], texts[3]]), 0, 5)
+    after = {
+        len(first): [
+            (position - len(first), *rest)
+            for position, *rest in predicted(in_documents()([row]), 0)
+            if len(first) <= position < len(first) + 22
+        ]
+        for first, row in ((texts[0], short), (texts[1], long))
+    }
+    assert after[9] == after[30]
+    assert len(after[9]) == 3
+
+
+def test_document_alone_in_its_row_is_masked_alike_in_all_modes():
+    rows = rows_of([64, 20, 33])
+    plain, numbered = collator()(rows), in_documents()(rows)
+    assert (plain.input_ids == numbered.input_ids).all()
+    assert plain.attention_mask is not None
+    assert (plain.attention_mask == numbered.attention_mask).all()
+    for i in range(3):
+        assert predicted(plain, i) == predicted(numbered, i)
+
+
+def test_slots_are_the_usual_ones_or_the_next_multiple_of_eight_that_is_enough():
+    few, many = shared_rows([[30, 34]]), shared_rows([[4] * 16, [60]])
+    assert in_documents()(few).predicted_ids.shape == (1, 16)  # 9 usual ones
+    assert in_documents()(many).predicted_ids.shape == (2, 16)
+    assert in_documents()(shared_rows([[3] * 21])).predicted_ids.shape == (1, 24)
+
+
+# Rows 17 and 18 of the fault matrix.
+
+
+def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
+    long = rows_of([64, 64, 64])
+    tiny = Row(np.array([0, 50, 2]), 0, 99)
+    alone, beside = collator()(long), collator()([*long, tiny])
+    for i in range(3):
+        assert predicted(beside, i) == predicted(alone, i)
+    assert beside.num_predicted == alone.num_predicted + 1
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=6), st.booleans())
+def test_special_tokens_alone_are_never_targets(specials, with_neighbour):
+    rows = [Row(np.array([0, *specials, 2]), 0, 0)]
+    rows += rows_of([40]) if with_neighbour else []
+    for each in (collator(), in_documents()):
+        batch = each(rows)
+        assert predicted(batch, 0) == []
+        assert batch.num_predicted == (6 if with_neighbour else 0)

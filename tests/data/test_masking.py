@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from annotated_mpnet.data.masking import (
     choose_predicted,
     corrupt,
+    count_in_documents,
     count_predicted,
     draw,
-    number_words,
+    find_words,
 )
 
 # A token as masking sees it: special, the start of a word, or its continuation.
@@ -31,8 +32,12 @@ def choose(rows: list[str], pred_prob: float, width: int = 0, first: int = 0) ->
     draws_UBL = np.zeros((4, *starts_BL.shape))
     for i, row in enumerate(rows):
         draws_UBL[:, i, : len(row)] = draw(7, "mask", 0, first + i, len(row))
+    # Everything is one document; where a row is padded, it is padded with specials of it.
+    document_BL = np.ones(starts_BL.shape, dtype=np.int64)
     count_B = count_predicted(predictable_BL.sum(axis=1), pred_prob)
-    positions_BP = choose_predicted(number_words(starts_BL, predictable_BL), count_B, draws_UBL)
+    count_BN = np.stack([0 * count_B, count_B], axis=1)
+    word_BL = find_words(starts_BL, predictable_BL)
+    positions_BP = choose_predicted(word_BL, document_BL, count_BN, draws_UBL)
     assert positions_BP.shape == (len(rows), count_B.max())
     # Unused slots come last.
     return [
@@ -74,12 +79,33 @@ def test_words_are_whole_except_at_most_one_in_a_row(rows, pred_prob):
 
 
 @given(ROWS)
-def test_words_are_numbered_by_the_rule(rows):
-    for row, numbered in zip(rows, number_words(*tables(rows)), strict=True):
-        expected = {position: i for i, word in enumerate(words_of(row)) for position in word}
-        assert numbered.tolist() == [
-            expected.get(position, -1) for position in range(len(numbered))
-        ]
+def test_words_begin_by_the_rule(rows):
+    for row, found in zip(rows, find_words(*tables(rows)), strict=True):
+        expected = {position: word[0] for word in words_of(row) for position in word}
+        assert found.tolist() == [expected.get(position, -1) for position in range(len(found))]
+
+
+@given(ROWS, SHARES, st.integers(0, 5))
+def test_documents_that_share_a_row_are_chosen_from_as_if_alone(documents, pred_prob, padding):
+    # Each begins with a special token, as real ones do: no word runs from one into the next.
+    documents = [SPECIAL + document for document in documents]
+    alone = choose(documents, pred_prob)
+    shared = "".join(documents) + SPECIAL * padding
+    starts_BL, predictable_BL = tables([shared])
+    lengths = [len(document) for document in documents]
+    numbers = np.repeat([*range(1, len(documents) + 1), 0], [*lengths, padding])
+    document_BL = numbers[None]
+    draws = [draw(7, "mask", 0, i, length) for i, length in enumerate(lengths)]
+    draws_UBL = np.concatenate([*draws, np.zeros((4, padding))], axis=1)[:, None]
+    count_BN = count_predicted(count_in_documents(predictable_BL, document_BL), pred_prob)
+    word_BL = find_words(starts_BL, predictable_BL)
+    chosen = choose_predicted(word_BL, document_BL, count_BN, draws_UBL)[0].tolist()
+    starts = np.cumsum([0, *lengths]).tolist()
+    assert chosen == [
+        start + position
+        for start, positions in zip(starts, alone, strict=False)
+        for position in positions
+    ]
 
 
 @given(ROWS, SHARES, st.integers(0, 10))

@@ -7,8 +7,8 @@ import toy_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotated_mpnet.data import PackedRows, packing
-from annotated_mpnet.data.packing import cut_rows, pack_rows
+from annotated_mpnet.data import Counts, PackedRows, packing, tokenising
+from annotated_mpnet.data.packing import pack_rows
 from annotated_mpnet.errors import DataError, WriteError
 
 TOKENIZER = toy_tokenizer.word_piece()
@@ -41,11 +41,11 @@ DOCUMENTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=12)
 
 @settings(max_examples=25)
 @given(DOCUMENTS, st.integers(4, 16), st.sampled_from([1, 40, 2**20]))
-def test_packing_loses_and_repeats_nothing(documents, max_tokens, cut_at_once):
+def test_packing_loses_and_repeats_nothing(documents, max_tokens, packed_at_once):
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         # Small parts, so that the seams between them are exercised too.
-        patch.setattr(packing, "CUT_AT_ONCE", cut_at_once)
-        patch.setattr(packing, "TOKENISED_AT_ONCE", 3)
+        patch.setattr(packing, "PACKED_AT_ONCE", packed_at_once)
+        patch.setattr(tokenising, "TOKENISED_AT_ONCE", 3)
         packed = pack(Path(directory), "\n".join(documents), max_tokens=max_tokens)
         assert text_of(packed) == documents
         rows = rows_of(packed)
@@ -62,17 +62,13 @@ def test_row_ends_are_where_they_were_drawn(tmp_path):
     assert rows == ["<s> a b </s> c </s>", "<s> d e f g </s>", "<s> </s> h </s>"]
 
 
-def test_document_longer_than_a_row_goes_on_in_the_next():
-    rows = cut_rows(np.arange(10, 17), max_tokens=5, cls_id=0, sep_id=2)
-    assert [row.tolist() for row in rows] == [[0, 10, 11, 12, 2], [0, 13, 14, 15, 2], [0, 16, 2]]
-
-
 def test_files_follow_one_another_and_empty_ones_are_counted(tmp_path):
     packed = pack(tmp_path, "a\n\n", "", " \n\r\n", "\ufeffb\r\nc")
     assert text_of(packed) == ["a", "b", "c"]
     report = packed.report
-    assert (report.files, report.empty_files, report.documents) == (4, 2, 3)
-    assert (report.blank_lines, report.dropped_documents) == (3, 0)
+    assert report.counts == Counts(documents=3, files=4, empty_files=2, blank_lines=3)
+    assert report.dropped_documents == 0
+    assert str(report).startswith("3 documents in 4 files: 3 tokens in 1 rows, ")
     assert "2 empty files; 3 blank lines skipped" in str(report)
 
 
@@ -183,16 +179,9 @@ def test_cut_off_cache_is_packed_anew(tmp_path):
         assert rows_of(pack(tmp_path, "tall tale\n")) == rows
 
 
-def test_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    fingerprints = iter(["before", "after"])
-    monkeypatch.setattr(packing, "fingerprint_files", lambda _: next(fingerprints))
-    with pytest.raises(DataError, match="changed while it was read"):
-        pack(tmp_path, "tall tale\n")
-
-
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
-    monkeypatch.setattr(packing, "TOKENISED_AT_ONCE", 4)
+    monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 4)
     text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))
     alone = pack(tmp_path, text, num_workers=1)
     (cached,) = (tmp_path / "cache").glob("*.arrow")
@@ -202,16 +191,14 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, mo
     assert shared.fingerprint == alone.fingerprint
 
 
-def test_small_text_is_tokenised_in_one_process_unless_asked_for(tmp_path, monkeypatch):
-    file = tmp_path / "a.txt"
-    file.write_text("a\n")
-    monkeypatch.setattr(packing.os, "cpu_count", lambda: 8)
-    assert packing._processes(0, [file], documents=100) is None
-    assert packing._processes(4, [file], documents=100) == 4
-    assert packing._processes(4, [file], documents=3) == 3
-    assert packing._processes(4, [file], documents=1) is None
-    monkeypatch.setattr(packing, "WORTH_PROCESSES", 2)
-    assert packing._processes(0, [file], documents=100) == 8
+def test_small_text_is_tokenised_in_one_process_unless_asked_for(monkeypatch):
+    processes = tokenising._processes
+    monkeypatch.setattr(tokenising.os, "cpu_count", lambda: 8)
+    assert processes(0, text_bytes=100, items=100) is None
+    assert processes(4, text_bytes=100, items=100) == 4
+    assert processes(4, text_bytes=100, items=3) == 3
+    assert processes(4, text_bytes=100, items=1) is None
+    assert processes(0, text_bytes=10**9, items=100) == 8
 
 
 def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):
@@ -223,8 +210,8 @@ def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):
 def test_take_returns_rows_in_the_order_asked_for_across_the_parts_of_the_file(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(packing, "CUT_AT_ONCE", 10)
-    monkeypatch.setattr(packing, "TOKENISED_AT_ONCE", 2)
+    monkeypatch.setattr(packing, "PACKED_AT_ONCE", 10)
+    monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 2)
     packed = pack(tmp_path, "\n".join("abcdefghij" * 5), max_tokens=5)
     rows = rows_of(packed)
     order = np.random.default_rng(0).permutation(len(packed))

@@ -38,7 +38,7 @@ def test_blank_lines_and_documents_are_counted_over_files(tmp_path):
     for name, content in {"a": "one\n\n  \ntwo", "b": "\r\nthree\n"}.items():
         (tmp_path / name).write_text(content, newline="")
         list(read_documents(tmp_path / name, counts))
-    assert counts == Counts(documents=3, blank_lines=3)
+    assert counts == Counts(documents=3, files=2, blank_lines=3)
 
 
 def test_not_utf8_names_file_line_and_byte(tmp_path):
@@ -66,20 +66,27 @@ def test_documents_before_the_damage_are_still_delivered_in_order(tmp_path):
 
 
 def test_directory_is_searched_recursively_in_order_of_paths(tmp_path):
-    for name in ["b.txt", "a/z.txt", "a/deep/er/x.TXT", "c.md", ".hidden.txt", ".git/y.txt"]:
+    names = [
+        "b.txt",
+        "a/z.txt.gz",
+        "a/deep/er/x.TXT",
+        "c.jsonl",
+        "c.parquet",
+        "c.csv",
+        "d.jsonl.gz",
+    ]
+    passed_over = ["c.md", "d.json", ".hidden.txt", ".git/y.txt", "txt"]
+    for name in names + passed_over:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("text\n")
-    os.mkfifo(tmp_path / "pipe.txt")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.txt").mkdir()
-    found = find_text_files(tmp_path, "--train-dir")
-    assert [str(file.relative_to(tmp_path)) for file in found] == [
-        "a/deep/er/x.TXT",
-        "a/z.txt",
-        "b.txt",
-    ]
+    # Row 15: a link that leads in a circle is not followed, and counted too.
+    (tmp_path / "loop").symlink_to(tmp_path)
+    counts = Counts()
+    found = find_text_files(tmp_path, "--train-dir", counts)
+    assert [str(file.relative_to(tmp_path)) for file in found] == sorted(names)
+    assert counts.skipped_files == len(passed_over) + 1
 
 
 def test_single_file_may_have_any_name(tmp_path):

@@ -8,6 +8,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.data import Vocabulary, load_tokenizer, tokenizer_hash
+from annotated_mpnet.data.tokenizer import check_for_export
 from annotated_mpnet.errors import ConfigError
 
 
@@ -68,6 +69,29 @@ def test_word_starts_of_sentence_piece():
     assert starters(toy_tokenizer.sentence_piece()) == {"▁", "▁un"}
 
 
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "SentencePiece"])
+def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
+    tokenizer = toy_tokenizer.learned(kind)
+    text = " ".join(toy_tokenizer.TEXT.replace("(", "").split())
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    starts_word_V = Vocabulary.of(tokenizer).starts_word_V
+    found = {
+        start
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        if starts_word_V[token]
+    }
+    # A piece may carry the space before its word.
+    found = {start + (text[start] == " ") for start in found}
+    after_space = {i + 1 for i, letter in enumerate(text) if letter == " "}
+    if kind == "WordPiece":
+        marks = {i for i, letter in enumerate(text) if letter in ".,!)'"}
+        after_marks = {i + 1 for i in marks if text[i + 1 : i + 2].isalnum()}
+        assert found == {0} | after_space | marks | after_marks
+    else:
+        # The very first word has no space before it; SentencePiece puts one there, BPE does not.
+        assert found - {0} == after_space
+
+
 def test_every_token_is_a_word_where_nothing_marks_them():
     assert starters(toy_tokenizer.word_level()) == {"un", "bel", "▁"}
 
@@ -89,10 +113,33 @@ def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(direc
     assert vocabulary.starts_word_V[added]
 
 
-def test_missing_special_tokens_are_all_listed():
-    tokenizer = toy_tokenizer.word_piece(mask_token=None, pad_token=None, sep_token=None)
-    with pytest.raises(ConfigError, match=r"no special token for: mask, pad, sep \(or eos\);"):
+# Row 28 of the fault matrix.
+
+
+@pytest.mark.parametrize(
+    ("without", "named"),
+    [
+        (["mask_token"], "mask"),
+        (["pad_token"], "pad"),
+        (["cls_token"], r"cls \(or bos\)"),
+        (["sep_token"], r"sep \(or eos\)"),
+        (["unk_token"], "unk"),
+        (["mask_token", "pad_token", "sep_token"], r"mask, pad, sep \(or eos\)"),
+    ],
+)
+def test_missing_special_tokens_are_all_listed(without, named):
+    tokenizer = toy_tokenizer.word_piece(**dict.fromkeys(without))
+    with pytest.raises(ConfigError, match=f"no special token for: {named};"):
         Vocabulary.of(tokenizer)
+
+
+def test_padding_that_hugging_face_cannot_represent_is_explained():
+    assert check_for_export(Vocabulary.of(toy_tokenizer.word_piece())) is None
+    swapped = {"cls_token": "<pad>", "pad_token": "<s>"}
+    reason = check_for_export(Vocabulary.of(toy_tokenizer.word_piece(**swapped)))
+    assert reason is not None
+    assert "padding has the id 0" in reason
+    assert "--no-export-hf" in reason
 
 
 def test_mask_that_is_the_padding_is_refused():

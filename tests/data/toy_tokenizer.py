@@ -1,6 +1,6 @@
 """Tokenizers of a few dozen pieces, made on the spot."""
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = {
@@ -10,6 +10,7 @@ SPECIALS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
+TEXT = "the cat sat on the mat. The other cat, an unbelievably tall one, didn't! 12 cats (sat)"
 LETTERS = "abcdefghijklmnopqrstuvwxyz<>/.,"
 
 
@@ -50,4 +51,29 @@ def word_level() -> PreTrainedTokenizerFast:
         models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>")
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIALS)
+
+
+def learned(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of one of the three families, learned from a sentence."""
+    specials = list(SPECIALS.values())
+    if kind == "WordPiece":
+        backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        backend.normalizer = normalizers.BertNormalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=specials)
+    elif kind == "byte-level BPE":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=specials,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    else:
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=specials, unk_token="<unk>")
+    trainer.show_progress = False
+    backend.train_from_iterator([TEXT] * 10, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIALS)

@@ -9,13 +9,22 @@ from annotated_mpnet.data.collator import DataCollatorForMaskedPermutedLanguageM
 from annotated_mpnet.data.loader import BatchLoader, evaluation_batches, prefetch
 from annotated_mpnet.data.packing import pack_rows
 from annotated_mpnet.data.rows import PackedRows, PackingReport
-from annotated_mpnet.data.sources import Counts, find_text_files, fingerprint_files, read_documents
+from annotated_mpnet.data.sources import (
+    Counts,
+    DocumentSource,
+    LocalFiles,
+    find_text_files,
+    fingerprint_files,
+    read_documents,
+)
 from annotated_mpnet.data.tokenizer import Vocabulary, load_tokenizer, tokenizer_hash
 
 __all__ = [
     "BatchLoader",
     "Counts",
     "DataCollatorForMaskedPermutedLanguageModeling",
+    "DocumentSource",
+    "LocalFiles",
     "PackedRows",
     "PackingReport",
     "Row",

@@ -19,9 +19,30 @@ Here is a batch of one row, seven words of which one is predicted, in full:
 ...     vocabulary, ObjectiveConfig(rand_prob=0.0, keep_prob=0.0), max_tokens=9, seed=1)
 >>> batch = collator([Row(np.array([0, 11, 12, 13, 14, 15, 16, 17, 2]), epoch=0, index=0)])
 >>> batch.input_ids
-tensor([[ 0, 11, 12, 19, 14, 15, 16, 17,  2]])
+tensor([[ 0, 11, 19, 13, 14, 15, 16, 17,  2]])
 >>> batch.predicted_positions, batch.predicted_ids
-(tensor([[3]]), tensor([[13]]))
+(tensor([[2]]), tensor([[12]]))
+
+**Documents.** With `--packing documents` a row holds several documents (`row_cutting.py`), and
+nothing of one may depend on another. Text never yields the token `<s>` (`tokenising.py`), so that
+each one begins a document, and a cumulative sum numbers them. Each is masked as if it were a row of
+its own, with its own 15 %, and the attention mask numbers them, where it otherwise says 1. Three
+documents, and padding behind the last one:
+
+>>> collator = replace(collator, packing="documents")
+>>> rows = [Row(np.array([0, 11, 12, 13, 2, 0, 14, 15, 2]), epoch=0, index=0),
+...         Row(np.array([0, 16, 2]), epoch=0, index=1)]
+>>> batch = collator(rows)
+>>> batch.attention_mask
+tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0]])
+>>> batch.predicted_ids[:, :3]  # one token of each
+tensor([[  12,   15, -100],
+        [  16, -100, -100]])
+
+Many short documents predict more tokens than one long one, because each predicts at least one. The
+number of slots is therefore a multiple of 8 here: the usual one, or the next that is enough for the
+batch.
 
 HF: `DataCollatorForLanguageModeling` has no order and labels of the shape of the sentence, of which
 85 % say "not me"; its head computes a vocabulary for each of them.
@@ -29,18 +50,17 @@ HF: `DataCollatorForLanguageModeling` has no order and labels of the shape of th
 Next: `loader.py`, which says which rows make batch number k.
 
     B batch   L tokens of a sentence   P predicted tokens   U four random numbers of a token
-    V vocabulary
+    N documents of a row and the padding   V vocabulary
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.config import ObjectiveConfig, Packing
 from annotated_mpnet.data import masking
 from annotated_mpnet.data.rows import Ids
 from annotated_mpnet.data.tokenizer import Vocabulary
@@ -71,6 +91,7 @@ class DataCollatorForMaskedPermutedLanguageModeling:
         max_tokens: the longest row, which sets the number of slots P.
         seed: the run's.
         stream: names the random numbers; see `for_evaluation`.
+        packing: how the rows were packed; with "documents", one begins at each `<s>` of a row.
     """
 
     vocabulary: Vocabulary
@@ -78,6 +99,7 @@ class DataCollatorForMaskedPermutedLanguageModeling:
     max_tokens: int
     seed: int
     stream: str = "mask"
+    packing: Packing = "full"
 
     def for_evaluation(self) -> "DataCollatorForMaskedPermutedLanguageModeling":
         """Return a collator like this one, whose masks have nothing to do with the training's."""
@@ -85,16 +107,16 @@ class DataCollatorForMaskedPermutedLanguageModeling:
 
     @property
     def slots(self) -> int:
-        """P: how many tokens a full row predicts."""
-        predictable_B = np.array([self.max_tokens - 2])
-        return int(masking.count_predicted(predictable_B, self.objective.pred_prob)[0])
+        """P: how many tokens a full row of one document predicts."""
+        predictable = np.array(self.max_tokens - 2)
+        return int(masking.count_predicted(predictable, self.objective.pred_prob))
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Make a batch of B rows of at most `max_tokens` tokens each."""
         vocabulary = self.vocabulary
-        original_BL, draws_UBL, is_real_BL = self._pad(rows)
-        predictable_BL = is_real_BL & ~vocabulary.is_special_V[original_BL]
-        positions_BP, valid_BP = self._choose(original_BL, predictable_BL, draws_UBL)
+        original_BL, document_BL = self._pad(rows)
+        draws_UBL = self._draw(rows, document_BL)
+        positions_BP, valid_BP = self._choose(original_BL, document_BL, draws_UBL)
         ids_BP = np.take_along_axis(original_BL, positions_BP, axis=1)
 
         input_ids_BL = original_BL
@@ -116,47 +138,57 @@ class DataCollatorForMaskedPermutedLanguageModeling:
             predicted_positions=torch.from_numpy(positions_BP),
             predicted_ids=torch.from_numpy(np.where(valid_BP, ids_BP, NOT_PREDICTED)),
             attention_mask=(
-                None if is_real_BL.all() else torch.from_numpy(is_real_BL.astype(np.int64))
+                None
+                if self.packing != "documents" and document_BL.all()
+                else torch.from_numpy(document_BL)
             ),
-            num_tokens=int(is_real_BL.sum()),
+            num_tokens=int(np.count_nonzero(document_BL)),
             num_predicted=int(valid_BP.sum()),
         )
 
-    def _pad(
-        self, rows: Sequence[Row]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Return tokens (B, L), random numbers (U, B, L), and where a real token is (B, L)."""
+    def _pad(self, rows: Sequence[Row]) -> tuple[masking.Ints, masking.Ints]:
+        """Return tokens (B, L), and the number of the document that each belongs to (B, L)."""
         shape = len(rows), max(len(row.input_ids) for row in rows)
         original_BL = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
-        draws_UBL = np.zeros((4, *shape))
-        is_real_BL = np.zeros(shape, dtype=np.bool_)
-        # Each row has its own generator, and that is the only reason for a loop.
+        document_BL = np.zeros(shape, dtype=np.int64)
         for i, row in enumerate(rows):
-            length = len(row.input_ids)
-            original_BL[i, :length] = row.input_ids
-            is_real_BL[i, :length] = True
-            draws_UBL[:, i, :length] = masking.draw(
-                self.seed, self.stream, row.epoch, row.index, length
-            )
-        return original_BL, draws_UBL, is_real_BL
+            original_BL[i, : len(row.input_ids)] = row.input_ids
+            document_BL[i, : len(row.input_ids)] = 1
+        if self.packing == "documents":
+            document_BL *= np.cumsum(original_BL == self.vocabulary.cls_id, axis=1)
+        return original_BL, document_BL
+
+    def _draw(self, rows: Sequence[Row], document_BL: masking.Ints) -> masking.Floats:
+        """Return random numbers (U, B, L), 0 in the padding."""
+        draws_UBL = np.zeros((4, *document_BL.shape))
+        # Each document has its own generator, and that is the only reason for a loop.
+        for i, row in enumerate(rows):
+            start = 0
+            for number, length in enumerate(np.bincount(document_BL[i])[1:].tolist(), start=1):
+                draws_UBL[:, i, start : start + length] = masking.draw(
+                    self.seed, self.stream, row.epoch, row.index, length, number
+                )
+                start += length
+        return draws_UBL
 
     def _choose(
-        self,
-        original_BL: npt.NDArray[np.int64],
-        predictable_BL: npt.NDArray[np.bool_],
-        draws_UBL: npt.NDArray[np.float64],
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        self, original_BL: masking.Ints, document_BL: masking.Ints, draws_UBL: masking.Floats
+    ) -> tuple[masking.Ints, masking.Bools]:
         """Return the predicted positions (B, P), 0 in an empty slot, and which slots are used."""
+        predictable_BL = (document_BL > 0) & ~self.vocabulary.is_special_V[original_BL]
         starts_BL = (
             self.vocabulary.starts_word_V[original_BL]
             if self.objective.whole_word_mask
             else np.ones_like(predictable_BL)
         )
-        word_BL = masking.number_words(starts_BL, predictable_BL)
-        count_B = masking.count_predicted(predictable_BL.sum(axis=1), self.objective.pred_prob)
+        word_BL = masking.find_words(starts_BL, predictable_BL)
+        predictable_BN = masking.count_in_documents(predictable_BL, document_BL)
+        count_BN = masking.count_predicted(predictable_BN, self.objective.pred_prob)
+        chosen = masking.choose_predicted(word_BL, document_BL, count_BN, draws_UBL)
         # The slots that no row of this batch needs keep the shape that full rows have.
-        spare = ((0, 0), (0, self.slots - int(count_B.max())))
-        positions_BP = np.pad(
-            masking.choose_predicted(word_BL, count_B, draws_UBL), spare, constant_values=-1
-        )
+        needed = chosen.shape[1]
+        slots = self.slots
+        if self.packing == "documents":
+            slots = -(-max(slots, needed) // 8) * 8
+        positions_BP = np.pad(chosen, ((0, 0), (0, slots - needed)), constant_values=-1)
         return np.maximum(positions_BP, 0), positions_BP >= 0

@@ -10,17 +10,23 @@ Next: `packing.py`, which makes the table.
     N rows of the table   T max_tokens
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from annotated_mpnet.config import Packing
+from annotated_mpnet.data.counts import Counts
+
 Ids: TypeAlias = npt.NDArray[np.integer]
 """Token ids. The table keeps 32 bits of each, half of what PyTorch wants them in."""
+
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32()))])
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,8 @@ class PackingReport:
     """What became of the text.
 
     Attributes:
-        files: files that were read.
-        empty_files: those of them without a document.
-        documents: documents that were read.
-        blank_lines: lines that were skipped because nothing was on them.
+        counts: what was read, and what was left out on the way.
+        packing: how documents became rows.
         dropped_documents: documents without a predictable token (nothing but unknown characters),
             which are left out.
         tokens: tokens of text; not counted are `<s>` and `</s>`.
@@ -39,10 +43,8 @@ class PackingReport:
         fill: share of the N x T places of the table that hold a token, `<s>` and `</s>` included.
     """
 
-    files: int
-    empty_files: int
-    documents: int
-    blank_lines: int
+    counts: Counts
+    packing: Packing
     dropped_documents: int
     tokens: int
     rows: int
@@ -50,17 +52,49 @@ class PackingReport:
 
     def __str__(self) -> str:
         """Say it in one line, what is unusual at the end."""
-        files = "1 file" if self.files == 1 else f"{self.files:,} files"
-        line = (
-            f"{self.documents:,} documents in {files}: {self.tokens:,} tokens in "
-            f"{self.rows:,} rows, {self.fill:.1%} full"
-        )
-        unusual = {
-            "empty files": self.empty_files,
-            "blank lines skipped": self.blank_lines,
-            "documents without a predictable token dropped": self.dropped_documents,
-        }
-        return line + "".join(f"; {count:,} {what}" for what, count in unusual.items() if count)
+        read, *unusual = str(self.counts).split("; ")
+        if self.dropped_documents:
+            unusual.append(
+                f"{self.dropped_documents:,} documents without a predictable token dropped"
+            )
+        packed = f"{self.tokens:,} tokens in {self.rows:,} rows, {self.fill:.1%} full"
+        return "; ".join([f"{read}: {packed}", *unusual])
+
+    def to_json(self) -> str:
+        """Write it down."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, written: bytes) -> "PackingReport":
+        """Read what `to_json` wrote."""
+        values = json.loads(written)
+        return cls(**{**values, "counts": Counts(**values["counts"])})
+
+
+class RowWriter:
+    """Writes a table, portion by portion, and the report at the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._writer = pa.ipc.new_file(file, SCHEMA)
+        self.rows = 0
+        self.tokens = 0
+
+    def write(self, values: Ids, lengths: npt.NDArray[np.int64]) -> None:
+        """Add rows that stand one behind the other in `values`."""
+        self.rows += len(lengths)
+        self.tokens += len(values)
+        self._writer.write_batch(_batch(values, lengths))
+
+    def finish(self, report: PackingReport) -> None:
+        """Add the report, to an empty portion, and close the table."""
+        nothing = _batch(np.empty(0, np.int32), np.empty(0, np.int64))
+        self._writer.write_batch(nothing, custom_metadata={"report": report.to_json()})
+        self._writer.close()
+
+
+def _batch(values: Ids, lengths: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=SCHEMA)
 
 
 class PackedRows:
@@ -74,8 +108,9 @@ class PackedRows:
     def __init__(self, path: Path) -> None:
         """Map a file that `pack_rows` wrote."""
         table = pa.ipc.open_file(pa.memory_map(str(path)))
+        _, metadata = table.get_batch_with_custom_metadata(table.num_record_batches - 1)
         self.fingerprint = path.stem
-        self.report = PackingReport(**json.loads(table.schema.metadata[b"report"]))
+        self.report = PackingReport.from_json(metadata[b"report"])
         # Arrow keeps a list column as two flat arrays, all values and where each row starts among
         # them. Views of these, a pair for each batch of the file, and no row is ever copied twice.
         columns = [table.get_batch(i).column(0) for i in range(table.num_record_batches)]
@@ -86,6 +121,10 @@ class PackedRows:
     def __len__(self) -> int:
         """Return N."""
         return int(self._first_rows[-1])
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Return how many tokens each row has, (N,)."""
+        return np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
 
     def take(self, indices: npt.NDArray[np.int64]) -> list[Ids]:
         """Return rows by their index, each an array of at most T token ids."""

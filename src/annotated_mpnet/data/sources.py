@@ -1,64 +1,143 @@
-r"""Where the text comes from: files, and what counts as a document.
+"""Where the text comes from: whatever yields documents, and can say which ones it will yield.
 
-The rule fits in a line, and nearly every reader of lines breaks it: **a document ends at `\n`, and
-nowhere else**. Python's text mode also ends lines at a lone `\r`; `str.splitlines` at ten more
-characters, among them U+2028, which scraped web text is full of. Which documents there are must not
-depend on which of these a library happens to use, so the files are read as bytes:
+Packing wants two things of a source, and that is the protocol `DocumentSource`: its documents, in
+an order that never changes; and a *fingerprint*, a name for exactly these documents in this order.
+Rows that were packed are kept under a name that the fingerprint is part of, so that a second start
+need not read the text again; and a run that is resumed compares it, and sees that it is still the
+same text.
 
->>> import tempfile
->>> with tempfile.NamedTemporaryFile() as file:
-...     _ = file.write(b"\xef\xbb\xbfOne.\r\n\nTwo\xe2\x80\xa8still two.\n")
-...     file.flush()
-...     list(read_documents(Path(file.name)))
-['One.', 'Two\u2028still two.']
+Here are files on this machine. Others: `hub.py`, datasets; `hold_out.py`, parts of other sources.
 
-A byte order mark at the very beginning and a `\r` before the `\n` belong to the file, not to the
-text, and go; a blank line is no document, but is counted; a last line without `\n` is one.
+**Directories** are searched at all depths, in the order of the paths. Hidden files and directories,
+files of other formats, and links to directories (which may lead in a circle) are passed over and
+counted. What has the name of a text but cannot be one is an error: a named pipe, which would wait
+for a writer for ever, or a link to nowhere.
 
-Text that is not UTF-8, or holds NUL bytes (UTF-16, a compressed file, a disk image), stops the run
-before it begins, with file, line and byte. Replacing what cannot be decoded would train on question
-marks and say nothing; skipping it would lose text and say nothing.
-
-HF: `load_dataset("text")` splits at a lone `\r` too, and annotated-mpnet at whatever
-`str.splitlines` knows.
-
-The one seam for other formats is `read_documents`: it alone knows how a file becomes documents, and
-`TEXT_SUFFIXES` which files are worth trying.
+**Fingerprints** are of contents, not of names, sizes or dates: a directory can be moved and copied,
+and an edit that leaves size and date alone is seen. A file that is read for packing is compared
+once more when its end is reached, so that rows never mix two states of a text.
 
 Next: `packing.py`.
 """
 
-import codecs
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+from annotated_mpnet.data.counts import Counts
+from annotated_mpnet.data.file_formats import (
+    ENDINGS,
+    has_columns,
+    is_called,
+    read_documents,
+    shown,
+    shown_text,
+    unreadable,
+)
 from annotated_mpnet.errors import DataError
 
-TEXT_SUFFIXES = (".txt",)
-"""Endings of the files that a search in a directory takes."""
+__all__ = [
+    "Counts",
+    "DocumentSource",
+    "LocalFiles",
+    "find_text_files",
+    "fingerprint_files",
+    "read_documents",
+    "shown",
+    "shown_text",
+]
 
 
-def find_text_files(path: Path, flag: str) -> list[Path]:
-    """Return the text files that a flag names, sorted by path.
+class DocumentSource(Protocol):
+    """Documents in a fixed order."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name the documents: equal fingerprints mean equal documents in equal order."""
+
+    def documents(self, counts: Counts) -> Iterator[str]:
+        """Yield the documents, and count what is met.
+
+        Raises:
+            DataError: the text cannot be read, or is not what the fingerprint says.
+        """
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The documents of files, one file after the other.
+
+    Attributes:
+        paths: the files, in this order.
+        text_field: the column that holds the text, in files with columns.
+        skipped_files: what a search for the files passed over, to be counted.
+    """
+
+    paths: Sequence[Path]
+    text_field: str = "text"
+    skipped_files: int = 0
+
+    @classmethod
+    def find(cls, path: Path, flag: str, text_field: str = "text") -> "LocalFiles":
+        """Return the files that a flag names; see `find_text_files`."""
+        counts = Counts()
+        return cls(find_text_files(path, flag, counts), text_field, counts.skipped_files)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash contents, formats and order of the files, and which column is read."""
+        columns = [has_columns(path) and self.text_field for path in self.paths]
+        named = repr([*zip(self._digests, columns, strict=True)])
+        return hashlib.sha256(named.encode()).hexdigest()
+
+    def documents(self, counts: Counts) -> Iterator[str]:
+        """Yield the documents of all files, and count what is met.
+
+        Raises:
+            DataError: a file cannot be read or parsed, has changed since it was fingerprinted, or
+                all of them together hold no document.
+        """
+        before = counts.documents + counts.left_out
+        counts.skipped_files += self.skipped_files
+        for path, digest in zip(self.paths, self._digests, strict=True):
+            yield from read_documents(path, counts, self.text_field)
+            if _digest(path) != digest:
+                raise DataError(
+                    f"{shown(path)} changed while it was read; start again when it is complete"
+                )
+        if counts.documents + counts.left_out == before:
+            others = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
+            raise DataError(
+                f"no text in {shown(self.paths[0])}{others}: {counts}; expected a document on each "
+                "line, or in each row"
+            )
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [_digest(path) for path in self.paths]
+
+
+def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list[Path]:
+    """Return the files that a flag names, sorted by path.
 
     Args:
-        path: one file, whatever its ending, or a directory, searched recursively. In a directory
-            hidden files and directories are skipped, and so is all that is no regular file: a named
-            pipe would wait for a writer for ever. Links to directories are not followed.
+        path: one file, whatever its ending, or a directory, searched recursively.
         flag: the flag that named the path, for the message.
+        counts: what is passed over in a directory is added to its `skipped_files`.
 
     Raises:
         DataError: there is no such path, it cannot be searched, or it holds no text file.
     """
     if path.is_dir():
-        files = sorted(_search(path))
+        files = sorted(_search(path, counts or Counts()))
         if not files:
             raise DataError(
                 f"no text files in {shown(path)} ({flag}); expected files that end in "
-                f"{', '.join(TEXT_SUFFIXES)}, at any depth"
+                f"{', '.join(ENDINGS)}, at any depth"
             )
         return files
     if not path.exists():
@@ -73,112 +152,48 @@ def find_text_files(path: Path, flag: str) -> list[Path]:
     return [path]
 
 
-@dataclass
-class Counts:
-    """What a reader has met so far; it counts as it goes.
-
-    Attributes:
-        documents: documents that were yielded.
-        blank_lines: lines that were skipped because nothing was on them.
-    """
-
-    documents: int = 0
-    blank_lines: int = 0
-
-
-def read_documents(path: Path, counts: Counts | None = None) -> Iterator[str]:
-    """Yield the documents of a file.
-
-    Args:
-        path: a UTF-8 text file, one document per line.
-        counts: is added to, where the caller wants to know.
-
-    Raises:
-        DataError: the file cannot be read, is not UTF-8, or holds NUL bytes.
-    """
-    counts = counts or Counts()
-    line_start = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                document = _decode(line, path, number, line_start)
-                line_start += len(line)
-                if document.strip():
-                    counts.documents += 1
-                    yield document
-                else:
-                    counts.blank_lines += 1
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
 def fingerprint_files(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of the sizes and contents of files, in their order.
-
-    Names are left out, so that a directory can be moved. Everything is read: sizes and dates do
-    not notice an edit that keeps them, and SHA-256 takes about a second for 2 GB.
+    """Return a SHA-256 of the contents of files, in their order.
 
     Raises:
         DataError: a file cannot be read.
     """
-    all_files = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                all_files.update(f"{file.tell()} {digest}\n".encode())
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    return all_files.hexdigest()
+    return hashlib.sha256(" ".join(map(_digest, paths)).encode()).hexdigest()
 
 
-def _search(directory: Path) -> list[Path]:
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content; it takes about a second for 2 GB."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _search(directory: Path, counts: Counts) -> list[Path]:
     def refuse(error: OSError) -> None:
         # os.walk would leave out what it may not enter, and the run would miss text.
-        raise _unreadable(directory, error) from error
+        raise unreadable(directory, error) from error
 
     found: list[Path] = []
     for parent, directories, names in os.walk(directory, onerror=refuse):
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        texts = (
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(TEXT_SUFFIXES)
-        )
-        found.extend(path for path in texts if path.is_file())
+        entered = [name for name in directories if _is_entered(Path(parent, name))]
+        texts = [Path(parent, name) for name in names if _is_text(name)]
+        counts.skipped_files += len(directories) - len(entered) + len(names) - len(texts)
+        directories[:] = entered
+        for path in texts:
+            if not path.is_file():
+                raise DataError(
+                    f"{shown(path)} is called a text but is no regular file (a pipe, or a link to "
+                    "nowhere?); remove or rename it"
+                )
+        found.extend(texts)
     return found
 
 
-def _decode(line: bytes, path: Path, number: int, line_start: int) -> str:
-    """Decode a line; `line_start` is where it begins in the file, in bytes."""
-    try:
-        document = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"line {number}, byte {line_start + error.start}"
-        raise DataError(
-            f"{shown(path)} is not UTF-8: {where} of the file is "
-            f"0x{line[error.start]:02x}; expected UTF-8 text: convert it, for example with "
-            "`iconv -f LATIN1 -t UTF-8`"
-        ) from error
-    nul = line.find(b"\0")
-    if nul >= 0:
-        where = f"line {number}, byte {line_start + nul}"
-        raise DataError(
-            f"{shown(path)} is not text: {where} of the file is NUL; expected UTF-8 text: is it "
-            "UTF-16, or compressed?"
-        )
-    if number == 1:
-        document = document.removeprefix(codecs.BOM_UTF8.decode("utf-8"))
-    return document.removesuffix("\n").removesuffix("\r")
+def _is_entered(directory: Path) -> bool:
+    return not directory.name.startswith(".") and not directory.is_symlink()
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{shown(path)} cannot be read: {error.strerror or error}; expected a readable text file"
-    )
-
-
-def shown(path: Path) -> str:
-    """Quote a path so that its name cannot break the line, its last 80 characters at most."""
-    text = str(path)
-    return repr(text if len(text) <= 80 else "..." + text[-77:])
+def _is_text(name: str) -> bool:
+    return not name.startswith(".") and any(is_called(Path(name), ending) for ending in ENDINGS)

@@ -41,9 +41,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from annotated_mpnet.data.hub import commit_of
 from annotated_mpnet.errors import ConfigError
 
 NEEDED = {
@@ -167,6 +167,22 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(named.encode()).hexdigest()
 
 
+def check_for_export(vocabulary: Vocabulary) -> str | None:
+    """Return why Hugging Face's MPNet could not use this vocabulary; None if it can.
+
+    HF: `MPNetEmbeddings` numbers positions from the padding's id on, and has the id 1 written into
+    its code (`self.padding_idx = 1`), whatever the configuration says.
+    """
+    if vocabulary.pad_id == 1:
+        return None
+    return (
+        f"the tokenizer's padding has the id {vocabulary.pad_id}; Hugging Face's MPNet has the id "
+        "1 written into its code, and would count positions from another row of the table: give a "
+        "tokenizer in MPNet's layout (train-mpnet-tokenizer makes one), or train with "
+        "--no-export-hf"
+    )
+
+
 def _special_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Return the ids for the purposes of `NEEDED`, in its order."""
     named = tokenizer.special_tokens_map
@@ -217,7 +233,7 @@ def _starts_word(
 def _hub_answers(name: str) -> bool:
     """Ask the Hub once, without its minute of retries: offline, the cache must do."""
     try:
-        HfApi().model_info(name, timeout=10)
+        commit_of(name, "model")
     # No network, no such name, no permission, offline mode: each has its own family of exceptions,
     # by version, and the loader that comes next reports whichever it was.
     except Exception:

@@ -9,6 +9,7 @@ BERT's way of reading text is kept as well: lower case without accents, split at
 punctuation, the longest known piece first, `##` before a piece that continues a word.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.data.sources import read_documents
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, WriteError
 
 LEADING = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
@@ -77,6 +78,46 @@ def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokeniz
         # MPNet has no token types, and its classes refuse them.
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def train_tokenizer_files(
+    files: Sequence[Path], vocab_size: int, output: Path, *, overwrite: bool = False
+) -> PreTrainedTokenizerFast:
+    """Learn a vocabulary and write the tokenizer to a directory, whole or not at all.
+
+    Args:
+        files: the text, one document per line.
+        vocab_size: tokens, the five special ones included.
+        output: the directory; absent or empty, unless `overwrite`.
+        overwrite: replace the tokenizer there.
+
+    Raises:
+        ConfigError: the directory is not empty, or the vocabulary too small.
+        DataError: a file cannot be read.
+        WriteError: the directory cannot be written.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())) and not overwrite:
+        raise ConfigError(
+            f"--output {output} exists and is not empty; choose another directory, or replace what "
+            "is there with --overwrite"
+        )
+    tokenizer = train_wordpiece(files, vocab_size)
+    # Written beside and renamed: a run never finds half a tokenizer.
+    staging = output.with_name(f".tmp-{output.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        tokenizer.save_pretrained(staging)
+        if output.is_dir():
+            shutil.rmtree(output)
+        staging.replace(output)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise WriteError(
+            f"--output {output} cannot be written: {error.strerror}; make room, or choose another "
+            "directory"
+        ) from error
+    return tokenizer
 
 
 def _bert_like(model: models.WordPiece) -> Tokenizer:

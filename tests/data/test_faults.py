@@ -1,0 +1,277 @@
+"""Faults of data: what must happen, row by row of the matrix of faults.
+
+row  fault                                         tested in
+9    no text files                                 here
+10   empty files, blank lines                      here, test_packing.py
+11   bytes that are not UTF-8 in the last file     here, test_sources.py, test_file_formats.py
+12   binary files                                  here
+13   byte order mark, line ends                    test_sources.py, test_file_formats.py
+14   a line of 50 MB                               here (memory), test_tokenising.py (time, loss)
+15   circular link, pipe, unreadable file          here, test_sources.py
+16   file that changes while it is read            here
+17   text shorter than a token                     here, test_collator.py
+18   short document among long ones                test_collator.py
+19   everything left out                           here (streams: test_streams.py)
+20   end of the data, fewer rows than a batch      test_loader.py
+21   held-out text that is also trained on         test_hold_out.py, here
+22   rows without text, no such column             test_file_formats.py
+24   data that changed between two runs            here (the fingerprint; refused by the run)
+25   another version of `datasets`                 here
+26   any number of processes                       here, test_updates.py
+28   tokenizer without special tokens              test_tokenizer.py
+29   gaps, added tokens, no marks of words         test_tokenizer.py
+30   permuted vocabulary of the same size          test_tokenizer.py
+31   tokenizer that brings code                    test_tokenizer.py
+"""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_tokenizer
+
+from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.data import (
+    BatchLoader,
+    DataCollatorForMaskedPermutedLanguageModeling,
+    LocalFiles,
+    PackedRows,
+    Vocabulary,
+    pack_rows,
+)
+from annotated_mpnet.data.hold_out import split_by_hash
+from annotated_mpnet.errors import DataError
+
+TOKENIZER = toy_tokenizer.word_piece()
+
+
+def pack(directory: Path, packing: str = "full", **options: int) -> PackedRows:
+    source = LocalFiles.find(directory / "text", "--train-dir")
+    return pack_rows(
+        source, TOKENIZER, 16, packing=packing, cache_dir=directory / "cache", **options
+    )
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    directory = tmp_path / "text"
+    directory.mkdir()
+    (directory / "a.txt").write_text("tall tale\n")
+    (directory / "b.txt").write_text("tale\n")
+    return directory
+
+
+def refused(directory: Path, match: str) -> None:
+    """Assert that packing ends with one clear line, and leaves no rows behind."""
+    with pytest.raises(DataError, match=match) as caught:
+        pack(directory)
+    assert "\n" not in str(caught.value)
+    cache = directory / "cache"
+    assert not cache.exists() or {file.suffix for file in cache.iterdir()} <= {".lock"}
+
+
+def test_9_directory_without_text_files_is_refused(tmp_path):
+    (tmp_path / "text" / "only" / "directories").mkdir(parents=True)
+    refused(tmp_path, "no text files in")
+    (tmp_path / "text" / ".hidden.txt").write_text("tall\n")
+    (tmp_path / "text" / "picture.png").write_text("tall\n")
+    refused(tmp_path, "no text files in")
+
+
+def test_10_empty_files_are_counted_among_others_and_refused_alone(tmp_path, text):
+    (text / "c.txt").write_text("")
+    (text / "d.txt").write_text("\n \n")
+    counts = pack(tmp_path).report.counts
+    assert (counts.files, counts.empty_files, counts.blank_lines) == (4, 2, 2)
+    for name in ("a.txt", "b.txt"):
+        (text / name).unlink()
+    with pytest.raises(DataError, match=r"no text in .*c.txt' and 1 more files: 0 documents"):
+        pack(tmp_path)
+
+
+def test_11_bytes_that_are_not_utf8_in_the_last_file_are_found_before_training(tmp_path, text):
+    (text / "c.txt").write_bytes(b"tall\n\xff\xfe\n")
+    refused(tmp_path, r"c.txt' is not UTF-8: line 2, byte 5 of the file is 0xff")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [np.random.default_rng(0).bytes(4096), "tall tale\n".encode("utf-16"), gzip.compress(b"tall")],
+    ids=["random", "UTF-16", "gzip"],
+)
+def test_12_binary_files_are_refused(tmp_path, text, content):
+    (text / "c.txt").write_bytes(content)
+    refused(tmp_path, r"c.txt' is not (UTF-8|text): line \d+, byte \d+")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import toy_tokenizer
+from annotated_mpnet.data import pack_rows
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+tokenizer = toy_tokenizer.word_piece()
+directory = Path(sys.argv[1])
+(directory / "small.txt").write_text("tall tale")
+pack_rows([directory / "small.txt"], tokenizer, 512, cache_dir=directory)
+before = used()
+rows = pack_rows([directory / "large.txt"], tokenizer, 512, cache_dir=directory)
+print(used() - before, rows.report.tokens)
+"""
+
+
+def test_14_a_long_line_takes_memory_for_its_text_and_not_for_its_tokens(tmp_path):
+    # Five megabytes in one line, 1.4 million tokens: 135 MB, but 654 MB if tokenised in one piece.
+    (tmp_path / "large.txt").write_text("tall tale a b " * (5 * 10**6 // 14))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    megabytes, tokens = done.stdout.split()
+    assert int(tokens) == 4 * (5 * 10**6 // 14)
+    assert float(megabytes) < 300
+
+
+def test_15_what_is_called_a_text_and_is_none_is_refused_without_waiting(tmp_path, text):
+    for make in (
+        os.mkfifo,
+        lambda path: path.symlink_to(text / "nowhere"),
+        lambda path: path.symlink_to(path),
+    ):
+        path = text / "c.txt"
+        make(path)
+        refused(tmp_path, r"c.txt' is called a text but is no regular file")
+        path.unlink()
+
+
+def test_15_file_that_may_not_be_read_is_refused(tmp_path, text, monkeypatch):
+    real = Path.open
+
+    def without_permission(path: Path, *arguments: object) -> object:
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments)
+
+    # Not by chmod: tests may run as root, who may read everything.
+    monkeypatch.setattr(Path, "open", without_permission)
+    refused(tmp_path, r"b.txt' cannot be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.write_text("tall tall\n"), "changed while it was read"),
+        (lambda file: os.truncate(file, 3), "changed while it was read"),
+        (lambda file: file.write_text(file.read_text() + "more\n"), "changed while it was read"),
+        (lambda file: file.unlink(), "cannot be read: No such file"),
+    ],
+    ids=["written", "cut off", "grown", "deleted"],
+)
+def test_16_file_that_changes_while_it_is_read_is_refused_by_name(tmp_path, text, change, message):
+    source = LocalFiles.find(text, "--train-dir")
+    assert source.fingerprint
+    change(text / "b.txt")
+    with pytest.raises(DataError, match=rf"b.txt' {message}"):
+        pack_rows(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
+
+
+def test_17_text_without_a_predictable_token_is_dropped_and_counted(tmp_path, text):
+    (text / "c.txt").write_text("ç\n\u200b\né é\n")
+    for packing in ("full", "none", "documents"):
+        report = pack(tmp_path, packing).report
+        assert (report.dropped_documents, report.tokens) == (3, 3)
+
+
+def test_19_text_of_which_nothing_is_left_is_refused(tmp_path, text):
+    for file in text.iterdir():
+        file.write_text("ç\né\n")
+    refused(tmp_path, "nothing to predict in the 4 documents that were read")
+
+
+def test_21_parts_of_files_share_no_text_for_any_number_of_processes(tmp_path, text):
+    lines = [f"{'tall ' * (i % 5)}{'a ' * (i // 5)}tale" for i in range(100)]
+    (text / "c.txt").write_text("\n".join(lines + lines[::3]))
+    parts = split_by_hash(LocalFiles.find(text, "--train-dir"), 0.2)
+
+    def packed(workers: int) -> list[set[tuple[int, ...]]]:
+        cache = tmp_path / f"cache of {workers}"
+        tables = [
+            pack_rows(part, TOKENIZER, 64, packing="none", num_workers=workers, cache_dir=cache)
+            for part in parts
+        ]
+        return [{tuple(row) for row in rows.take(np.arange(len(rows)))} for rows in tables]
+
+    train, valid = packed(workers=1)
+    assert train.isdisjoint(valid)
+    assert len(valid) > 1
+    assert len(train) + len(valid) == 100
+    assert packed(workers=2) == [train, valid]
+
+
+def test_24_every_change_of_the_data_changes_the_fingerprint(tmp_path, text):
+    fingerprints = [pack(tmp_path).fingerprint]
+    changes = [
+        lambda: (text / "a.txt").write_text("tall talk\n"),
+        lambda: (text / "c.txt").write_text("tall\n"),
+        lambda: (text / "c.txt").rename(text / "0.txt"),
+    ]
+    for change in changes:
+        change()
+        fingerprints.append(pack(tmp_path).fingerprint)
+    fingerprints += [pack(tmp_path, packing).fingerprint for packing in ("none", "documents")]
+    assert len(set(fingerprints)) == 6
+    # Dates do not count, nor does the place.
+    os.utime(text / "a.txt", (0, 0))
+    moved = text.rename(tmp_path / "elsewhere")
+    source = LocalFiles.find(moved, "--train-dir")
+    again = pack_rows(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
+    assert again.fingerprint == fingerprints[3]
+
+
+def hash_of_batches(rows: PackedRows, packing: str) -> str:
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        Vocabulary.of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
+    )
+    loader = BatchLoader(rows, collator, batch_size=8, seed=12345)
+    digest = hashlib.sha256()
+    for k in range(100):
+        batch = loader.batch(k)
+        for tensor in (batch.input_ids, batch.predicted_positions, batch.predicted_ids):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+GOLDEN = {
+    "full": "fb957c184678fd2a",
+    "none": "6063bb3ed2446fe3",
+    "documents": "78daefb449485e4c",
+}
+"""The first 100 batches of the text below. A change of these is a change of what everybody trains
+on: say so in the log, and raise `packing.FORMAT` if it is the rows."""
+
+
+@pytest.mark.parametrize("packing", GOLDEN)
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_25_26_first_100_batches_are_the_golden_ones_for_any_number_of_processes(
+    tmp_path, monkeypatch, packing, num_workers
+):
+    monkeypatch.setattr("annotated_mpnet.data.tokenising.TOKENISED_AT_ONCE", 16)
+    (tmp_path / "text").mkdir()
+    words = ["tall", "tale", "mask", "un", "bel", "a", "<mask>", "ç"]
+    generator = np.random.Generator(np.random.Philox(1))
+    lines = (
+        " ".join(words[i] for i in generator.integers(0, len(words), size=length))
+        for length in generator.integers(1, 30, size=300)
+    )
+    (tmp_path / "text" / "a.txt").write_text("\n".join(lines))
+    rows = pack(tmp_path, packing, num_workers=num_workers)
+    assert hash_of_batches(rows, packing) == GOLDEN[packing]

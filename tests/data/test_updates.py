@@ -1,0 +1,84 @@
+from itertools import islice
+
+import pytest
+from stream_stand_in import (
+    TOKENIZER,
+    VOCABULARY,
+    hash_of,
+    in_memory,
+    loader_from,
+    rows_from,
+    text_of,
+)
+
+from annotated_mpnet.batch import Batch
+from annotated_mpnet.config import ObjectiveConfig
+from annotated_mpnet.data.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.data.loader import BatchLoader
+from annotated_mpnet.data.packing import pack_rows
+from annotated_mpnet.data.rows import PackedRows
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> PackedRows:
+    directory = tmp_path_factory.mktemp("updates")
+    (directory / "text.txt").write_text("\n".join(text_of(i) for i in range(40)) + "\n")
+    return pack_rows([directory / "text.txt"], TOKENIZER, 12, cache_dir=directory)
+
+
+def loader(rows: PackedRows, batch_size: int, **options: int) -> BatchLoader:
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        VOCABULARY, ObjectiveConfig(), max_tokens=12, seed=3
+    )
+    return BatchLoader(rows, collator, batch_size, 3, **options)
+
+
+def batches_of(
+    rows: PackedRows, update: int, *, batch_size: int, micro_batches: int, world_size: int = 1
+) -> list[Batch]:
+    """Return all batches of an update, those of all ranks."""
+    found = []
+    for rank in range(world_size):
+        source = loader(rows, batch_size, rank=rank, world_size=world_size)
+        batches, state = next(source.updates(update, micro_batches))
+        assert state is None
+        assert len(batches) == micro_batches
+        found += batches
+    return found
+
+
+def rows_of(batches: list[Batch]) -> list[tuple[tuple[int, ...], ...]]:
+    """Return each row with its masks, in an order that does not depend on the batches."""
+    return sorted(
+        (tuple(ids.tolist()), tuple(positions.tolist()), tuple(predicted.tolist()))
+        for batch in batches
+        for ids, positions, predicted in zip(
+            batch.input_ids, batch.predicted_positions, batch.predicted_ids, strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("update", [0, 1, 7])
+def test_update_has_the_same_rows_and_masks_for_any_ranks_and_micro_batches(rows, update):
+    expected = rows_of(batches_of(rows, update, batch_size=8, micro_batches=2))
+    assert len(expected) == 16
+    for layout in ((4, 4, 1), (16, 1, 1), (8, 1, 2), (4, 2, 2), (4, 1, 4), (2, 2, 4)):
+        batch_size, micro_batches, world_size = layout
+        batches = batches_of(
+            rows, update, batch_size=batch_size, micro_batches=micro_batches, world_size=world_size
+        )
+        assert rows_of(batches) == expected
+
+
+def test_updates_begin_anywhere_and_follow_one_another(rows):
+    source = loader(rows, 4)
+    whole = [hash_of(batches) for batches, _ in islice(source.updates(0, 2), 12)]
+    assert len(set(whole)) == 12
+    assert [hash_of(batches) for batches, _ in islice(source.updates(5, 2), 7)] == whole[5:]
+    assert whole[0] == hash_of([source.batch(0), source.batch(1)])
+
+
+def test_stream_has_the_same_face():
+    batches, state = next(loader_from(rows_from(in_memory([30])), batch_size=4).updates(0, 2))
+    assert [len(batch.input_ids) for batch in batches] == [4, 4]
+    assert state.delivered == 8
