@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "preparation": {"ground", "modeling", "data", "conversion"},
     "run": {"ground", "modeling", "data", "training", "conversion", "preparation"},
     "demo": {"ground", "data", "conversion", "training", "preparation", "run", "demo"},
-    "cli": {"ground", "conversion", "run", "demo", "cli"},
+    "cli": {"ground", "data", "conversion", "run", "demo", "cli"},
     # `import annotated_mpnet` brings in nothing, so that it costs nothing.
     "package": set(),
 }

@@ -81,7 +81,6 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--enc", "3"], ["--enc"]),
         (["--preset", "giant"], ["--preset"]),
         (["--config", "nowhere.toml"], ["--config", "nowhere.toml"]),
-        ([], ["--train-dir", "--preset demo"]),
     ],
 )
 def test_a_wrong_command_exits_2_with_one_line(
@@ -91,6 +90,14 @@ def test_a_wrong_command_exits_2_with_one_line(
     assert code == 2
     assert_one_line(said)
     assert all(word in said for word in words), said
+
+
+def test_without_text_and_without_the_hub_the_ways_out_are_said(tmp_path: Path) -> None:
+    code, said = pretrain("--checkpoint-dir", tmp_path / "run")
+    assert code == 3
+    assert_one_line(said)
+    assert "--train-dir" in said
+    assert "--preset demo" in said
 
 
 def test_every_field_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:

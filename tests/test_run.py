@@ -273,7 +273,7 @@ def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"train_dir": None}, ConfigError, "--train-dir is not given"),
+        ({"train_dir": None}, DataError, "--train-dir"),
         ({"train_dir": Path("nowhere")}, DataError, "--train-dir.*nowhere"),
         ({"tokenizer_name": "nowhere/at/all"}, ConfigError, "--tokenizer-name"),
         ({"device": "cuda"}, ConfigError, "--device is cuda"),

@@ -80,6 +80,26 @@ class ConvertCommand:
     """Show tracebacks of mistakes too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizerCommand:
+    """Learn a WordPiece tokenizer from text files, laid out as MPNet's.
+
+    The special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3, and <mask> at the end; text is read in
+    lower case and without accents, as BERT's is.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Text: files or directories, in the formats of --train-dir."""
+    vocab_size: int = 30527
+    """Tokens, the special ones included. MPNet has 30527; small text wants fewer."""
+    output: Path
+    """The directory to write; then give it as --tokenizer-name."""
+    overwrite: bool = False
+    """Replace the directory if it exists."""
+    debug: bool = False
+    """Show tracebacks of mistakes too."""
+
+
 def pretrain() -> None:
     """Run `pretrain-mpnet` and exit."""
     sys.exit(_ending("pretrain-mpnet", _pretrain, sys.argv[1:]))
@@ -88,6 +108,11 @@ def pretrain() -> None:
 def convert() -> None:
     """Run `convert-to-hf` and exit."""
     sys.exit(_ending("convert-to-hf", _convert, sys.argv[1:]))
+
+
+def train_tokenizer() -> None:
+    """Run `train-mpnet-tokenizer` and exit."""
+    sys.exit(_ending("train-mpnet-tokenizer", _train_tokenizer, sys.argv[1:]))
 
 
 def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
@@ -131,6 +156,18 @@ def _convert(arguments: Sequence[str]) -> None:
         overwrite=command.overwrite,
         pytorch_bin=command.pytorch_bin,
     )
+
+
+def _train_tokenizer(arguments: Sequence[str]) -> None:
+    command = _parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
+    from annotated_mpnet.data.sources import find_text_files
+    from annotated_mpnet.data.tokenizer_training import train_tokenizer_files
+
+    files = [file for path in command.files for file in find_text_files(path, "FILES")]
+    tokenizer = train_tokenizer_files(
+        files, command.vocab_size, command.output, overwrite=command.overwrite
+    )
+    print(f"{command.output}: {len(tokenizer):,} tokens; use it by --tokenizer-name")
 
 
 def _ending(

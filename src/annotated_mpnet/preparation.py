@@ -1,8 +1,7 @@
 """What a run needs before its first update: device, text, network, and a plan to show.
 
-The order is that of what can go wrong: cheap checks come before expensive ones. All files are
-looked for before the first one is read, and all of them are read, and found to be text, before a
-network is built.
+The order is that of what can go wrong: cheap checks come before expensive ones. All text is found
+(`data/texts.py`) before a network is built.
 
 Next: `run.py`, which puts these together.
 """
@@ -12,43 +11,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet import conversion
 from annotated_mpnet.config import ModelConfig, PretrainingConfig
-from annotated_mpnet.data import (
-    PackedRows,
-    Vocabulary,
-    find_text_files,
-    load_tokenizer,
-    pack_rows,
-    tokenizer_hash,
-)
+from annotated_mpnet.data import PackedRows, tokenizer_hash
 from annotated_mpnet.data.statistics import (
     token_counts,
     unigram_accuracy,
     unigram_bits,
     unigram_log_probabilities,
 )
+from annotated_mpnet.data.texts import Text
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.randomness import fold_in_seed
 
 
 @dataclass(frozen=True)
-class Text:
-    """The text of a run, as rows of tokens, and the tokenizer that made them."""
-
-    tokenizer: PreTrainedTokenizerFast
-    vocabulary: Vocabulary
-    train: PackedRows
-    valid: PackedRows | None
-    test: PackedRows | None
-
-
-@dataclass(frozen=True)
 class Plateau:
-    """What guessing by frequency reaches on the validation text (`data/statistics.py`)."""
+    """What guessing by frequency reaches on the validation text (`data/statistics.py`).
+
+    Attributes:
+        bits: per predicted token.
+        accuracy: of always guessing the most frequent token.
+    """
 
     bits: float
     accuracy: float
@@ -57,9 +43,14 @@ class Plateau:
 def choose_device(config: PretrainingConfig) -> tuple[torch.device, bool]:
     """Return the device to train on, and whether matrix products run in bfloat16 there.
 
+    bfloat16 has the range of float32 with 8 instead of 24 bits of precision: no loss scaling is
+    needed, as with float16, and a GPU computes products several times faster. A CPU stays with
+    float32 unless told otherwise: few CPUs gain by it, and exactness is worth more there.
+
     Raises:
         ConfigError: the device that was asked for is not there.
     """
+    # In the order of preference.
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -77,43 +68,6 @@ def choose_device(config: PretrainingConfig) -> tuple[torch.device, bool]:
     return torch.device(name), precision == "bf16" or (precision == "auto" and name == "cuda")
 
 
-def read_text(config: PretrainingConfig) -> Text:
-    """Load the tokenizer and turn all text into rows.
-
-    Raises:
-        ConfigError: the tokenizer will not do.
-        DataError: the text will not.
-    """
-    data = config.data
-    if data.train_dir is None:
-        raise ConfigError(
-            "--train-dir is not given; expected a directory of text files, or --preset demo to see "
-            "it work on text that comes with the package"
-        )
-    # All files are looked for before the first one is read.
-    files = {
-        name: find_text_files(path, flag)
-        for name, path, flag in (
-            ("train", data.train_dir, "--train-dir"),
-            ("valid", data.valid_file, "--valid-file"),
-            ("test", data.test_file, "--test-file"),
-        )
-        if path is not None
-    }
-    tokenizer = load_tokenizer(data.tokenizer_name)
-    rows = {
-        name: pack_rows(paths, tokenizer, data.max_tokens, num_workers=data.num_workers)
-        for name, paths in files.items()
-    }
-    return Text(
-        tokenizer=tokenizer,
-        vocabulary=Vocabulary.of(tokenizer),
-        train=rows["train"],
-        valid=rows.get("valid"),
-        test=rows.get("test"),
-    )
-
-
 def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretraining, list[str]]:
     """Return the network as it is before the first update, on the CPU, and notes for the user.
 
@@ -121,6 +75,7 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
         CheckpointError: `--hf-model-path` holds no MPNet, or one with another vocabulary or with
             fewer positions than a row has.
     """
+    # Weights are a function of the seed alone: the demo makes the untrained network once more.
     torch.manual_seed(fold_in_seed(config.run.seed, "weights") % 2**63)
     if config.run.hf_model_path is not None:
         return _load_initial_weights(config, text)
@@ -135,7 +90,12 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
         )
     )
     if config.optimization.head_bias == "frequencies":
-        counts_V = token_counts(text.train, vocabulary.is_special_V)
+        counts_V = text.training_counts()
+        if counts_V is None:
+            raise ConfigError(
+                "--head-bias frequencies needs text to count, and a stream is not read twice for "
+                "it; give --eval-samples, --valid-file or --no-streaming"
+            )
         frequencies = torch.from_numpy(unigram_log_probabilities(counts_V))
         with torch.no_grad():
             model.lm_head.bias.copy_(frequencies)
@@ -181,6 +141,7 @@ def identity_of(config: PretrainingConfig, text: Text) -> dict[str, str | int | 
         "seed": config.run.seed,
         "batch": optimization.batch_size * optimization.update_freq,
         "length": config.data.max_tokens,
+        "packing": config.data.packing,
         "masking": (
             f"{objective.input_mode}, predicted {objective.pred_prob:g}, kept "
             f"{objective.keep_prob:g}, random {objective.rand_prob:g}, whole words "
@@ -191,11 +152,10 @@ def identity_of(config: PretrainingConfig, text: Text) -> dict[str, str | int | 
 
 def measure_plateau(text: Text) -> Plateau | None:
     """Return the unigram plateau of the validation text, if there is one."""
-    if text.valid is None:
+    train_V = text.training_counts()
+    if text.valid is None or train_V is None:
         return None
-    is_special_V = text.vocabulary.is_special_V
-    train_V = token_counts(text.train, is_special_V)
-    valid_V = token_counts(text.valid, is_special_V)
+    valid_V = token_counts(text.valid, text.vocabulary.is_special_V)
     return Plateau(unigram_bits(train_V, valid_V), unigram_accuracy(train_V, valid_V))
 
 
@@ -210,19 +170,23 @@ def plan(
     optimization = config.optimization
     sequences = optimization.batch_size * optimization.update_freq
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    epochs = sequences * optimization.total_updates / len(text.train)
     why = "asked for" if config.run.device != "auto" else "the best that PyTorch finds here"
     yield f"device: {device} ({why}), {'bfloat16' if bf16 else 'float32'}"
     yield (
         f"model: {parameters / 1e6:.1f} M parameters, {model.config.encoder_layers} layers, "
         f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens"
     )
-    yield f"training text: {text.train.report}"
+    if isinstance(text.train, PackedRows):
+        yield f"training text: {text.train.report}"
+        epochs = f"; {sequences * optimization.total_updates / len(text.train):.2f} epochs"
+    else:
+        yield f"training text: stream of {text.train.fingerprint}"
+        epochs = ""
     if text.valid is not None:
         yield f"validation text: {text.valid.report}"
     else:
         yield "no validation text: the last model counts as the best (give --valid-file)"
     yield (
         f"training: {optimization.total_updates:,} updates of {sequences:,} rows, up to "
-        f"{sequences * config.data.max_tokens:,} tokens; {epochs:.2f} epochs"
+        f"{sequences * config.data.max_tokens:,} tokens{epochs}"
     )

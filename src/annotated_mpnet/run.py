@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from annotated_mpnet import conversion
@@ -32,20 +33,23 @@ from annotated_mpnet.data import (
     PackedRows,
     evaluation_batches,
 )
+from annotated_mpnet.data.loader import UpdateSource
+from annotated_mpnet.data.reservoir import StreamState
+from annotated_mpnet.data.streams import StreamLoader
+from annotated_mpnet.data.texts import Text, read_text
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.preparation import (
     Plateau,
-    Text,
     build_model,
     choose_device,
     identity_of,
     measure_plateau,
     plan,
-    read_text,
 )
 from annotated_mpnet.training.checkpoint import (
     BEST,
     Checkpoint,
+    StreamParts,
     TrainState,
     load_checkpoint,
     save_checkpoint,
@@ -64,12 +68,20 @@ from annotated_mpnet.training.resume import (
 from annotated_mpnet.training.retention import prune
 from annotated_mpnet.training.run_directory import RunDirectory, refuse_taken_directory
 from annotated_mpnet.training.tracking import Tracker
-from annotated_mpnet.training.trainer import Evaluation, Trainer
+from annotated_mpnet.training.trainer import Evaluation, Progress, Trainer
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves behind."""
+    """What a run leaves behind.
+
+    Attributes:
+        directory: the run's.
+        state: behind its last update.
+        plateau: what guessing by frequency reaches on the validation text; None without one.
+        test: the best model on the test text; None without one.
+        export: the Hugging Face model; None if it was not wanted or cannot be represented.
+    """
 
     directory: Path
     state: TrainState
@@ -90,15 +102,18 @@ def run_pretraining(config: PretrainingConfig, console: Console | None = None) -
         Stopped: a signal asked for it.
     """
     console = console or Console()
+    # What costs nothing to find out comes first.
     config.validate()
     device, bf16 = choose_device(config)
-    where = (config.run.checkpoint_dir, config.run.resuming, config.run.overwrite)
+    where = (config.run.checkpoint_dir, _resumes_here(config), config.run.overwrite)
     refuse_taken_directory(*where)
-    text = read_text(config)
+    # Minutes may pass here, with a large text that is not in the cache yet.
+    text = read_text(config.data, config.run.seed)
     model, notes = build_model(config, text)
     model.to(device)
     optimizer = build_optimizer(model, config.optimization, device)
 
+    # From here on the directory is locked, and written to.
     with RunDirectory(*where) as directory:
         tracker = Tracker(directory.path, config.optimization.total_updates, console)
         run = _Run(config, text, directory, Trainer(model, optimizer, config, bf16, tracker))
@@ -113,7 +128,8 @@ def run_pretraining(config: PretrainingConfig, console: Console | None = None) -
             return RunResult(directory.path, found.checkpoint.state, None, None, None)
         for line in [*notes, *plan(config, text, model, device, bf16)]:
             tracker.say(line)
-        state = run.fresh_state() if found is None else run.resume(found)
+        progress = run.fresh_start() if found is None else run.resume(found)
+        # Only now: what changed since the run began was read off the former file.
         directory.write("config.toml", to_toml(config))
         plateau = measure_plateau(text)
         if plateau is not None:
@@ -122,12 +138,17 @@ def run_pretraining(config: PretrainingConfig, console: Console | None = None) -
                 f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
             )
         with tracker:
-            state = run.train(state)
+            state = run.train(progress)
         return RunResult(directory.path, state, plateau, run.test(), run.export())
 
 
 class _Run:
-    """The parts of a run that need its directory: resume, checkpoints, test, export."""
+    """The parts of a run that need its directory: resume, checkpoints, test, export.
+
+    Attributes:
+        collator: makes batches; its evaluation twin has masks of its own, the same each time.
+        identity: what a resume must find unchanged.
+    """
 
     def __init__(
         self, config: PretrainingConfig, text: Text, directory: RunDirectory, trainer: Trainer
@@ -137,15 +158,20 @@ class _Run:
         self.directory = directory
         self.trainer = trainer
         self.collator = DataCollatorForMaskedPermutedLanguageModeling(
-            text.vocabulary, config.objective, config.data.max_tokens, config.run.seed
+            text.vocabulary,
+            config.objective,
+            config.data.max_tokens,
+            config.run.seed,
+            packing=config.data.packing,
         )
         self.identity = identity_of(config, text)
 
-    def fresh_state(self) -> TrainState:
-        """Return the state before the first update."""
-        return TrainState(
+    def fresh_start(self) -> Progress:
+        """Return where a run stands before its first update."""
+        state = TrainState(
             update=0, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity=self.identity
         )
+        return Progress(state)
 
     def find_checkpoint(self) -> Resumable:
         """Load the checkpoint to resume from: the one that was named, or the newest valid one."""
@@ -165,8 +191,8 @@ class _Run:
         """Tell whether a run at this state has nothing left to train."""
         return state.update >= self.config.optimization.total_updates
 
-    def resume(self, found: Resumable) -> TrainState:
-        """Put weights and optimizer back as they were; return the state there.
+    def resume(self, found: Resumable) -> Progress:
+        """Put weights and optimizer back as they were; return where the run stands there.
 
         Raises:
             CheckpointError: the checkpoint is of another run than the configuration describes.
@@ -174,7 +200,8 @@ class _Run:
         model, tracker, checkpoint = self.trainer.model, self.trainer.tracker, found.checkpoint
         for warning in found.warnings:
             tracker.warn(warning)
-        assert checkpoint.optimizer_tensors is not None
+        assert checkpoint.optimizer_tensors is not None  # load_checkpoint refuses to do without
+        # Refusals first, so that nothing is half put back.
         changes = compare_model_config(checkpoint.model_config, model.config)
         allowed = self.config.run.allowed_changes
         losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
@@ -187,19 +214,26 @@ class _Run:
         tracker.say(f"resuming from {found.path}, after update {checkpoint.state.update}")
         if dropped := tracker.rewind(checkpoint.state.update):
             tracker.say(f"{dropped} lines of metrics from behind it were dropped")
-        return dataclasses.replace(checkpoint.state, identity=self.identity)
-
-    def train(self, state: TrainState) -> TrainState:
-        """Run the loop from a state to the end."""
-        optimization = self.config.optimization
-        loader = BatchLoader(
-            self.text.train, self.collator, optimization.batch_size, self.config.run.seed
+        return Progress(
+            dataclasses.replace(checkpoint.state, identity=self.identity),
+            None if checkpoint.stream is None else _stream_from(checkpoint.stream),
         )
+
+    def train(self, progress: Progress) -> TrainState:
+        """Run the loop from where the run stands to the end."""
+        train, batch_size = self.text.train, self.config.optimization.batch_size
+        source: UpdateSource
+        if isinstance(train, PackedRows):
+            source = BatchLoader(train, self.collator, batch_size, self.config.run.seed)
+        else:
+            source = StreamLoader(train, self.collator, batch_size)
         validation = None if self.text.valid is None else partial(self._batches, self.text.valid)
-        return self.trainer.train(state, loader, validation, self._save)
+        return self.trainer.train(progress, source, validation, self._save)
 
     def test(self) -> Evaluation | None:
         """Load the best model, and measure it once on text that nothing was chosen by."""
+        # The test text is looked at once, by the model that the validation text has chosen. Were it
+        # looked at during the run, it would help to choose, and prove nothing.
         path = self.directory.path / BEST
         if path.exists():
             best = load_checkpoint(path, with_optimizer=False)
@@ -235,10 +269,12 @@ class _Run:
     def _export_path(self) -> Path:
         return self.directory.path / "hf"
 
+    # An evaluation keeps no activations for a backward pass: the training's batch size fits.
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
         return evaluation_batches(rows, self.collator, self.config.optimization.batch_size)
 
     def _changed_settings(self) -> Iterator[str]:
+        """Yield what differs from the settings of the run so far, among those that may."""
         path = self.directory.path / "config.toml"
         if not path.exists():
             return
@@ -250,11 +286,13 @@ class _Run:
                 if old != new:
                     yield f"{name} was {old} and is {new}"
 
-    def _save(self, name: str, state: TrainState) -> None:
+    def _save(self, name: str, progress: Progress) -> None:
+        """Write a checkpoint, and delete the oldest ones only after it is safely there."""
         model, run = self.trainer.model, self.config.run
         checkpoint = Checkpoint(
             run_id=self.directory.run_id,
-            state=state,
+            state=progress.state,
+            stream=None if progress.stream is None else _stream_parts(progress.stream),
             model_config=model.config,
             model_tensors=model.state_dict(),
             optimizer_tensors=(
@@ -271,3 +309,24 @@ class _Run:
 
     def _save_tokenizer(self, directory: Path) -> None:
         self.text.tokenizer.save_pretrained(directory)
+
+
+def _resumes_here(config: PretrainingConfig) -> bool:
+    """Tell whether the run in the directory is gone on with.
+
+    A checkpoint that lies elsewhere begins a run of its own here, which must not take over another.
+    """
+    run = config.run
+    if run.resume_checkpoint is None:
+        return run.resume
+    return run.resume_checkpoint.resolve().parent == run.checkpoint_dir.resolve()
+
+
+def _stream_parts(stream: StreamState) -> StreamParts:
+    plain, arrays = stream.to_parts()
+    return plain, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _stream_from(parts: StreamParts) -> StreamState:
+    plain, tensors = parts
+    return StreamState.from_parts(plain, {name: each.numpy() for name, each in tensors.items()})

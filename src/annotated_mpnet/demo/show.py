@@ -17,9 +17,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 
 from annotated_mpnet.config import PretrainingConfig
 from annotated_mpnet.conversion.proof import quiet_transformers
+from annotated_mpnet.data.texts import read_text
 from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
-from annotated_mpnet.preparation import build_model, read_text
+from annotated_mpnet.preparation import build_model
 from annotated_mpnet.run import RunResult, run_pretraining
 from annotated_mpnet.training.run_directory import refuse_taken_directory
 
@@ -108,7 +109,7 @@ def masks_before_and_after(config: PretrainingConfig, export: Path) -> Table:
         trained = AutoModelForMaskedLM.from_pretrained(export).eval()
     # Weights are a function of the seed, so that the network before the first update can be made
     # once more.
-    untrained, _ = build_model(config, read_text(config))
+    untrained, _ = build_model(config, read_text(config.data, config.run.seed))
     untrained.eval()
     table = Table(title="Masks in Persuasion, filled", title_justify="left")
     for column in ("passage", "Austen", "before training", "after training"):

@@ -7,11 +7,14 @@ A checkpoint is a directory, and everything in it is plain tensors, JSON and tex
         optimizer.safetensors  AdamW's two means and step counts (absent: export only)
         state.json             TrainState: where the run stands, and what it must not change
         config.json            ModelConfig: the network in plain numbers
+        stream.json, .safetensors   where a streamed dataset stands (absent for local files)
         tokenizer/             so that the directory is enough to go on, or to export
         manifest.json          sizes and hashes of all of it, written last (`manifest.py`)
 
 State is so small because nothing random has a history (`randomness.py`): the number of the next
-update says which batch, masks and dropout come next. No generator, no data loader is saved.
+update says which batch, masks and dropout come next. No generator is saved. Only a stream has a
+past, since nobody can jump to its millionth row: its position, and the rows that wait in its
+shuffle buffer, are saved as they are (`data/streams.py`).
 
 Saving is a protocol of which every step may be the last one that happens:
 
@@ -68,6 +71,8 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 CONFIG = "config.json"
+STREAM = "stream.json"
+STREAM_TENSORS = "stream.safetensors"
 TOKENIZER = "tokenizer"
 BEST = "best_checkpoint"
 
@@ -76,6 +81,8 @@ TEMPORARY = ".tmp-"
 REPLACED = ".old-"
 
 IdentityValue = str | int | float
+StreamParts = tuple[Mapping[str, object], Mapping[str, Tensor]]
+"""A stream's state as what JSON can hold, and tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,8 @@ class Checkpoint:
     model_tensors: Mapping[str, Tensor]
     optimizer_tensors: Mapping[str, Tensor] | None
     """None: saved without, for export only; or not asked for."""
+    stream: StreamParts | None = None
+    """Where the stream of training text stands; None for text that has no past."""
 
 
 def checkpoint_name(update: int) -> str:
@@ -188,6 +197,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         model_config=_read_config(directory / CONFIG),
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
+        stream=_read_stream(directory) if STREAM in manifest.files else None,
     )
 
 
@@ -203,6 +213,10 @@ def _write(directory: Path, checkpoint: Checkpoint, save_tokenizer: Callable[[Pa
     _write_tensors(directory / MODEL, checkpoint.model_tensors)
     if checkpoint.optimizer_tensors is not None:
         _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
+    if checkpoint.stream is not None:
+        plain, tensors = checkpoint.stream
+        (directory / STREAM).write_text(to_json(plain), encoding="utf-8")
+        _write_tensors(directory / STREAM_TENSORS, tensors)
     # safetensors gives its files mode 0600, so that a colleague could not read them. The mode that
     # the umask wants is that of any file made by open(); asking the umask itself would change it
     # for a moment, in all threads.
@@ -329,6 +343,10 @@ def _expect_fields(values: Mapping[str, object], kind: type[TrainState | ModelCo
 def _plain_number(value: object) -> int | float:
     # 64 must come back as 64, not as 64.0: a message would show a difference where there is none.
     return value if type(value) is int else as_number(value)
+
+
+def _read_stream(directory: Path) -> StreamParts:
+    return read_json(directory / STREAM), _read_tensors(directory / STREAM_TENSORS)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

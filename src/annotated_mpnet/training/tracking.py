@@ -95,14 +95,17 @@ class Tracker:
         self._keep(f"warning: {text}")
 
     def progress(self, step: int) -> None:
-        """Move the live line to an update."""
+        """Move the live line to an update. Costs microseconds: rich redraws at its own pace."""
         self._live.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append a line of metrics, and show it."""
+        # Opened and closed each time, so that whoever follows the file sees whole lines, and a run
+        # that is killed has lost none.
         record = {"step": step, **metrics}
         with self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        # Training and validation come at different times; the live line shows the latest of both.
         self._latest.update(metrics)
         self._live.numbers = _shown(self._latest)
         self.progress(step)
@@ -114,6 +117,9 @@ class Tracker:
 
     def rewind(self, step: int) -> int:
         """Drop lines of metrics behind a resumed update, which will be written again.
+
+        A run that was killed has logged updates that no checkpoint has. Its resume repeats them,
+        to the same numbers; twice in the file, they would bend every curve drawn from it.
 
         Returns:
             How many were dropped.
@@ -137,7 +143,13 @@ class Tracker:
 
 
 class Stopwatch:
-    """Measures the time spent in training itself, and the part of it spent waiting for data."""
+    """Measures the time spent in training itself, and the part of it spent waiting for data.
+
+    Attributes:
+        training: seconds within updates, the waiting included; evaluations, checkpoints and logging
+            are outside.
+        waiting: seconds from the beginning of an update until its batches were there.
+    """
 
     def __init__(self) -> None:
         self.training = 0.0

@@ -8,23 +8,41 @@
         clip the gradients, set the learning rate of u, take a step of AdamW
         now and then: log, evaluate, save
 
-N is the number of predicted tokens of the *whole update*, known before its first backward pass
-because the batches of an update are fetched together. Dividing each micro-batch by its own number
-would give a token of a short micro-batch more weight than one of a long one; so divided, the
-gradient is that of one large batch, however it was cut.
+**What the loss is divided by.** N is the number of predicted tokens of the *whole update*, known
+before its first backward pass because the batches of an update are fetched together. Take an
+update of two micro-batches, one of long documents that predicts 90 tokens with a loss of 5 nats
+each, one of short ones that predicts 10 with 2 nats each. Its mean loss is
 
-Everything random is a function of u and m (`randomness.py`), and an evaluation draws nothing. So a
-run that was interrupted and resumed, or evaluated more often, is the same run to the last bit.
+>>> (90 * 5 + 10 * 2) / (90 + 10)
+4.7
+
+where a mean of the micro-batches' means, which most training loops take, says
+
+>>> (5 + 2) / 2
+3.5
+
+and would give a token of the short documents nine times the weight of one of the long. Divided by
+N, the gradient is that of one large batch, however it was cut. (HF: its Trainer learned to do this
+for causal models in 2024; `run_mlm` averages means. Paper and fairseq: as here.)
+
+**What makes a resume exact.** Everything random is a function of u and m (`randomness.py`), and an
+evaluation draws nothing. So a run that was interrupted and resumed, or evaluated more often, is the
+same run to the last bit, on the same machine with the same number of threads: sums of floating-
+point numbers depend on their order, which other kernels and thread counts choose differently.
+
+**When it stops.** A loss or gradient that is no number ends the run *before* the update, because
+AdamW would carry a single infinity into every weight, and the next checkpoint would keep it. A
+signal is honoured between two updates, after a checkpoint. Text that breaks off (a stream whose
+network is gone) also leaves a checkpoint first.
 
 Next: `run.py`, which sets all this up; `optimizer.py`; `checkpoint.py`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import nn
@@ -32,8 +50,9 @@ from torch.optim import Optimizer
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.data.loader import BatchLoader, prefetch
-from annotated_mpnet.errors import DivergedError
+from annotated_mpnet.data.loader import UpdateSource, prefetch
+from annotated_mpnet.data.streams import StreamState
+from annotated_mpnet.errors import DataError, DivergedError
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.modeling.pretraining import cross_entropy_sum
 from annotated_mpnet.randomness import fold_in_seed
@@ -48,12 +67,28 @@ PREFETCHED_UPDATES = 2
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one update saw and did; the loss in nats, summed over its predicted tokens."""
+    """What one update saw and did.
+
+    Attributes:
+        loss_sum: cross-entropy in nats, summed over the predicted tokens. A sum, so that a line of
+            metrics over many updates can weigh each token alike.
+        num_predicted: predicted tokens.
+        num_tokens: tokens of the sentences, padding not counted.
+        gradient_norm: Euclidean length of the gradient, before it was clipped.
+    """
 
     loss_sum: float
     num_predicted: int
     num_tokens: int
     gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: its state, and that of its stream of text, if it has one."""
+
+    state: TrainState
+    stream: StreamState | None = None
 
 
 @dataclass(frozen=True)
@@ -93,55 +128,80 @@ class Trainer:
 
     def train(
         self,
-        state: TrainState,
-        loader: BatchLoader,
+        progress: Progress,
+        source: UpdateSource,
         validation: Callable[[], Iterable[Batch]] | None,
-        save: Callable[[str, TrainState], None],
+        save: Callable[[str, Progress], None],
     ) -> TrainState:
-        """Train from a state to the last update, and return the state there.
+        """Train from where a run stands to its last update, and return the state there.
 
         Args:
-            state: where to begin.
-            loader: micro-batch k of the run is `loader.batch(k)`.
+            progress: where to begin.
+            source: yields the micro-batches of one update after the other.
             validation: makes the validation batches anew for each evaluation; None for none.
             save: writes a checkpoint under a name.
 
         Raises:
             DivergedError: the loss or the gradient is not a number; before the update is applied.
+            DataError: the text ended or broke off; after saving a checkpoint.
             Stopped: a signal asked for it; after saving a checkpoint.
         """
         run, total = self.config.run, self.config.optimization.total_updates
+        # `state` is replaced, never changed: what a checkpoint was given stays as it was given.
+        state, stream, first = progress.state, progress.stream, progress.state.update
         window = _Window(self.tracker)
         request = StopRequest()
-        with closing(self._updates(loader, state.update)) as updates, listening(request):
+        # Batches are made in a thread, some updates ahead. A stream's state comes along with the
+        # batches that it belongs to, because the stream itself is already further.
+        ahead = source.updates(first, self.config.optimization.update_freq, stream)
+        with closing(prefetch(ahead, PREFETCHED_UPDATES)) as updates, listening(request):
             while state.update < total:
                 window.stopwatch.start()
-                micro_batches = next(updates)
+                try:
+                    micro_batches, stream = next(updates)
+                except DataError:
+                    # What was trained since the last checkpoint is worth keeping.
+                    if state.update > first:
+                        save(checkpoint_name(state.update), Progress(state, stream))
+                    raise
+                # The time until here was spent waiting: `perf/data_wait`. It should be nothing.
                 window.stopwatch.data_arrived()
                 result = self.update(state.update, micro_batches)
                 window.stopwatch.stop()
                 window.add(result)
                 state = _advance(state, result)
 
+                # The last update is always logged, evaluated and saved, whatever the intervals.
                 last = state.update == total
                 if last or state.update % run.logging_steps == 0:
                     rate = learning_rate(state.update - 1, self.config.optimization)
                     window.log(state.update, rate)
                 self.tracker.progress(state.update)
                 if validation and (last or state.update % run.effective_eval_interval == 0):
-                    state = self._validate(state, validation(), save)
+                    state = self._validate(Progress(state, stream), validation(), save)
+                # After the evaluation, so that the checkpoint knows the best loss so far.
                 due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
                 if last or due or request.number is not None:
-                    save(checkpoint_name(state.update), state)
+                    save(checkpoint_name(state.update), Progress(state, stream))
                 if request.number is not None and not last:
                     raise Stopped(request.number)
         return state
 
     def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
-        """Take one step of the optimizer, on the gradient of several micro-batches."""
+        """Take one step of the optimizer, on the gradient of several micro-batches.
+
+        Args:
+            number: of the update, from 0; with the seed, it decides learning rate and dropout.
+            micro_batches: what the update sees; at least one.
+
+        Raises:
+            DivergedError: the loss or the gradient is not a number. Weights and optimizer are as
+                they were.
+        """
         num_predicted = sum(batch.num_predicted for batch in micro_batches)
         num_tokens = sum(batch.num_tokens for batch in micro_batches)
         if num_predicted == 0:
+            # AdamW would move the weights even on a gradient of zero, by its momentum and decay.
             self.tracker.warn(f"update {number + 1} has no token to predict; nothing was changed")
             return UpdateResult(0.0, 0, num_tokens, 0.0)
 
@@ -150,11 +210,14 @@ class Trainer:
         loss_sum = torch.zeros((), device=self._device)
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.run.seed, number, position)
+            # Under autocast matrix products run in bfloat16; weights, gradients, norms and the
+            # loss stay in float32. The backward pass takes each product's type from the forward.
             with self._autocast:
                 micro_loss = self.model.loss_sum(
                     batch.to(self._device), self.config.objective.input_mode
                 )
             (micro_loss / num_predicted).backward()  # type: ignore[no-untyped-call]
+            # Added up on the device: asking for its value would wait for the device to get there.
             loss_sum += micro_loss.detach()
 
         norm = self._clip_gradients()
@@ -165,7 +228,12 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
-        """Measure the loss over batches. Changes nothing: no weight, no random number."""
+        """Measure the loss over batches. Changes nothing: no weight, no random number.
+
+        Returns:
+            Bits and accuracy over all predicted tokens; not a number if there are none.
+        """
+        # Without dropout. `update` switches it on again, so that nothing depends on who ran last.
         self.model.eval()
         loss_sum = correct = num_predicted = 0.0
         for batch in batches:
@@ -178,6 +246,7 @@ class Trainer:
                     moved.attention_mask,
                     self.config.objective.input_mode,
                 )
+            # An empty slot predicts nothing and must not count as wrong (nor, by chance, as right).
             used_BP = moved.predicted_ids != NOT_PREDICTED
             loss_sum += cross_entropy_sum(logits_BPV, moved.predicted_ids).item()
             correct += ((logits_BPV.argmax(-1) == moved.predicted_ids) & used_BP).sum().item()
@@ -186,15 +255,12 @@ class Trainer:
             return Evaluation(math.nan, math.nan)
         return Evaluation(nats_to_bits(loss_sum / num_predicted), correct / num_predicted)
 
-    def _updates(self, loader: BatchLoader, first: int) -> Generator[list[Batch]]:
-        """Yield the micro-batches of each update from `first` on, made ahead in a thread."""
-        size = self.config.optimization.update_freq
-        updates = ([loader.batch(u * size + m) for m in range(size)] for u in count(first))
-        return prefetch(updates, PREFETCHED_UPDATES)
-
     def _clip_gradients(self) -> float:
+        """Shorten the gradient to the longest allowed; return the length that it had."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
+        # One length over all parameters: the gradient keeps its direction and only gets shorter.
+        # Clipping each parameter by itself would turn it.
         longest = self.config.optimization.clip_grad_norm
         if longest > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, longest, norm)
@@ -211,19 +277,25 @@ class Trainer:
                 )
 
     def _validate(
-        self, state: TrainState, batches: Iterable[Batch], save: Callable[[str, TrainState], None]
+        self, progress: Progress, batches: Iterable[Batch], save: Callable[[str, Progress], None]
     ) -> TrainState:
-        result = self.evaluate(batches)
+        """Evaluate, and keep the model if none was better; return the state with the best loss."""
+        state, result = progress.state, self.evaluate(batches)
         metrics = {"valid/bits": result.bits, "valid/accuracy": result.accuracy}
         self.tracker.log(state.update, metrics)
         if state.best_valid_bits is None or result.bits < state.best_valid_bits:
+            # The state first: the best checkpoint must itself know that it is the best.
             state = dataclasses.replace(state, best_valid_bits=result.bits)
-            save(BEST, state)
+            save(BEST, Progress(state, progress.stream))
         return state
 
 
 def seed_dropout(seed: int, update: int, micro_batch: int) -> None:
-    """Make dropout a function of the position in the run, not of what was drawn before."""
+    """Make dropout a function of the position in the run, not of what was drawn before.
+
+    PyTorch's dropout draws from one global generator. It is seeded anew for each micro-batch, so
+    that what was drawn elsewhere, or how often, leaves no trace.
+    """
     torch.manual_seed(fold_in_seed(seed, "dropout", update, micro_batch) % 2**63)
 
 
