@@ -42,12 +42,15 @@ def main() -> None:
     torch.set_num_threads(1)
 
     results = {
-        name: measure(objective, arguments.tokens, arguments.batch_size, arguments.seconds)
-        for name, objective in {
-            "mpnet, whole words": ObjectiveConfig(),
-            "mpnet, single tokens": ObjectiveConfig(whole_word_mask=False),
-            "plm, whole words": ObjectiveConfig(input_mode="plm"),
-        }.items()
+        name: measure(
+            objective, arguments.tokens, arguments.batch_size, arguments.seconds, documents
+        )
+        for name, objective, documents in (
+            ("mpnet, whole words", ObjectiveConfig(), 1),
+            ("mpnet, single tokens", ObjectiveConfig(whole_word_mask=False), 1),
+            ("plm, whole words", ObjectiveConfig(input_mode="plm"), 1),
+            ("mpnet, 8 documents", ObjectiveConfig(), 8),
+        )
     }
     print(f"{'objective':<24}{'million tokens/s':>18}{'µs per row':>12}")
     for name, speed in results.items():
@@ -58,11 +61,15 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(objective: ObjectiveConfig, tokens: int, batch_size: int, seconds: float) -> float:
+def measure(
+    objective: ObjectiveConfig, tokens: int, batch_size: int, seconds: float, documents: int
+) -> float:
     """Return the most tokens per second of several repetitions."""
     vocabulary = random_vocabulary()
-    collator = DataCollatorForMaskedPermutedLanguageModeling(vocabulary, objective, tokens, seed=1)
-    rows = random_rows(vocabulary, tokens, batch_size)
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        vocabulary, objective, tokens, seed=1, packing="full" if documents == 1 else "documents"
+    )
+    rows = random_rows(vocabulary, tokens, batch_size, documents)
     best = 0.0
     for _ in range(REPETITIONS):
         start = time.perf_counter()
@@ -90,10 +97,13 @@ def random_vocabulary() -> Vocabulary:
     )
 
 
-def random_rows(vocabulary: Vocabulary, tokens: int, batch_size: int) -> list[np.ndarray]:
+def random_rows(
+    vocabulary: Vocabulary, tokens: int, batch_size: int, documents: int
+) -> list[np.ndarray]:
     generator = np.random.default_rng(1)
     ids = generator.choice(vocabulary.random_ids, size=(batch_size, tokens)).astype(np.int32)
-    ids[:, 0], ids[:, -1] = vocabulary.cls_id, vocabulary.sep_id
+    starts = np.linspace(0, tokens, documents, endpoint=False, dtype=int)
+    ids[:, starts], ids[:, starts - 1] = vocabulary.cls_id, vocabulary.sep_id
     return list(ids)
 
 

@@ -1,9 +1,12 @@
+import dataclasses
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import toy_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import ObjectiveConfig
@@ -16,6 +19,7 @@ from annotated_mpnet.data import (
     pack_rows,
     prefetch,
 )
+from annotated_mpnet.data.loader import group_by_length
 
 MAX_TOKENS = 12
 
@@ -186,3 +190,50 @@ def test_prefetch_that_is_closed_early_leaves_no_thread():
     assert len(prefetch_threads()) == 1
     ahead.close()
     assert prefetch_threads() == []
+
+
+# Rows of different length.
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> PackedRows:
+    directory = tmp_path_factory.mktemp("uneven")
+    lengths = np.random.default_rng(0).integers(1, 60, size=5000)
+    (directory / "text.txt").write_text("\n".join("a " * length for length in lengths))
+    tokenizer = toy_tokenizer.word_piece()
+    return pack_rows([directory / "text.txt"], tokenizer, 64, packing="none", cache_dir=directory)
+
+
+def fill(batches: list[Batch]) -> float:
+    return sum(batch.num_tokens for batch in batches) / sum(b.input_ids.numel() for b in batches)
+
+
+def test_rows_of_different_length_are_hardly_padded_and_each_comes_once(uneven, collator):
+    collator = dataclasses.replace(collator, packing="none", max_tokens=64)
+    for batch_size in (8, 16, 64):
+        loader = BatchLoader(uneven, collator, batch_size, seed=1)
+        epoch = 5000 // batch_size
+        assert sorted(seen(loader, epoch + 1))[:5000] == [(0, i) for i in range(5000)]
+        assert fill([loader.batch(k) for k in range(epoch)]) > 0.97
+        assert fill(list(evaluation_batches(uneven, collator, batch_size))) > 0.97
+
+
+def test_order_of_rows_of_different_length_is_a_function_of_seed_and_epoch(uneven, collator):
+    collator = dataclasses.replace(collator, packing="none", max_tokens=64)
+    small, large = (BatchLoader(uneven, collator, size, seed=1) for size in (10, 40))
+    assert seen(small, 1000) == seen(large, 250)
+    other = BatchLoader(uneven, collator, 40, seed=2)
+    orders = {tuple(seen(other, 125)), tuple(seen(large, 125)), tuple(seen(large, 250)[5000:])}
+    assert len(orders) == 3
+    # Lengths go up and down over an epoch: what comes late is not longer than what comes early.
+    lengths = [len(row.input_ids) for k in range(125) for row in large.rows_of(k)]
+    assert abs(np.mean(lengths[:2500]) - np.mean(lengths[2500:])) < 10
+
+
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 8))
+def test_grouping_is_a_permutation(rows, chunks, chunk):
+    generator = np.random.default_rng(rows)
+    lengths = generator.integers(1, 9, size=rows)
+    order = generator.permutation(rows)
+    grouped = group_by_length(order, lengths, generator, window=chunks * chunk, chunk=chunk)
+    assert sorted(grouped.tolist()) == list(range(rows))

@@ -39,8 +39,8 @@ shorter than the others:
 on rank r is batch (u x micro_batches + m) x world_size + r. So an update of 64 rows consists of the
 same 64 rows, as 8 batches of 8 in one process, as 16 of 4, or as 4 of 8 in each of two processes.
 
-Evaluation reads each row once, in natural order, always with the masks of epoch 0: two evaluations
-of a run differ by the model alone.
+Evaluation reads each row once, in natural order (those of different length: from the shortest to
+the longest), always with the masks of epoch 0: two evaluations of a run differ by the model alone.
 
 A dataset that comes as a stream cannot be asked for row p. `streams.py` has a loader for it with
 the same face, `UpdateSource`.
@@ -193,14 +193,17 @@ def group_by_length(
 def evaluation_batches(
     rows: PackedRows, collator: DataCollatorForMaskedPermutedLanguageModeling, batch_size: int
 ) -> Iterator[Batch]:
-    """Yield each row once, in natural order; the last batch may be smaller.
+    """Yield each row once, in natural order or by length; the last batch may be smaller.
 
     The masks are the same each time, and none of those of training, although the collator of the
     training may be given.
     """
     evaluation = collator.for_evaluation()
+    order = np.arange(len(rows))
+    if collator.packing == "none":
+        order = np.argsort(rows.lengths(), kind="stable")
     for first in range(0, len(rows), batch_size):
-        indices = np.arange(first, min(first + batch_size, len(rows)))
+        indices = order[first : first + batch_size]
         yield evaluation(
             [
                 Row(input_ids, epoch=0, index=int(index))
