@@ -90,7 +90,7 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
         )
     )
     if config.optimization.head_bias == "frequencies":
-        counts_V = text.training_counts()
+        counts_V = text.training_counts
         if counts_V is None:
             raise ConfigError(
                 "--head-bias frequencies needs text to count, and a stream is not read twice for "
@@ -152,7 +152,7 @@ def identity_of(config: PretrainingConfig, text: Text) -> dict[str, str | int | 
 
 def measure_plateau(text: Text) -> Plateau | None:
     """Return the unigram plateau of the validation text, if there is one."""
-    train_V = text.training_counts()
+    train_V = text.training_counts
     if text.valid is None or train_V is None:
         return None
     valid_V = token_counts(text.valid, text.vocabulary.is_special_V)

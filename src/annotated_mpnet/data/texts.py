@@ -17,6 +17,7 @@ Next: `preparation.py`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -52,8 +53,9 @@ class Text:
     valid: PackedRows | None
     test: PackedRows | None
 
+    @cached_property
     def training_counts(self) -> np.ndarray | None:
-        """Count tokens (V) as they are frequent in training; None if that cannot be known.
+        """How often each token (V) occurs in training; None if that cannot be known.
 
         A stream is not read twice for it: the text that was held out of it for the test, and else
         for the validation, is as good a sample of its frequencies.
