@@ -23,7 +23,7 @@ PACKAGE = "annotated_mpnet"
 SOURCE = Path(annotated_mpnet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-GROUND = {"config", "config_file", "batch", "errors", "randomness", "signals"}
+GROUND = {"config", "options", "config_file", "batch", "errors", "randomness", "signals"}
 MAY_IMPORT = {
     "ground": {"ground"},
     "modeling": {"ground", "modeling"},
@@ -42,6 +42,7 @@ MAY_IMPORT = {
 MAY_USE = {
     "modeling": {"torch"},
     "config": set(),
+    "options": set(),
     "errors": set(),
     "batch": {"torch"},
     "randomness": {"numpy"},

@@ -12,9 +12,10 @@ import pytest
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
-from annotated_mpnet.config import PretrainingConfig, fields_of, flag
+from annotated_mpnet.config import PretrainingConfig, fields_of
 from annotated_mpnet.config_file import arguments_from_toml, to_toml
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.options import flag
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 NUMERIC = [

@@ -14,6 +14,7 @@ from annotated_mpnet.config import (
     OptimizationConfig,
     PretrainingConfig,
     RunConfig,
+    TrackingConfig,
 )
 from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.run import RunResult, run_pretraining
@@ -65,7 +66,8 @@ def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
         optimization=OptimizationConfig(
             batch_size=4, update_freq=2, total_updates=8, warmup_updates=2, lr=1e-3
         ),
-        run=RunConfig(checkpoint_dir=directory, logging_steps=2, eval_interval_steps=4),
+        run=RunConfig(checkpoint_dir=directory, eval_interval_steps=4),
+        tracking=TrackingConfig(logging_steps=2),
     )
 
 

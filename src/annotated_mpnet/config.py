@@ -30,45 +30,20 @@ Next: `batch.py`, then `modeling/two_stream.py`, where MPNet itself begins.
 """
 
 import dataclasses
-import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from annotated_mpnet.errors import ConfigError
-
-T = TypeVar("T")
+from annotated_mpnet.options import check_ranges, flag, option
 
 InputMode = Literal["mpnet", "mlm", "plm"]
 ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gelu_accurate"]
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
 HeadBias = Literal["zeros", "frequencies"]
-
-
-def option(
-    default: T,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    aliases: tuple[str, ...] = (),
-) -> T:
-    """Declare a field with its range and the other spellings of its flag.
-
-    `at_least` and `at_most` belong to the range, `above` and `below` do not. A range also excludes
-    `nan` and the infinities. The outer bounds of counts are generous: they are there to catch a
-    number with some zeros too many, before it asks for a terabyte.
-
-    The type of the default is returned, though what comes back is a dataclass field: so says
-    `dataclasses.field` itself, and so a type checker still sees `lr: float = option("x")`.
-    """
-    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
-    given = {sign: bound for sign, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"bounds": given, "aliases": aliases})
+Attention = Literal["auto", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +252,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run: its directory, how often it reports and saves, the machine."""
+    """The run: its directory, what is saved in it, how it begins and goes on."""
 
     checkpoint_dir: Path = Path("checkpoints")
     """The run's directory: configuration, metrics, checkpoints, export. One run a directory."""
@@ -296,7 +271,11 @@ class RunConfig:
     """Go on from the newest valid checkpoint of the run's directory, as if there had been no
     interruption."""
     resume_checkpoint: Path | None = None
-    """Go on from this checkpoint."""
+    """Go on from this checkpoint. A `.pt` file of annotated-mpnet or of Microsoft's code gives
+    weights only: the run then starts at update 0."""
+    trust_checkpoint: bool = False
+    """Accepted for old command lines, and without effect: nothing is ever unpickled unsafely, and
+    what holds more than plain tensors is refused, with the way out."""
     hf_model_path: str | None = None
     """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. Excludes
     --resume."""
@@ -310,13 +289,6 @@ class RunConfig:
     represented."""
     eval_interval_steps: int | None = option(None, at_least=1, at_most=10**9)
     """Updates between validations. Default: --checkpoint-interval, else 5000."""
-    logging_steps: int = option(25, at_least=1, at_most=10**9)
-    """Updates between two lines of metrics; each is the mean since the one before."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train. auto: CUDA, else MPS, else the CPU."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16: matrix products in bfloat16, weights and optimizer in float32, which is what a GPU is
-    fastest at. auto: bf16 on CUDA, fp32 elsewhere."""
     seed: int = option(12345, at_least=0, at_most=2**63 - 1)
     """Decides weights, order, masks and dropout; with the data, it decides the whole run."""
     debug: bool = False
@@ -325,7 +297,19 @@ class RunConfig:
     @property
     def resuming(self) -> bool:
         """Whether a former run is to be gone on with."""
-        return self.resume or self.resume_checkpoint is not None
+        named = self.resume_checkpoint is not None and not self.resume_checkpoint.is_file()
+        return self.resume or named
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Where the weights of update 0 come from; None if they are drawn at random.
+
+        `--resume-checkpoint` with a file, which only other programs write, gives weights and no
+        more: nothing in it says where a run of ours would stand.
+        """
+        if self.resume_checkpoint is not None and self.resume_checkpoint.is_file():
+            return str(self.resume_checkpoint)
+        return self.hf_model_path
 
     @property
     def allowed_changes(self) -> list[str]:
@@ -341,6 +325,57 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """The machine: where and how the same numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train. auto: CUDA, else MPS, else the CPU."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: matrix products in bfloat16, weights and optimizer in float32, which is what a GPU is
+    fastest at, and a CPU too, if it has instructions for it (AMX, AVX512-BF16). auto: bf16 on CUDA,
+    fp32 elsewhere."""
+    attention: Attention = "auto"
+    """How attention is computed. sdpa: PyTorch's fused kernels. eager: the formula, line by line,
+    to compare with. auto: the fastest that the device has; the plan says which, and why."""
+    compile: bool = False
+    """Let torch.compile generate kernels for the network. The first updates take minutes, the rest
+    less time each; results agree to rounding, and checkpoints are the same files. On a CPU it needs
+    a C++ compiler."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer only, and compute the rest of it a second time on the way back:
+    the same numbers, for about a third more time and a fraction of the memory."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the processes of torchrun, for networks that do
+    not fit into one device's memory. Default: each process holds all of it (DDP), which is faster.
+    The checkpoints are the same."""
+    distributed_timeout: int = option(1800, at_least=1, at_most=10**6)
+    """Seconds that the processes of torchrun wait for each other, at the start and in the run,
+    before they give up. A process that dies is noticed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What the run tells, and whom. `metrics.jsonl` and `log.txt` are always written."""
+
+    logging_steps: int = option(25, at_least=1, at_most=10**9)
+    """Updates between two lines of metrics; each is the mean since the one before."""
+    tensorboard_log_dir: Path | None = option(None, aliases=("-log_dir",))
+    """Write the metrics for TensorBoard too, into this directory."""
+    wandb: bool = False
+    """Send the metrics to Weights & Biases too; WANDB_MODE=offline keeps them here. Their key comes
+    from `wandb login` or WANDB_API_KEY, and is never written down here."""
+    wandb_project: str = "annotated-mpnet"
+    """Project on Weights & Biases."""
+    wandb_name: str | None = None
+    """Name of the run there. Default: the name of --checkpoint-dir."""
+    wandb_id: str | None = None
+    """Id of the run there, to go on with one. Default: the run's own id, so that a resumed run goes
+    on with its curves."""
+    wandb_watch: bool = False
+    """Send histograms of weights and gradients too, with each line of metrics; slow."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
     """A whole run of `pretrain-mpnet`: the groups above, each under the name of its TOML table.
 
@@ -353,6 +388,8 @@ class PretrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def validate(self) -> None:
         """Raise a `ConfigError` that names flag, value and range, before anything is read
@@ -433,15 +470,6 @@ def fields_of(config: PretrainingConfig) -> Iterator[tuple[str, dataclasses.Fiel
             yield group.name, each
 
 
-def flag(name: str) -> str:
-    """Return the spelling of a field on the command line.
-
-    >>> flag("encoder_ffn_dim")
-    '--encoder-ffn-dim'
-    """
-    return "--" + name.replace("_", "-")
-
-
 def check(group: Any) -> None:
     """Raise a `ConfigError` for a field of a group that is outside its range.
 
@@ -451,24 +479,9 @@ def check(group: Any) -> None:
     Traceback (most recent call last):
     annotated_mpnet.errors.ConfigError: --encoder-layers is 0; expected a number >= 1 and <= 1000
     """
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        bounds = each.metadata.get("bounds", {})
-        if isinstance(value, int | float) and bounds and not _within(value, bounds):
-            wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
-            raise ConfigError(f"{flag(each.name)} is {value}; expected a number {wanted}")
+    check_ranges(group)
     if isinstance(group, ArchitectureConfig):
         _check_architecture(group)
-
-
-def _within(value: float, bounds: dict[str, float]) -> bool:
-    """Return whether a number keeps all bounds of its range.
-
-    >>> [_within(value, {">": 0, "<=": 1}) for value in (0, 0.5, 1, math.nan)]
-    [False, True, True, False]
-    """
-    compare = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-    return math.isfinite(value) and all(compare[sign](value, b) for sign, b in bounds.items())
 
 
 def _check_architecture(group: ArchitectureConfig) -> None:

@@ -36,8 +36,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from annotated_mpnet.config import PretrainingConfig, fields_of, flag
+from annotated_mpnet.config import PretrainingConfig, fields_of
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.options import flag
 
 Preset = Literal["demo"]
 

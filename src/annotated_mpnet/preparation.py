@@ -56,7 +56,7 @@ def choose_device(config: PretrainingConfig) -> tuple[torch.device, bool]:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    wanted = config.run.device
+    wanted = config.machine.device
     if wanted == "auto":
         name = next(name for name, there in available.items() if there)
     elif available[wanted]:
@@ -64,7 +64,7 @@ def choose_device(config: PretrainingConfig) -> tuple[torch.device, bool]:
     else:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise ConfigError(f"--device is {wanted}, which PyTorch does not find here; it has {there}")
-    precision = config.run.precision
+    precision = config.machine.precision
     return torch.device(name), precision == "bf16" or (precision == "auto" and name == "cuda")
 
 
@@ -170,7 +170,7 @@ def plan(
     optimization = config.optimization
     sequences = optimization.batch_size * optimization.update_freq
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    why = "asked for" if config.run.device != "auto" else "the best that PyTorch finds here"
+    why = "asked for" if config.machine.device != "auto" else "the best that PyTorch finds here"
     yield f"device: {device} ({why}), {'bfloat16' if bf16 else 'float32'}"
     yield (
         f"model: {parameters / 1e6:.1f} M parameters, {model.config.encoder_layers} layers, "

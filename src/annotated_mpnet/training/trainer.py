@@ -173,7 +173,7 @@ class Trainer:
 
                 # The last update is always logged, evaluated and saved, whatever the intervals.
                 last = state.update == total
-                if last or state.update % run.logging_steps == 0:
+                if last or state.update % self.config.tracking.logging_steps == 0:
                     rate = learning_rate(state.update - 1, self.config.optimization)
                     window.log(state.update, rate)
                 self.tracker.progress(state.update)
