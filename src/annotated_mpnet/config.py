@@ -297,8 +297,9 @@ class RunConfig:
     @property
     def resuming(self) -> bool:
         """Whether a former run is to be gone on with."""
-        named = self.resume_checkpoint is not None and not self.resume_checkpoint.is_file()
-        return self.resume or named
+        if self.resume_checkpoint is not None:
+            return not self.resume_checkpoint.is_file()
+        return self.resume
 
     @property
     def initial_weights(self) -> str | None:
