@@ -41,3 +41,24 @@ class WriteError(UserError):
     """The run's directory could not be written: full disk, lost permission."""
 
     exit_code = 6
+
+
+class OutOfMemory(UserError):
+    """A batch did not fit into the memory of the device, or of the machine."""
+
+    exit_code = 7
+
+
+class ProcessLost(UserError):
+    """Another process of a distributed run ended, or did not answer in time."""
+
+
+class FailedElsewhere(UserError):
+    """Another process of a distributed run failed and has said why; this one ends with its code.
+
+    It is not printed: eight processes would say eight times what is wrong with one of them.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
