@@ -153,3 +153,11 @@ def test_foreign_text_cannot_break_the_message(tmp_path):
     assert "\x1b" not in str(caught.value)
     assert "\r" not in str(caught.value)
     assert "x" * 81 not in str(caught.value)
+
+
+def test_an_empty_string_is_blank_and_not_missing(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": ""}\n{"text": "words"}\n')
+    counts = Counts()
+    assert list(read_documents(file, counts)) == ["words"]
+    assert (counts.not_text, counts.blank_lines) == (0, 1)

@@ -7,7 +7,8 @@ module puts the two together.
 **Shapes.** L is the longest row of the batch. P is the number of slots of a *full* row, whatever
 rows the batch holds: with rows of 512 tokens, 76, always. Full rows then always give the same
 shapes, for which a compiled model or a CUDA graph is made once. A shorter row leaves slots empty,
-which the loss passes over.
+which the loss passes over. At the end of an epoch nothing is special, because no batch is smaller
+there (`loader.py`).
 
 Here is a batch of one row, seven words of which one is predicted, in full:
 
@@ -22,6 +23,20 @@ Here is a batch of one row, seven words of which one is predicted, in full:
 tensor([[ 0, 11, 19, 13, 14, 15, 16, 17,  2]])
 >>> batch.predicted_positions, batch.predicted_ids
 (tensor([[2]]), tensor([[12]]))
+
+**Neighbours** change nothing about a row: neither how much of it is predicted, nor which tokens,
+nor what stands in for them. Two words beside 510 of them are masked as they would be alone:
+
+>>> usual = replace(collator, objective=ObjectiveConfig(), max_tokens=512)
+>>> short = Row(np.array([0, 12, 13, 2]), epoch=0, index=1)
+>>> long = Row(np.concatenate([[0], np.full(510, 11), [2]]), epoch=0, index=0)
+>>> both, alone = usual([long, short]), usual([short])
+>>> (both.predicted_ids != NOT_PREDICTED).sum(dim=1), both.num_predicted
+(tensor([76,  1]), 77)
+>>> bool((both.predicted_positions[1] == alone.predicted_positions[0]).all())
+True
+
+annotated-mpnet takes P from the shortest row: of this batch it would predict one token in each.
 
 **Documents.** With `--packing documents` a row holds several documents (`row_cutting.py`), and
 nothing of one may depend on another. Text never yields the token `<s>` (`tokenising.py`), so that
@@ -42,7 +57,8 @@ tensor([[  12,   15, -100],
 
 Many short documents predict more tokens than one long one, because each predicts at least one. The
 number of slots is therefore a multiple of 8 here: the usual one, or the next that is enough for the
-batch.
+batch. It varies from batch to batch, but not by every single token, so that a compiled model meets
+few different shapes.
 
 HF: `DataCollatorForLanguageModeling` has no order and labels of the shape of the sentence, of which
 85 % say "not me"; its head computes a vocabulary for each of them.
@@ -107,18 +123,30 @@ class DataCollatorForMaskedPermutedLanguageModeling:
 
     @property
     def slots(self) -> int:
-        """P: how many tokens a full row of one document predicts."""
+        """P: how many tokens a full row of one document predicts.
+
+        An upper end for all rows: a row that holds further special tokens, or is shorter, has less
+        to predict from.
+        """
         predictable = np.array(self.max_tokens - 2)
         return int(masking.count_predicted(predictable, self.objective.pred_prob))
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Make a batch of B rows of at most `max_tokens` tokens each."""
+        """Make a batch of B rows of at most `max_tokens` tokens each.
+
+        Returns:
+            `input_ids` (B, L) with the stand-ins written into it (in the mode `plm`: without),
+            `predicted_positions` and `predicted_ids` (B, P), and the two counts.
+        """
         vocabulary = self.vocabulary
         original_BL, document_BL = self._pad(rows)
         draws_UBL = self._draw(rows, document_BL)
         positions_BP, valid_BP = self._choose(original_BL, document_BL, draws_UBL)
+        # The targets are read off before the stand-ins are written.
         ids_BP = np.take_along_axis(original_BL, positions_BP, axis=1)
 
+        # Paper: permuted language modelling alone (`plm`) corrupts nothing; there the queries hide
+        # what is predicted, and the others are shown what it was.
         input_ids_BL = original_BL
         if self.objective.input_mode != "plm":
             input_ids_BL = original_BL.copy()
@@ -137,6 +165,8 @@ class DataCollatorForMaskedPermutedLanguageModeling:
             input_ids=torch.from_numpy(input_ids_BL),
             predicted_positions=torch.from_numpy(positions_BP),
             predicted_ids=torch.from_numpy(np.where(valid_BP, ids_BP, NOT_PREDICTED)),
+            # None where it would say 1 throughout: then attention needs no mask, which is the
+            # faster kernel. Rows of several documents need it in any case, for their numbers.
             attention_mask=(
                 None
                 if self.packing != "documents" and document_BL.all()
@@ -147,7 +177,11 @@ class DataCollatorForMaskedPermutedLanguageModeling:
         )
 
     def _pad(self, rows: Sequence[Row]) -> tuple[masking.Ints, masking.Ints]:
-        """Return tokens (B, L), and the number of the document that each belongs to (B, L)."""
+        """Return tokens (B, L), and the number of the document that each belongs to (B, L).
+
+        The numbers do for all that a mask would be needed for: 0 is padding, and where all of a row
+        is one document, they say 1, as an attention mask does.
+        """
         shape = len(rows), max(len(row.input_ids) for row in rows)
         original_BL = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
         document_BL = np.zeros(shape, dtype=np.int64)
@@ -161,7 +195,8 @@ class DataCollatorForMaskedPermutedLanguageModeling:
     def _draw(self, rows: Sequence[Row], document_BL: masking.Ints) -> masking.Floats:
         """Return random numbers (U, B, L), 0 in the padding."""
         draws_UBL = np.zeros((4, *document_BL.shape))
-        # Each document has its own generator, and that is the only reason for a loop.
+        # Each document has its own generator, and that is the only reason for a loop. Padding draws
+        # nothing: how long it is depends on the neighbours.
         for i, row in enumerate(rows):
             start = 0
             for number, length in enumerate(np.bincount(document_BL[i])[1:].tolist(), start=1):
@@ -174,7 +209,11 @@ class DataCollatorForMaskedPermutedLanguageModeling:
     def _choose(
         self, original_BL: masking.Ints, document_BL: masking.Ints, draws_UBL: masking.Floats
     ) -> tuple[masking.Ints, masking.Bools]:
-        """Return the predicted positions (B, P), 0 in an empty slot, and which slots are used."""
+        """Return the predicted positions (B, P), 0 in an empty slot, and which slots are used.
+
+        An empty slot needs some position, because it is gathered from like the others; 0 is one
+        that every row has. That it is empty, the model learns from `predicted_ids`.
+        """
         predictable_BL = (document_BL > 0) & ~self.vocabulary.is_special_V[original_BL]
         starts_BL = (
             self.vocabulary.starts_word_V[original_BL]

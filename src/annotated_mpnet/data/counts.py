@@ -5,6 +5,18 @@ should be) is counted as it goes, and the counts end in the packing's report. On
 crawl is ordinary; a column of nothing else is the wrong column, which is a mistake to be told about
 at once, not after a million rows.
 
+What is too much? A row in a hundred without text is a crawl's ordinary dirt, half of the rows is a
+wrong name. Between the two, a line is drawn twice: a thousand rows one after the other, wherever
+they are, or a thousand among the first ten thousand.
+
+>>> rows = [None if n % 9 == 0 else "text" for n in range(12_000)]
+>>> list(only_text(rows, Counts(), source="'a.jsonl'", text_field="text"))  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+annotated_mpnet.errors.DataError: 1,001 of the first 9,001 rows of 'a.jsonl' hold no text in the ...
+>>> rows = [None if n % 11 == 0 else "text" for n in range(12_000)]
+>>> len(list(only_text(rows, Counts(), source="'a.jsonl'", text_field="text")))
+10909
+
 Next: `file_formats.py` and `sources.py`, which count.
 """
 
@@ -23,6 +35,9 @@ FIRST_ROWS = 10_000
 @dataclass
 class Counts:
     """What has been met so far.
+
+    One object goes from hand to hand, and each who leaves something out adds to it: readers of
+    files, filters, the packing. So the sum over all that was left out is said in one line.
 
     Attributes:
         documents: documents that were handed on.
@@ -94,6 +109,7 @@ def only_text(
             continue
         in_a_row += 1
         counts.not_text += 1
+        # `number` counts this column's rows, `counts` those of all sources so far.
         among_the_first = number < FIRST_ROWS and counts.not_text - before > FIRST_ROWS // 10
         if in_a_row > NOT_TEXT_IN_A_ROW or among_the_first:
             raise DataError(

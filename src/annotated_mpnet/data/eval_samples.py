@@ -17,6 +17,11 @@ Everything is looked at before the stream is split among ranks, and in an order 
 own, whatever the seed of the run is: each rank, and each run with the same dataset, holds out the
 same documents, so that the losses of two runs can be compared.
 
+**Why 16 times.** Held out are the lowest hashes of the documents that were looked at, one in 16.
+Were it the first documents themselves, they would all come from one file, which may be one day or
+one site. Looking at more makes the choice better and the start slower: with the 500 samples of the
+default, 1000 in all, 16,000 documents are read, by each rank, before the run begins.
+
 HF: `take` and `skip` cut the stream at a number. That holds out no copies, and with the shards
 shuffled it is another set of documents each time. annotated-mpnet does it so.
 
@@ -40,6 +45,12 @@ LOOKED_AT = 16
 @dataclass(frozen=True)
 class Samples:
     """A few documents, as a source of documents.
+
+    >>> samples, counts = Samples(("one", "two")), Counts()
+    >>> list(samples.documents(counts)), counts.documents
+    (['one', 'two'], 2)
+    >>> samples.fingerprint == Samples(("two", "one")).fingerprint
+    False
 
     Attributes:
         texts: the documents.
@@ -83,6 +94,9 @@ def choose_eval_samples(
 ) -> EvalSamples:
     """Choose documents from the beginning of a stream.
 
+    Copies count once, however many are met: they have one hash. Which half a document goes to is
+    decided by its hash too, so that validation and test are as alike as two draws can be.
+
     Args:
         reader: of the dataset; its seed, rank and number of ranks do not matter.
         eval_samples: N: so many for validation, and so many for the test.
@@ -92,6 +106,8 @@ def choose_eval_samples(
         DataError: the dataset cannot be read, or N is too many for it: half of its different
             documents or more would be held out.
     """
+    # `seen` holds hashes only, 16 bytes and some for each; of the texts themselves, only those are
+    # kept that may yet be among the lowest.
     wanted = 2 * eval_samples
     seen: set[int] = set()
     lowest: dict[int, str] = {}
@@ -101,6 +117,8 @@ def choose_eval_samples(
         # Now and then all but the lowest are dropped: there may be no memory for all the texts.
         if len(lowest) > 2 * wanted:
             lowest = dict(sorted(lowest.items())[:wanted])
+    # A dataset that ends before that many were met is small. Half of it for evaluation would leave
+    # a run that evaluates well what it hardly trains.
     if wanted and 2 * wanted >= len(seen):
         raise DataError(
             f"--eval-samples {eval_samples} would hold out {wanted:,} documents, of the "
@@ -113,8 +131,13 @@ def choose_eval_samples(
 
 
 def _beginning(reader: ShardReader, most: int, min_text_length: int) -> Iterator[list[str]]:
-    """Yield the documents at the beginning of a dataset, `most` or a few more."""
+    """Yield the documents at the beginning of a dataset, `most` or a few more.
+
+    What is passed over here, blank and short texts, training passes over too: held out is a share
+    of what would be trained on.
+    """
     looked_at = 0
+    # As if there were one process and the seed 0, whatever there is.
     everything = ShardReader(reader.shards, seed=0, sleep=reader.sleep)
     with closing(everything.read(Position())) as steps:
         while looked_at < most:

@@ -20,8 +20,26 @@ lies there, and fill the slot with the next row of the stream. Four slots, and a
 4 ghcd 2 c
 5 ghid 2 i
 
-A row waits for `buffer_size` deliveries on average, some much longer. It is packed rows that wait,
-not documents: so their number says how much memory they take, 20 MB for 10,000 rows of 512 tokens.
+A row waits for `buffer_size` deliveries on average, some much longer: each delivery passes it by
+with the probability 1 - 1/buffer_size, so that one row in twenty waits for three times as many.
+
+>>> slots, waited = list(range(100)), []
+>>> for n in range(100, 20_100):
+...     slot = draw_slot(seed=1, rank=0, n=n, slots=100)
+...     waited.append(n - slots[slot])
+...     slots[slot] = n
+>>> print(f"{np.mean(waited):.0f}, {np.mean(np.array(waited) > 300):.3f}, {np.exp(-3):.3f}")
+100, 0.048, 0.050
+
+So rows that are neighbours in a file are some `buffer_size` rows apart in training, but a part of
+the stream that is much longer than the reservoir, a million documents of one site, stays a part.
+Against that helps the order of the shards (`shards.py`), which is drawn for the whole dataset.
+
+It is packed rows that wait, not documents: so their number says how much memory they take, 20 MB
+for 10,000 rows of 512 tokens.
+
+>>> 10_000 * 512 * np.dtype(np.int32).itemsize
+20480000
 
 **Interrupted.** Which slot delivery n draws is a function of (seed, rank, n). What lies in the
 slots is history, and the only way to know it is to have kept it: the rows in the reservoir are part
@@ -59,12 +77,21 @@ from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.randomness import fold_in_seed
 
 FORMAT = 1
-"""Of the parts; to be raised when their meaning changes."""
+"""Of the parts; to be raised when their meaning changes. A checkpoint with another is refused: read
+with a new meaning, an old number would be a wrong place in the stream, and nobody would see it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamCounts:
     """What a rank has met in its share of a stream.
+
+    What `counts.Counts` is for text on a disk; but frozen, because it is part of a state.
+
+    >>> counts = StreamCounts(documents=1200, blank=3) + StreamCounts(documents=34, too_short=1)
+    >>> print(counts)
+    1,234 documents; dropped: 3 blank rows, 1 short texts
+    >>> counts.rows_read
+    1238
 
     Attributes:
         documents: documents that became tokens.
@@ -108,6 +135,9 @@ class StreamCounts:
 class StreamState:
     """All that a rank's stream consists of between two rows.
 
+    Frozen: a state that somebody keeps is never changed by what the stream does next. Two of them
+    cannot be compared by `==`, which for arrays is no single answer.
+
     Attributes:
         rank: whose it is.
         world_size: of how many.
@@ -133,8 +163,14 @@ class StreamState:
     def restarted(self, rank: int, world_size: int) -> "StreamState":
         """Return where a run goes on with another number of ranks: at the start of the next epoch.
 
-        What that costs: the rest of this epoch is not read, nor are the rows that wait. No row is
-        masked as one was before, since the numbers of the rows go on.
+        The shares of the ranks are other ones then, so that no place in the old ones is a place in
+        the new. What that costs: the rest of this epoch is not read, nor are the rows that wait. No
+        row is masked as one was before, since the numbers of the rows go on: two ranks that have
+        delivered five rows each have used the numbers 0 to 9, four ranks go on with 12.
+
+        >>> state = StreamState(world_size=2, delivered=5).restarted(rank=0, world_size=4)
+        >>> state.delivered * state.world_size, state.position.epoch
+        (12, 1)
         """
         return StreamState(
             rank=rank,
@@ -144,7 +180,17 @@ class StreamState:
         )
 
     def to_parts(self) -> tuple[dict[str, object], dict[str, npt.NDArray[np.generic]]]:
-        """Return what can be written: plain values for JSON, and arrays."""
+        """Return what can be written: plain values for JSON, and arrays.
+
+        Rows become two arrays, of all tokens and of lengths, as in `rows.py`:
+
+        >>> rows = (np.array([0, 11, 2], np.int32), np.array([0, 12, 13, 2], np.int32))
+        >>> values, arrays = StreamState(reservoir=rows, delivered=40_000).to_parts()
+        >>> arrays["reservoir_ids"], arrays["reservoir_lengths"]
+        (array([ 0, 11,  2,  0, 12, 13,  2], dtype=int32), array([3, 4], dtype=int32))
+        >>> StreamState.from_parts(values, arrays).delivered
+        40000
+        """
         values: dict[str, object] = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in _NUMBERS},
@@ -163,6 +209,14 @@ class StreamState:
         cls, values: Mapping[str, object], arrays: Mapping[str, npt.NDArray[np.generic]]
     ) -> "StreamState":
         """Return the state that `to_parts` took apart.
+
+        The checkpoint's hashes have shown that these are the bytes that were written. Looked at
+        here is that they mean something: a negative row or a missing array would else come up as
+        some error of numpy's, hours later.
+
+        Args:
+            values: the numbers, by name.
+            arrays: the rows, by name.
 
         Raises:
             CheckpointError: these are not its parts, or not whole.
@@ -191,11 +245,16 @@ _ARRAYS = {"remainder", "pending_ids", "pending_lengths", "reservoir_ids", "rese
 
 
 def draw_slot(seed: int, rank: int, n: int, slots: int) -> int:
-    """Return the slot of delivery n."""
+    """Return the slot of delivery n.
+
+    The remainder of a division favours low slots, by one part in 2**128 / slots: not to be noticed.
+    """
     return fold_in_seed(seed, "reservoir", rank, n) % slots
 
 
 def _rows(name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> tuple[Ids, ...]:
+    """Return rows, each an array of its own: a view would keep all of them in memory, as long as
+    one of them waits."""
     ids, lengths_N = _fixed(arrays[f"{name}_ids"]), _fixed(arrays[f"{name}_lengths"])
     if (lengths_N < 1).any() or lengths_N.sum() != len(ids):
         raise _damaged(f"{len(ids)} tokens are not the {lengths_N.sum()} of its {name} rows")

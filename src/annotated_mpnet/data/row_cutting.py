@@ -51,6 +51,11 @@ A corpus is packed window by window, each a fixed number of tokens: so the memor
 grow with the corpus, and rows stay near their neighbours in the text. The plan depends on the
 documents alone, not on how many processes delivered them in what portions.
 
+On 99 novels, a paragraph a document and 512 tokens a row (`docs/log.md`), `full` makes 29,956 rows
+and `documents` 30,288, both full to the tenth of a percent; `none` makes 222,089, of which an
+eighth would be tokens if all were padded to 512. Planning is no matter: 100,000 documents of random
+length take about a tenth of a second, since each step is a look at the bits of one integer.
+
 Others cut a document off at the end of the row (annotated-mpnet, most examples of HF) and throw the
 rest away.
 
@@ -74,6 +79,13 @@ Lengths = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Ragged:
     """Sequences of tokens of different lengths, one behind the other in a flat array.
+
+    A list of arrays costs a Python object for each document, a hundred bytes and a call to numpy
+    for everything that is done to it. Here all documents are handled in one call:
+
+    >>> documents = Ragged.of([[1, 2], [3]])
+    >>> documents.take(np.array([1, 0]))
+    Ragged(values=array([3, 1, 2], dtype=int32), lengths_N=array([1, 2]))
 
     Attributes:
         values: all tokens.
@@ -105,7 +117,8 @@ class Ragged:
     def take(self, order_N: Lengths) -> "Ragged":
         """Return the sequences in another order."""
         lengths_N = self.lengths_N[order_N]
-        # Each token moves as far as the beginning of its sequence does.
+        # Where each token of the result is taken from, without a loop over the sequences: each
+        # moves as far as the beginning of its sequence does.
         moves_N = (self.ends_N - self.lengths_N)[order_N] - (np.cumsum(lengths_N) - lengths_N)
         return Ragged(
             self.values[np.repeat(moves_N, lengths_N) + np.arange(len(self.values))], lengths_N
@@ -133,7 +146,11 @@ def cut_rows(
 
 
 def framed(texts: Ragged, cls_id: int, sep_id: int) -> Ragged:
-    """Put `<s>` before and `</s>` behind each sequence."""
+    """Put `<s>` before and `</s>` behind each sequence.
+
+    >>> framed(Ragged.of([[11, 12], [13]]), cls_id=0, sep_id=2).values
+    array([ 0, 11, 12,  2,  0, 13,  2], dtype=int32)
+    """
     lengths_N = texts.lengths_N + 2
     ends_N = np.cumsum(lengths_N)
     values = np.empty(int(lengths_N.sum()), texts.values.dtype)
@@ -146,7 +163,12 @@ def framed(texts: Ragged, cls_id: int, sep_id: int) -> Ragged:
 
 
 def best_fit(lengths_N: Lengths, capacity: int) -> Lengths:
-    """Return which row each item goes to, rows numbered by their first item."""
+    """Return which row each item goes to, rows numbered by their first item.
+
+    Args:
+        lengths_N: of the items, none larger than the capacity.
+        capacity: of a row.
+    """
     row_of_N = np.empty_like(lengths_N)
     # The rows that have each amount of free space; and the amounts for which there is any, as the
     # bits of an integer, so that "the least space of at least n" is three operations on it.
@@ -155,6 +177,8 @@ def best_fit(lengths_N: Lengths, capacity: int) -> Lengths:
     rows = 0
     order = np.argsort(-lengths_N, kind="stable")
     for item, length in zip(order.tolist(), lengths_N[order].tolist(), strict=True):
+        # Bit i of `fitting`: there is a row with a space of length + i. Its lowest set bit is the
+        # best fit; `x & -x` is that bit alone.
         fitting = spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
@@ -167,6 +191,8 @@ def best_fit(lengths_N: Lengths, capacity: int) -> Lengths:
         rows_with[space - length].append(row)
         spaces |= 1 << (space - length)
         row_of_N[item] = row
+    # Numbered so far in the order of their longest items. By their first item instead, rows come in
+    # the order of the text, and a row of one document stands where it would stand unpacked.
     first_F = np.full(rows, len(lengths_N))
     np.minimum.at(first_F, row_of_N, np.arange(len(lengths_N)))
     renumbered_F = np.argsort(np.argsort(first_F))
@@ -182,7 +208,13 @@ def _put_together(items: Ragged, max_tokens: int) -> Ragged:
 
 
 def _cut(documents: Ragged, content: int) -> Ragged:
-    """Cut what is longer than `content` into as few pieces as will do, all full but the last."""
+    """Cut what is longer than `content` into as few pieces as will do, all full but the last.
+
+    Only lengths change. The tokens stay where they are:
+
+    >>> _cut(Ragged.of([[1, 2, 3, 4, 5], [6]]), content=2).lengths_N
+    array([2, 2, 1, 1])
+    """
     pieces_N = -(-documents.lengths_N // content)
     lengths = np.full(int(pieces_N.sum()), content, dtype=np.int64)
     lengths[np.cumsum(pieces_N) - 1] = documents.lengths_N - (pieces_N - 1) * content
@@ -190,7 +222,14 @@ def _cut(documents: Ragged, content: int) -> Ragged:
 
 
 def _streams(windows: Iterable[Ragged], content: int, sep_id: int) -> Iterator[Ragged]:
-    """Yield the stream that the documents and their separators are, in portions of whole rows."""
+    """Yield the stream that the documents and their separators are, in portions of whole rows.
+
+    What does not fill a row waits for the next window, so that windows leave no trace in the rows:
+
+    >>> windows = [Ragged.of([[11, 12], [13, 14, 15]]), Ragged.of([[16]])]
+    >>> [portion.values.tolist() for portion in _streams(windows, content=3, sep_id=2)]
+    [[11, 12, 2, 13, 14, 15], [2, 16]]
+    """
     held: Ids = np.empty(0, dtype=np.int32)
     for window in windows:
         held = np.concatenate([held, np.insert(window.values, window.ends_N, sep_id)])

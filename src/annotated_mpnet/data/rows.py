@@ -5,6 +5,39 @@ that the operating system maps into memory: opening it takes a moment, whatever 
 row costs a look at a page of the file, which stays in the system's cache as long as there is room.
 So the order of the rows may be any, and a shuffle over the whole text is as cheap as none.
 
+Rows of different length cannot be a matrix. Arrow keeps them as two flat arrays: all values, and
+where in them each row begins. Three rows are
+
+    values     0 11 12 2   0 13 2   0 14 15 16 2        four bytes each
+    offsets    0           4        7             12    row i is values[offsets[i]:offsets[i + 1]]
+
+and written and read again, out of order and one of them twice:
+
+>>> import tempfile
+>>> report = PackingReport(Counts(documents=3), "none", 0, tokens=6, rows=3, fill=12 / 15)
+>>> with tempfile.TemporaryDirectory() as folder:
+...     path = Path(folder, "0123abcd.arrow")
+...     with path.open("wb") as file:
+...         writer = RowWriter(file)
+...         writer.write(np.array([0, 11, 12, 2, 0, 13, 2], np.int32), np.array([4, 3]))
+...         writer.write(np.array([0, 14, 15, 16, 2], np.int32), np.array([5]))
+...         writer.finish(report)
+...     rows = PackedRows(path)
+>>> [row.tolist() for row in rows.take(np.array([2, 0, 2]))]
+[[0, 14, 15, 16, 2], [0, 11, 12, 2], [0, 14, 15, 16, 2]]
+>>> len(rows), rows.lengths(), rows.fingerprint
+(3, array([4, 3, 5]), '0123abcd')
+>>> print(rows.report)
+3 documents: 6 tokens in 3 rows, 80.0% full
+
+The file is written in portions, so that memory is needed for one of them only; each is a pair of
+such arrays, and to take a row is to find its portion by a binary search. Several processes that map
+the same file share the memory that it takes.
+
+HF: a `datasets.Dataset` is such a table too, and could be asked for rows. It would answer with
+Python lists or copies, by way of features and formats. The arrays below it are all that is needed,
+and views of them cost nothing: a row is not copied before the collator puts it into a batch.
+
 Next: `packing.py`, which makes the table.
 
     N rows of the table   T max_tokens
@@ -52,6 +85,7 @@ class PackingReport:
 
     def __str__(self) -> str:
         """Say it in one line, what is unusual at the end."""
+        # The counts begin with what was read, and go on with what is unusual about it.
         read, *unusual = str(self.counts).split("; ")
         if self.dropped_documents:
             unusual.append(
@@ -61,7 +95,7 @@ class PackingReport:
         return "; ".join([f"{read}: {packed}", *unusual])
 
     def to_json(self) -> str:
-        """Write it down."""
+        """Write it down, so that a later start can say it without reading the text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -72,7 +106,12 @@ class PackingReport:
 
 
 class RowWriter:
-    """Writes a table, portion by portion, and the report at the end."""
+    """Writes a table, portion by portion, and the report at the end.
+
+    Attributes:
+        rows: that were written so far.
+        tokens: in them, `<s>` and `</s>` included.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._writer = pa.ipc.new_file(file, SCHEMA)
@@ -80,19 +119,32 @@ class RowWriter:
         self.tokens = 0
 
     def write(self, values: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        """Add rows that stand one behind the other in `values`."""
+        """Add rows that stand one behind the other in `values`.
+
+        Args:
+            values: the tokens of all of them.
+            lengths: of each.
+        """
         self.rows += len(lengths)
         self.tokens += len(values)
         self._writer.write_batch(_batch(values, lengths))
 
     def finish(self, report: PackingReport) -> None:
-        """Add the report, to an empty portion, and close the table."""
+        """Add the report, to an empty portion, and close the table.
+
+        To the schema, where such things usually are, it cannot go: that stands at the beginning of
+        the file, and is written before the first row.
+        """
         nothing = _batch(np.empty(0, np.int32), np.empty(0, np.int64))
         self._writer.write_batch(nothing, custom_metadata={"report": report.to_json()})
         self._writer.close()
 
 
 def _batch(values: Ids, lengths: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Return rows as Arrow has them.
+
+    Its offsets have 32 bits: a portion may hold two billion tokens, a table any number of portions.
+    """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=SCHEMA)
 
@@ -127,7 +179,14 @@ class PackedRows:
         return np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
 
     def take(self, indices: npt.NDArray[np.int64]) -> list[Ids]:
-        """Return rows by their index, each an array of at most T token ids."""
+        """Return rows by their index, each an array of at most T token ids.
+
+        Args:
+            indices: any of 0..N-1, in any order.
+
+        Raises:
+            IndexError: one of them is none of these; numpy would take -1 for the last.
+        """
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"rows {indices.min()}..{indices.max()} of {len(self)}")
         batches = np.searchsorted(self._first_rows, indices, side="right") - 1

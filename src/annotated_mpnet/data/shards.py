@@ -11,7 +11,33 @@ them), and the order of the shards is a function of seed and epoch:
 2 [4, 3, 0, 2, 5, 1]
 
 So the state of a stream is a `Position`, four integers, at any row. Behind the last row of an epoch
-comes the first of the next, in its own order.
+comes the first of the next, in its own order. Here is a stream of two shards with two parts each,
+read to its end, and read once more from a position in the middle:
+
+>>> class Letters:
+...     fingerprint, num_shards = "letters", 2
+...     def num_parts(self, shard):
+...         return 2
+...     def read(self, shard, part, first_row):
+...         for letter in [["ab", "c"], ["d", "ef"]][shard][part][first_row:]:
+...             yield [letter]
+>>> from itertools import islice
+>>> reader = ShardReader(Letters(), seed=12345)
+>>> for values, position in islice(reader.read(Position()), 7):
+...     print(values, position)
+['d'] Position(epoch=0, shard=0, part=0, row=1)
+['e'] Position(epoch=0, shard=0, part=1, row=1)
+['f'] Position(epoch=0, shard=0, part=1, row=2)
+['a'] Position(epoch=0, shard=1, part=0, row=1)
+['b'] Position(epoch=0, shard=1, part=0, row=2)
+['c'] Position(epoch=0, shard=1, part=1, row=1)
+[] Position(epoch=1, shard=0, part=0, row=0)
+>>> middle = Position(epoch=0, shard=1, part=0, row=1)
+>>> [values for values, _ in islice(reader.read(middle), 3)]
+[['b'], ['c'], []]
+
+`shard` counts the shards of the epoch's order, not their names: the first that was read here is
+shard 1 of the dataset.
 
 **Ranks.** With several processes each reads its share. Where there are shards enough, every rank
 takes its own, every world_size-th of the order:
@@ -50,7 +76,11 @@ from annotated_mpnet.randomness import fold_in
 
 MOST_FAILURES = 8
 """Failures in a row after which the network is given up: after three minutes of waiting, on top
-of what the libraries beneath have tried by themselves."""
+of what the libraries beneath have tried by themselves.
+
+>>> sum(min(LONGEST_PAUSE, 2.0**n) for n in range(MOST_FAILURES))
+183.0
+"""
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, at most."""
@@ -64,6 +94,8 @@ NETWORK_LIBRARIES = ("aiohttp", "fsspec", "httpcore", "httpx", "httpx2", "reques
 
 class Shards(Protocol):
     """What a stream is read from: `hub.DatasetStream`, or a stand-in for it.
+
+    It has no place of its own, and no order: both are given to it, so that it can be opened twice.
 
     Attributes:
         fingerprint: names the text.
@@ -85,6 +117,8 @@ class Shards(Protocol):
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where reading goes on.
+
+    It counts what lies behind, which is the same as numbering what comes next.
 
     Attributes:
         epoch: times that the rank's share was read to its end.
@@ -122,9 +156,14 @@ class ShardReader:
 
         The end of an epoch comes as an empty list with the position of the next one.
 
+        Args:
+            position: where to begin.
+
         Raises:
             DataError: a shard cannot be read, or the network is gone for good.
         """
+        # What was handed on is behind `position` from the moment it is handed on. So a second
+        # attempt is nothing but a new beginning there: the same as a resume.
         failures = 0
         while True:
             try:
@@ -142,6 +181,7 @@ class ShardReader:
 
     def _read(self, position: Position) -> Generator[tuple[list[object], Position]]:
         """Do what `read` does, without second attempts."""
+        # Only the first shard is entered in its middle: behind it, part and row are 0 again.
         while True:
             for shard in self._order(position.epoch)[position.shard :]:
                 yield from self._read_shard(shard, position)
@@ -152,9 +192,12 @@ class ShardReader:
     def _read_shard(
         self, shard: int, position: Position
     ) -> Generator[tuple[list[object], Position]]:
+        """Yield values of a shard, given by its own number, from a position in it on."""
         with self._naming(shard):
             for part in range(position.part, self.shards.num_parts(shard)):
                 for values in self.shards.read(shard, part, position.row):
+                    # The position counts all rows that were read, also those of other ranks: they
+                    # all pass by the same places, whatever they keep.
                     mine = self._share(values, shard + part + position.row)
                     position = replace(position, row=position.row + len(values))
                     yield mine, position
@@ -195,7 +238,10 @@ class ShardReader:
 
 
 def rank_order(seed: int, epoch: int, num_shards: int, rank: int, world_size: int) -> list[int]:
-    """Return the shards that a rank reads in an epoch, in order."""
+    """Return the shards that a rank reads in an epoch, in order.
+
+    Every rank draws the order of all shards, and takes its own of them: they agree without a word.
+    """
     order: list[int] = fold_in(seed, "shards", epoch).permutation(num_shards).tolist()
     return order if reads_rows(num_shards, world_size) else order[rank::world_size]
 
@@ -211,6 +257,9 @@ def reads_rows(num_shards: int, world_size: int) -> bool:
 
 def is_network_error(error: BaseException) -> bool:
     """Tell whether an exception, or what it was raised from, is the network's doing.
+
+    A server that is overloaded (5xx, 429) or was kept waiting (408) may answer the next time; one
+    that says "no such file" (404) or "not for you" (403) will say it again.
 
     >>> is_network_error(TimeoutError()), is_network_error(FileNotFoundError(2, "no such file"))
     (True, False)

@@ -13,6 +13,9 @@ those of the whole.
 >>> pieces("to be or not", longest=8)
 ['to be', ' or not']
 
+Why not at any space? "be  or" holds two, and a tokenizer for source code may have a piece for two
+spaces; cut between them, it would never see it.
+
 Where no such space is in reach (Chinese; a base64 image), the cut is made where the piece is full.
 Nothing is lost, and at most one word in 16,384 characters is cut in two.
 
@@ -27,9 +30,32 @@ these for the special tokens, unless told otherwise (`encode_special_tokens`); a
 holds them as ordinary pieces too, as SentencePiece's does, even then. So whatever special token
 comes out of text becomes the unknown token. annotated-mpnet reads them as the real ones.
 
-A piece of which nothing is left but unknown tokens holds nothing to predict, and is left out.
+>>> from tokenizers import models, pre_tokenizers
+>>> words = ["<s>", "<pad>", "</s>", "<unk>", "to", "be", "or", "not", "<mask>"]
+>>> whole_words = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+>>> backend = Tokenizer(whole_words)
+>>> backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+>>> tokenizer = PreTrainedTokenizerFast(
+...     tokenizer_object=backend, cls_token="<s>", pad_token="<pad>", sep_token="</s>",
+...     unk_token="<unk>", mask_token="<mask>")
+>>> tokenizer("to <mask> be", add_special_tokens=False).input_ids  # the mask, which has the id 8
+[4, 8, 5]
+>>> table = pa.table({"text": ["to <mask> be", "??? </s>", "or not"], "document": [0, 1, 2]})
+>>> Tokenise(tokenizer)(table).to_pydict()
+{'input_ids': [[4, 3, 5], [6, 7]], 'document': [0, 2]}
+
+A piece of which nothing is left but unknown tokens holds nothing to predict, and is left out: of
+the three above, the second one.
+
+**Processes.** The tokenizers library is written in Rust and has threads of its own, for the texts
+of one call. Several processes gain what those threads cannot: the time that Python spends on lists
+around the calls. They cost a start of some seconds each, and a copy of the tokenizer. Each takes a
+contiguous share of the pieces, and their tokens are put behind one another again: so neither the
+number of processes nor who is the fastest can change a row.
 
 Next: `row_cutting.py`.
+
+    N pieces, or documents   V vocabulary
 """
 
 import os
@@ -50,13 +76,15 @@ from annotated_mpnet.data.rows import Ids
 from annotated_mpnet.data.tokenizer import Vocabulary
 
 LONGEST_PIECE = 2**14
-"""Characters of a document that are tokenised together."""
+"""Characters of a document that are tokenised together. A few pages: nearly all documents of a web
+crawl are one piece, and a call costs nothing against the work in it."""
 
 READ_AT_ONCE = 4 * 2**20
 """Characters of text that are held before they are written."""
 
 TOKENISED_AT_ONCE = 256
-"""Pieces that a process tokenises in one call; the library spreads them over its threads."""
+"""Pieces that a process tokenises in one call; the library spreads them over its threads. At their
+longest these are 4 million characters, so that a call takes some hundred megabytes at most."""
 
 WORTH_PROCESSES = 64 * 2**20
 """Bytes of text from which several processes are worth their start: the tokenizers library has
@@ -64,7 +92,13 @@ threads of its own, so that what they gain is the time that Python spends around
 
 
 def pieces(document: str, longest: int = LONGEST_PIECE) -> list[str]:
-    """Cut a document at spaces into pieces of at most `longest` characters."""
+    """Cut a document at spaces into pieces of at most `longest` characters.
+
+    Joined, they are the document again: no character is lost, none is added.
+
+    >>> "".join(pieces("to be  or not to be", longest=4))
+    'to be  or not to be'
+    """
     found = []
     start = 0
     while len(document) - start > longest:
@@ -76,7 +110,13 @@ def pieces(document: str, longest: int = LONGEST_PIECE) -> list[str]:
 
 
 def write_text(documents: Iterable[str], target: Path) -> None:
-    """Write documents to an Arrow file, in pieces."""
+    """Write documents to an Arrow file, in pieces.
+
+    Args:
+        documents: in any number; a few megabytes of them are held at a time.
+        target: the file, made here, with the columns "text" and "document", the number of the
+            document that a piece belongs to.
+    """
     schema = pa.schema([("text", pa.string()), ("document", pa.int64())])
     with target.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for texts, numbers in _in_batches(documents):
@@ -93,10 +133,17 @@ def tokenise(
         target: an Arrow file, made here.
         tokenizer: left as it is.
         num_workers: processes; 0 for as many as are worth it.
+
+    Returns:
+        The columns "input_ids", a list of int32 for each piece, and "document".
     """
     dataset = datasets.Dataset.from_file(str(text))
+    # Said beforehand, so that it is not the first batch of each process that decides it. 32 bits:
+    # half of what a tokenizer of transformers returns, and enough for any vocabulary.
     features = {"input_ids": datasets.List(datasets.Value("int32"))}
     features |= {"document": datasets.Value("int64")}
+    # A fingerprint of our own, because `datasets` would compute one by pickling the tokenizer, to
+    # look for the result in its cache; but our cache is that of the packed rows.
     tokens = dataset.with_format("arrow").map(
         Tokenise(tokenizer),
         batched=True,
@@ -112,7 +159,7 @@ def tokenise(
 
 
 def count_documents(tokens: pa.Table) -> int:
-    """Return how many documents have tokens."""
+    """Return how many documents have tokens; those without are nowhere in the table."""
     return int(pa.compute.count_distinct(tokens.column("document")).as_py())
 
 
@@ -125,9 +172,23 @@ def windows_of(tokens: pa.Table, at_least: int) -> Iterator[Ragged]:
     """Join the pieces again and yield whole documents, `at_least` so many tokens at a time.
 
     A window ends with the first document with which it is full: where, depends on the documents
-    alone, not on the portions that the table is made of.
+    alone, not on the portions that the table is made of. Four pieces, of documents 0, 0, 2 and 3:
+
+    >>> pieces = pa.array([[4, 5], [6, 7], [4], [5, 5]], pa.list_(pa.int32()))
+    >>> tokens = pa.table({"input_ids": pieces, "document": [0, 0, 2, 3]})
+    >>> for at_least in (1, 3, 5):
+    ...     print([[document.tolist() for document in w] for w in windows_of(tokens, at_least)])
+    [[[4, 5, 6, 7]], [[4]], [[5, 5]]]
+    [[[4, 5, 6, 7]], [[4], [5, 5]]]
+    [[[4, 5, 6, 7], [4]], [[5, 5]]]
+
+    Args:
+        tokens: from `tokenise`.
+        at_least: tokens of a window, but for the last one, which may have fewer.
     """
     held: list[tuple[Ids, Ids, Ids]] = []
+    # The table is in portions, and memory-mapped: what is looked at here is read from the disk
+    # here, and what has become a window is let go.
     for batch in tokens.to_batches():
         column = batch.column("input_ids")
         lengths = np.diff(column.offsets.to_numpy())
@@ -137,6 +198,8 @@ def windows_of(tokens: pa.Table, at_least: int) -> Iterator[Ragged]:
             # The last document may go on in the next portion.
             *windows, rest = _split(_join(values, lengths, numbers), at_least, keep=1)
             yield from windows
+            # What is held on to must be in pieces again, as the next portion is: as many from the
+            # end as have the tokens of the rest together.
             of_rest = len(rest.values)
             first = len(numbers) - int(np.searchsorted(np.cumsum(lengths[::-1]), of_rest)) - 1
             held = [(rest.values, lengths[first:], numbers[first:])]
@@ -146,12 +209,27 @@ def windows_of(tokens: pa.Table, at_least: int) -> Iterator[Ragged]:
 
 
 def _join(values: Ids, lengths: Ids, numbers: Ids) -> Ragged:
+    """Return documents, given pieces in order. The tokens stay where they are: they are neighbours.
+
+    >>> _join(np.arange(6), lengths=np.array([2, 1, 3]), numbers=np.array([0, 0, 2])).lengths_N
+    array([3, 3])
+
+    Args:
+        values: tokens of all pieces.
+        lengths: of each piece.
+        numbers: for each piece, that of its document.
+    """
     firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
     return Ragged(values, np.add.reduceat(lengths, firsts, dtype=np.int64))
 
 
 def _split(documents: Ragged, at_least: int, keep: int) -> Iterator[Ragged]:
-    """Yield windows, and what is left, which holds the last `keep` documents in any case."""
+    """Yield windows, and what is left, which holds the last `keep` documents in any case.
+
+    >>> documents = Ragged.of([[1, 2], [3], [4, 5, 6]])
+    >>> [[each.tolist() for each in window] for window in _split(documents, at_least=2, keep=1)]
+    [[[1, 2]], [[3], [4, 5, 6]]]
+    """
     ends_N = documents.ends_N
     first = start = 0
     while True:
@@ -165,7 +243,10 @@ def _split(documents: Ragged, at_least: int, keep: int) -> Iterator[Ragged]:
 
 
 class Tokenise:
-    """Makes tokens of text that is only text, in whatever process."""
+    """Makes tokens of text that is only text, in whatever process.
+
+    A class and not a closure, because `datasets.map` pickles it for its processes.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         vocabulary = Vocabulary.of(tokenizer)
@@ -176,7 +257,15 @@ class Tokenise:
         self.unk_id = vocabulary.unk_id
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Tokenise a table of pieces: what `datasets.map` runs."""
+        """Tokenise a table of pieces: what `datasets.map` runs.
+
+        Args:
+            batch: with the columns "text" and "document".
+
+        Returns:
+            A table with the columns "input_ids" and "document", without the pieces that hold
+            nothing to predict.
+        """
         tokens, kept = self._encode(batch.column("text").to_pylist())
         offsets = np.concatenate([[0], tokens.ends_N]).astype(np.int32)
         return pa.table(
@@ -190,13 +279,18 @@ class Tokenise:
         """Return the tokens of the pieces that hold a predictable one, and which these are."""
         # Here and not above, because the switch is not pickled along to another process.
         self.backend.encode_special_tokens = True
+        # Fast, because it leaves out where in the text each token stands: nobody asks.
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        # One flat array instead of a list of lists: a Python list takes eight bytes for each token
+        # and one call to `numpy` for each piece.
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         ids = np.fromiter(
             chain.from_iterable(encoding.ids for encoding in encodings),
             dtype=np.int32,
             count=int(lengths.sum()),
         )
+        # The unknown token is special too: where it stood, it stands again, and counts as nothing
+        # to predict.
         special = self.is_special_V[ids]
         ids[special] = self.unk_id
         kept = _any_in_each(~special, lengths)
@@ -206,14 +300,24 @@ class Tokenise:
 def _any_in_each(
     flags: npt.NDArray[np.bool_], lengths_N: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Tell of each sequence, of which some may be empty, whether it has a flag that is set."""
+    """Tell of each sequence, of which some may be empty, whether it has a flag that is set.
+
+    >>> _any_in_each(np.array([False, True, False]), np.array([2, 0, 1]))
+    array([ True, False, False])
+    """
+    # Not `np.logical_or.reduceat`, whose answer for an empty sequence is that of its neighbour.
     set_before = np.concatenate([[0], np.cumsum(flags)])
     ends_N = np.cumsum(lengths_N)
     return np.asarray(set_before[ends_N] > set_before[ends_N - lengths_N])
 
 
 def _last_seam(text: str, start: int, end: int) -> int:
-    """Return the last place of a space between two characters that are none; else the end."""
+    """Return the last place of a space between two characters that are none; else the end.
+
+    >>> text = "to be  or"
+    >>> _last_seam(text, 1, 8), _last_seam(text, 3, 8)  # at 2; between 3 and 8 are only double ones
+    (2, 8)
+    """
     space = text.rfind(" ", start, end)
     while space > 0:
         if not text[space - 1].isspace() and not text[space + 1].isspace():
@@ -240,7 +344,11 @@ def _in_batches(documents: Iterable[str]) -> Iterator[tuple[list[str], list[int]
 
 
 def _processes(num_workers: int, text_bytes: int, items: int) -> int | None:
-    """Return how many processes tokenise; None for this one alone."""
+    """Return how many processes tokenise; None for this one alone.
+
+    >>> _processes(0, text_bytes=2**20, items=500), _processes(4, text_bytes=100, items=3)
+    (None, 3)
+    """
     wanted = num_workers
     if wanted == 0:
         wanted = (os.cpu_count() or 1) if text_bytes >= WORTH_PROCESSES else 1
