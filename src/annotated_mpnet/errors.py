@@ -43,17 +43,17 @@ class WriteError(UserError):
     exit_code = 6
 
 
-class OutOfMemory(UserError):
+class OutOfMemoryError(UserError):
     """A batch did not fit into the memory of the device, or of the machine."""
 
     exit_code = 7
 
 
-class ProcessLost(UserError):
+class ProcessLostError(UserError):
     """Another process of a distributed run ended, or did not answer in time."""
 
 
-class FailedElsewhere(UserError):
+class FailedElsewhereError(UserError):
     """Another process of a distributed run failed and has said why; this one ends with its code.
 
     It is not printed: eight processes would say eight times what is wrong with one of them.

@@ -5,7 +5,7 @@ import pytest
 import toy_tokenizer
 from huggingface_hub import HfApi
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from annotated_mpnet.data import Vocabulary, load_tokenizer, tokenizer_hash
 from annotated_mpnet.data.tokenizer import check_for_export
@@ -92,10 +92,12 @@ def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
         assert found - {0} == after_space
 
 
+# fault 29
 def test_every_token_is_a_word_where_nothing_marks_them():
     assert starters(toy_tokenizer.word_level()) == {"un", "bel", "▁"}
 
 
+# fault 29
 def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(directory):
     file = directory / "tokenizer.json"
     description = json.loads(file.read_text(encoding="utf-8"))
@@ -193,6 +195,7 @@ def test_unreachable_hub_name_leads_to_a_directory(monkeypatch):
         load_tokenizer("nobody/nothing-of-that-name")
 
 
+# fault 31
 def test_code_that_comes_with_a_tokenizer_is_never_run(directory):
     canary = directory / "canary"
     (directory / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass Tokenizer: ...")
@@ -213,6 +216,7 @@ def test_hash_survives_saving_and_loading_and_ignores_truncation_and_padding(dir
     assert tokenizer_hash(load_tokenizer(str(directory / "again"))) == before
 
 
+# fault 30
 def test_hash_notices_two_swapped_ids_and_another_normalizer():
     hashes = {
         tokenizer_hash(toy_tokenizer.word_piece(words=("tall", "tale"))),
@@ -222,3 +226,11 @@ def test_hash_notices_two_swapped_ids_and_another_normalizer():
     other.backend_tokenizer.normalizer = None
     hashes.add(tokenizer_hash(other))
     assert len(hashes) == 3
+
+
+# fault 29
+def test_slow_tokenizer_is_refused_by_its_class(tmp_path):
+    # One of the few that transformers 5 has no fast version of.
+    CanineTokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="CanineTokenizer, which is not a fast tokenizer"):
+        load_tokenizer(str(tmp_path))

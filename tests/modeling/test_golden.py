@@ -14,18 +14,21 @@ from samples import (
 )
 
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.modeling.attention import AttentionName
 
 
-def golden_model(golden: Golden) -> MPNetForPretraining:
+def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForPretraining:
     model = MPNetForPretraining(golden.config)
     model.load_fairseq_state_dict(golden.weights)
+    model.use_attention(attention)
     return model
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_logits_and_loss_are_the_originals(name: str) -> None:
+def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)
-    model = golden_model(golden)
+    model = golden_model(golden, attention)
     with torch.no_grad():
         logits_BPV = logits_of(model, golden.batch, golden.input_mode)
         loss_sum = model.loss_sum(golden.batch, golden.input_mode)
@@ -35,10 +38,15 @@ def test_logits_and_loss_are_the_originals(name: str) -> None:
     assert abs(loss_sum.item() - golden.loss_sum) < LOSS_TOLERANCE
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_every_gradient_is_the_originals(name: str) -> None:
+def test_every_gradient_is_the_originals(
+    name: str, recompute: bool, attention: AttentionName
+) -> None:
     golden = load_golden(name)
-    model = golden_model(golden)
+    model = golden_model(golden, attention)
+    model.use_gradient_checkpointing(recompute)
     model.loss_sum(golden.batch, golden.input_mode).backward()
 
     ours = {f"decoder.{key}": parameter.grad for key, parameter in model.named_parameters()}

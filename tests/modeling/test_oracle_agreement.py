@@ -25,6 +25,7 @@ from samples import (
 
 from annotated_mpnet.batch import NOT_PREDICTED
 from annotated_mpnet.config import ActivationName, InputMode, ModelConfig, PositionEmbedding
+from annotated_mpnet.modeling.attention import AttentionName
 
 RELATIVE = ((32, 128), (0, 128), (8, 12))
 PADDED = (False, True)
@@ -88,9 +89,11 @@ def test_cases_hold_every_pair_of_settings() -> None:
         assert not missing
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_model_equals_oracle(case: Case) -> None:
+def test_model_equals_oracle(case: Case, attention: AttentionName) -> None:
     model = random_model(case.config).double()
+    model.use_attention(attention)
     lengths = [17, 23, 9] if case.padded else [23, 23, 23]
     batch = random_batch(7, lengths, [3, 5, 1], input_mode=case.input_mode)
     with torch.no_grad():

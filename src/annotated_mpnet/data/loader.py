@@ -35,12 +35,39 @@ shorter than the others:
 >>> print(lengths[order])
 [4 4 7 8 3 3 9 9 5]
 
+What it is worth: of lengths that are as uneven as those of paragraphs, in batches of 32, the share
+of the places that hold a token is
+
+>>> lengths = fold_in(0, "lengths").exponential(80, size=8192).astype(np.int64) + 3
+>>> def filled(order):
+...     batches = lengths[order].reshape(-1, 32)
+...     return round(float(batches.sum() / (32 * batches.max(axis=1).sum())), 2)
+>>> shuffled = fold_in(12345, "order", 0).permutation(8192)
+>>> generator = fold_in(12345, "group", 0)
+>>> filled(shuffled), filled(group_by_length(shuffled, lengths, generator, WINDOW, CHUNK))
+(0.25, 0.96)
+
+Were the whole epoch sorted, it would be a little more; but then each batch would have the same
+neighbours in all epochs, where so they are drawn anew.
+
 **Ranks.** With several processes a batch number counts over all of them: micro-batch m of update u
 on rank r is batch (u x micro_batches + m) x world_size + r. So an update of 64 rows consists of the
 same 64 rows, as 8 batches of 8 in one process, as 16 of 4, or as 4 of 8 in each of two processes.
+Update 5, of four batches, in one process and in two:
 
-Evaluation reads each row once, in natural order (those of different length: from the shortest to
-the longest), always with the masks of epoch 0: two evaluations of a run differ by the model alone.
+>>> [(5 * 4 + m) * 1 + 0 for m in range(4)]
+[20, 21, 22, 23]
+>>> [[(5 * 2 + m) * 2 + rank for m in range(2)] for rank in range(2)]
+[[20, 22], [21, 23]]
+
+**Evaluation** reads each row once, in natural order (those of different length: from the shortest
+to the longest), always with the masks of epoch 0: two evaluations of a run differ by the model
+alone. The ranks take turns at its batches. Those that come away empty-handed at the end get one
+without anything to predict, so that all ranks run the network equally often, as a sharded one
+needs. Five batches on two ranks, the last one of rank 1 being number 4 once more, without targets:
+
+    rank 0    0  2  4
+    rank 1    1  3 (4)
 
 A dataset that comes as a stream cannot be asked for row p. `streams.py` has a loader for it with
 the same face, `UpdateSource`.
@@ -51,14 +78,16 @@ Next: `training/trainer.py`, which asks for the batches.
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from annotated_mpnet.batch import Batch
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.data.collator import DataCollatorForMaskedPermutedLanguageModeling, Row
 from annotated_mpnet.data.reservoir import StreamState
 from annotated_mpnet.data.rows import PackedRows
@@ -68,14 +97,20 @@ T = TypeVar("T")
 
 
 WINDOW = 4096
-"""Rows among which those of similar length are looked for."""
+"""Rows among which those of similar length are looked for. More would save little padding (0.96 of
+the places are filled already), and leave less to chance."""
 
 CHUNK = 64
-"""Rows of similar length that stay together."""
+"""Rows of similar length that stay together. A batch of up to as many rows finds them in one chunk,
+or in two; where the next one starts, the lengths jump."""
 
 
 class UpdateSource(Protocol):
-    """What a run is fed by."""
+    """What a run is fed by: `BatchLoader` here, or `streams.StreamLoader`.
+
+    Two loaders, and one question. A whole update at a time, because the loss of each of its batches
+    is divided by the predicted tokens of all of them (`training/trainer.py`).
+    """
 
     def updates(
         self, first_update: int, micro_batches: int, state: StreamState | None = None
@@ -91,7 +126,11 @@ class UpdateSource(Protocol):
 
 
 class BatchLoader:
-    """The batches of a run, by number."""
+    """The batches of a run, by number.
+
+    It has no state but the orders that it remembers, which could be drawn again. Any batch may be
+    asked for at any time, twice, or by two threads.
+    """
 
     def __init__(
         self,
@@ -108,7 +147,8 @@ class BatchLoader:
         Args:
             rows: the training rows, at least one.
             collator: makes a batch of rows.
-            batch_size: B. It may be larger than the number of rows.
+            batch_size: B, of this rank's batches. It may be larger than the number of rows: a batch
+                then holds some of them twice, from two epochs, and with two different masks.
             seed: the run's.
             shuffle: a new order in each epoch; otherwise the natural one in all of them.
             rank: this process, from 0.
@@ -121,7 +161,9 @@ class BatchLoader:
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
-        # A batch needs the orders of two epochs at most, of two consecutive ones.
+        # A batch needs the orders of two consecutive epochs, seldom of more. To draw one takes time
+        # in proportion to the rows, and eight bytes for each: done once in an epoch it is nothing,
+        # done for each batch it would be more than the batch.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def updates(
@@ -130,6 +172,11 @@ class BatchLoader:
         """Yield this rank's micro-batches of each update from `first_update` on, without end.
 
         There is no state: the number of the update says it all.
+
+        Args:
+            first_update: the number of the first one; after a resume, the updates done so far.
+            micro_batches: batches in an update, on this rank.
+            state: is not looked at; there for the other loader.
         """
         for update in count(first_update):
             first = update * micro_batches
@@ -146,7 +193,13 @@ class BatchLoader:
         return self.collator(self.rows_of(k))
 
     def rows_of(self, k: int) -> list[Row]:
-        """Return the B rows of batch k before they are masked."""
+        """Return the B rows of batch k before they are masked.
+
+        Each with its epoch and its index in the text: of these two its masks are a function, not of
+        the batch that it happens to be in. So the same row has the same masks at any batch size.
+        """
+        # Position p is row number `place` in the order of `epoch`; within a batch that runs across
+        # the end of an epoch, the epoch changes from one row to the next.
         first = k * self.batch_size
         places = [divmod(p, len(self.rows)) for p in range(first, first + self.batch_size)]
         indices = np.array([self._order(epoch)[place] for epoch, place in places])
@@ -161,6 +214,7 @@ class BatchLoader:
         if not self.shuffle:
             return np.arange(len(self.rows))
         order = fold_in(self.seed, "order", epoch).permutation(len(self.rows))
+        # Where rows are packed there is nothing to group: they are full, or nearly.
         if self.collator.packing == "none":
             grouping = fold_in(self.seed, "group", epoch)
             return group_by_length(order, self.rows.lengths(), grouping, WINDOW, CHUNK)
@@ -182,34 +236,72 @@ def group_by_length(
         generator: shuffles the chunks.
         window: rows that are sorted by length together; a multiple of `chunk`.
         chunk: rows that stay together.
+
+    Returns:
+        The same rows in the new order. Within a chunk they stand from the shortest to the longest,
+        which no batch minds: its rows are added up.
     """
+    # One sort for all windows: first by window, within each by length. (The last key of `lexsort`
+    # is the first to be compared.)
     windows = np.arange(len(order)) // window
     by_length = order[np.lexsort((lengths[order], windows))]
+    # The chunks as the rows of a matrix, which `permutation` shuffles as wholes. What is left over
+    # does not make one, and stays at the end.
     whole = len(order) // chunk * chunk
     chunks = by_length[:whole].reshape(-1, chunk)
     return np.concatenate([generator.permutation(chunks).reshape(-1), by_length[whole:]])
 
 
 def evaluation_batches(
-    rows: PackedRows, collator: DataCollatorForMaskedPermutedLanguageModeling, batch_size: int
+    rows: PackedRows,
+    collator: DataCollatorForMaskedPermutedLanguageModeling,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Yield each row once, in natural order or by length; the last batch may be smaller.
+    """Yield this rank's share of the rows, which all ranks together read once each.
 
-    The masks are the same each time, and none of those of training, although the collator of the
-    training may be given.
+    In natural order or by length; the last batch may be smaller. The masks are the same each time,
+    and none of those of training, although the collator of the training may be given.
+
+    Args:
+        rows: validation or test text, the same on all ranks.
+        collator: that of the training will do.
+        batch_size: B. The loss does not depend on it, nor on the number of ranks: it is a mean over
+            tokens, and each row has its masks by its own index.
+        rank: this process, from 0.
+        world_size: processes that evaluate together.
     """
     evaluation = collator.for_evaluation()
+    # No chance is needed here, since nothing is learned from the order: sorted as a whole, the rows
+    # have the least padding that there can be.
     order = np.arange(len(rows))
     if collator.packing == "none":
         order = np.argsort(rows.lengths(), kind="stable")
-    for first in range(0, len(rows), batch_size):
-        indices = order[first : first + batch_size]
-        yield evaluation(
+    for turn in range(0, len(rows), batch_size * world_size):
+        # Behind the end there is nothing left for this rank; the last batch of all stands in.
+        mine = min(turn + batch_size * rank, (len(rows) - 1) // batch_size * batch_size)
+        indices = order[mine : mine + batch_size]
+        batch = evaluation(
             [
                 Row(input_ids, epoch=0, index=int(index))
                 for input_ids, index in zip(rows.take(indices), indices, strict=True)
             ]
         )
+        yield batch if mine == turn + batch_size * rank else _without_predictions(batch)
+
+
+def _without_predictions(batch: Batch) -> Batch:
+    """Return a batch of the same shape which counts as nothing, in the loss and in the metrics.
+
+    >>> ids_BP = torch.tensor([[12, 13]])
+    >>> batch = Batch(torch.tensor([[0, 19, 19, 2]]), torch.tensor([[2, 1]]), ids_BP, None, 4, 2)
+    >>> empty = _without_predictions(batch)
+    >>> empty.predicted_ids, empty.num_tokens, empty.num_predicted
+    (tensor([[-100, -100]]), 0, 0)
+    """
+    nothing_BP = torch.full_like(batch.predicted_ids, NOT_PREDICTED)
+    return replace(batch, predicted_ids=nothing_BP, num_tokens=0, num_predicted=0)
 
 
 def prefetch(batches: Iterator[T], depth: int) -> Generator[T]:
@@ -218,13 +310,36 @@ def prefetch(batches: Iterator[T], depth: int) -> Generator[T]:
     One thread is enough to keep the next batch ready while the model works, because the model's
     time is spent outside of Python. What the iterator raises is raised here, in its place in the
     sequence. Close the generator (or exhaust it) and the thread is gone.
+
+    >>> from annotated_mpnet.errors import DataError
+    >>> def two_batches():
+    ...     yield from "ab"
+    ...     raise DataError("the text broke off")
+    >>> try:
+    ...     for batch in prefetch(two_batches(), depth=8):
+    ...         print(batch)
+    ... except DataError as error:
+    ...     print(error)
+    a
+    b
+    the text broke off
+
+    A thread and not a process: a process would have to send its batches through a pipe, and could
+    be killed by itself. To collate a row takes less than a tenth of a millisecond (`docs/log.md`).
+
+    Args:
+        batches: is asked by one thread at a time, in order.
+        depth: items that wait at most; each is an update's batches in memory.
     """
+    # `None` might be an item; this object is nobody else's. An exception would not do as the end:
+    # Python makes a RuntimeError of a StopIteration that comes up inside a generator.
     end = object()
 
     def following() -> T | object:
         return next(batches, end)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as worker:
+        # One worker, so that the items are asked for in order and never two at once.
         ahead = deque(worker.submit(following) for _ in range(depth))
         try:
             while (item := ahead.popleft().result()) is not end:

@@ -48,21 +48,93 @@ sentence and query rows alike, one makes keys and values. A few large products k
 busier than many small ones, and the three kinds of rows share their weights anyway.
 
 fairseq: query, key and value weights are one stacked matrix of 3D x D, with these names.
-HF: `MPNetSelfAttention` computes the same from three matrices, but has no fused attention; here
-PyTorch's `scaled_dot_product_attention` picks the best kernel that can take a bias.
+HF: `MPNetSelfAttention` computes the same from three matrices.
+
+**Two ways to compute it.** `attend_eager` is the formula above, a line for each of its steps. What
+it costs is memory: for the sentence's block of one row of 512 tokens, the scores of 12 heads are
+12.6 MB in float32, and the sum with the bias, the weights and the weights after dropout are as much
+again, each. `attend_sdpa` leaves it to PyTorch's `scaled_dot_product_attention`, which takes the
+best kernel that can do with what it is given: a fused one goes through the keys piece by piece and
+never holds all scores of a row at once. On a CPU there is none that could send a gradient into the
+bias, and so it takes the steps of the formula while it trains. `--attention` chooses, and the
+results agree to rounding:
+
+>>> query, key, value = torch.randn(3, 2, 4, 6, 16).unbind()  # 2 sentences, 4 heads, 6 tokens, K 16
+>>> bias_1HQM = torch.randn(1, 4, 6, 6)
+>>> eager = attend_eager(query, key, value, bias_1HQM, dropout=0.0)
+>>> torch.allclose(attend_sdpa(query, key, value, bias_1HQM, dropout=0.0), eager, atol=1e-5)
+True
 
 Next: `encoder.py`, the layer around it.
 
     B batch   R rows   Q rows that ask   M keys   D embed_dim   H heads   K head_dim   G 2D
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from annotated_mpnet.config import ModelConfig
+
+
+def attend_eager(
+    query_BHQK: torch.Tensor,
+    key_BHMK: torch.Tensor,
+    value_BHMK: torch.Tensor,
+    bias: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Compute attention as the formula says it.
+
+    Args:
+        query_BHQK: (B, H, Q, K), what each row asks for.
+        key_BHMK: (B, H, M, K), what each key has to offer.
+        value_BHMK: (B, H, M, K), what it gives.
+        bias: added to the scores: (B or 1, H or 1, Q or 1, M), or None for nothing.
+        dropout: probability that a weight is dropped; 0 outside of training.
+
+    Returns:
+        (B, H, Q, K), for each row the mean of the values, weighted by how well the keys answer.
+    """
+    # How well does each key answer each query? The dot product of K random numbers of size 1 has a
+    # spread of sqrt(K); divided by that, the softmax starts neither flat nor at a single key.
+    scores_BHQM = query_BHQK @ key_BHMK.transpose(2, 3) / math.sqrt(query_BHQK.shape[3])
+    if bias is not None:
+        scores_BHQM = scores_BHQM + bias
+    # Under autocast the products run in bfloat16, with 8 bits of precision. Sums over all keys are
+    # no place for that, and so the softmax runs in float32 (autocast sees to it on a GPU only).
+    wide = torch.promote_types(scores_BHQM.dtype, torch.float32)
+    weights_BHQM = scores_BHQM.softmax(dim=3, dtype=wide).to(value_BHMK.dtype)
+    # Dropout scales the weights that are left, so that on average they still add up to 1.
+    return F.dropout(weights_BHQM, dropout) @ value_BHMK
+
+
+def attend_sdpa(
+    query_BHQK: torch.Tensor,
+    key_BHMK: torch.Tensor,
+    value_BHMK: torch.Tensor,
+    bias: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Compute what `attend_eager` computes, in the best kernel that PyTorch has for it."""
+    # It divides by sqrt(K) before it adds the bias: the order matters, since the bias was trained
+    # on scores that are scaled already.
+    return F.scaled_dot_product_attention(
+        query_BHQK, key_BHMK, value_BHMK, attn_mask=bias, dropout_p=dropout
+    )
+
+
+AttentionName = Literal["eager", "sdpa"]
+"""The ways to compute attention that are the user's to choose (`--attention`)."""
+
+ATTENTIONS: dict[AttentionName, Callable[..., torch.Tensor]] = {
+    "eager": attend_eager,
+    "sdpa": attend_sdpa,
+}
 
 
 class BiasedBlock(NamedTuple):
@@ -96,6 +168,9 @@ class RelativeMultiHeadAttention(nn.Module):
         self.num_heads = config.encoder_attention_heads
         self.embed_dim = config.encoder_embed_dim
         self.dropout = config.attention_dropout
+        # How it is computed is no property of the network: it stands in no configuration and in no
+        # checkpoint, and may change from one call to the next.
+        self.attend = attend_sdpa
         # Rows 0..D-1 make queries, D..2D-1 keys, 2D..3D-1 values: fairseq's order. Each third holds
         # the heads one after the other, `head_dim` rows each.
         self.in_proj_weight = nn.Parameter(torch.empty(3 * self.embed_dim, self.embed_dim))
@@ -128,17 +203,15 @@ class RelativeMultiHeadAttention(nn.Module):
         key_BHMK = self._split_heads(key_value_BMG[..., :D])
         value_BHMK = self._split_heads(key_value_BMG[..., D:])
 
-        # The keys of a block are the first so many, so that they are a view and not a copy. The
-        # kernel divides by sqrt(head_dim) itself, before it adds the bias: the order matters, since
-        # the bias was trained on scores that are scaled already. Outside of training its dropout
-        # has to be switched off by hand: it is a function and knows nothing of `eval()`.
+        # The keys of a block are the first so many, so that they are a view and not a copy. Outside
+        # of training dropout has to be switched off by hand: a function knows nothing of `eval()`.
         gathered = [
-            F.scaled_dot_product_attention(
+            self.attend(
                 query_BHQK[:, :, block.rows],
                 key_BHMK[:, :, : block.num_keys],
                 value_BHMK[:, :, : block.num_keys],
-                attn_mask=block.bias,
-                dropout_p=self.dropout if self.training else 0.0,
+                bias=block.bias,
+                dropout=self.dropout if self.training else 0.0,
             ).transpose(1, 2)
             for block in blocks
         ]

@@ -77,6 +77,11 @@ from torch import nn
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import ActivationName, InputMode, ModelConfig
+from annotated_mpnet.modeling.attention import (
+    ATTENTIONS,
+    AttentionName,
+    RelativeMultiHeadAttention,
+)
 from annotated_mpnet.modeling.encoder import SentenceEncoder, activate
 from annotated_mpnet.modeling.two_stream import (
     Rows,
@@ -185,6 +190,16 @@ class MPNetForPretraining(nn.Module):
         self._check_length(input_ids)
         rows = sentence_rows(input_ids, _as_numbers(attention_mask))
         return self.sentence_encoder(rows)
+
+    def use_attention(self, name: AttentionName) -> None:
+        """Choose how attention is computed: `attention.py` has the ways, which give the same."""
+        for module in self.modules():
+            if isinstance(module, RelativeMultiHeadAttention):
+                module.attend = ATTENTIONS[name]
+
+    def use_gradient_checkpointing(self, on: bool) -> None:
+        """Keep each layer's input only, and compute the rest twice (`encoder.py`), or keep all."""
+        self.sentence_encoder.recompute_layers = on
 
     def _rows(
         self,
