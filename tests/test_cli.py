@@ -1,21 +1,30 @@
 """The commands as a shell sees them: exit codes, one line for a mistake, signals."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
+from annotated_mpnet.commands import ConvertCommand, PretrainCommand, TokenizerCommand
 from annotated_mpnet.config import PretrainingConfig, fields_of
 from annotated_mpnet.config_file import arguments_from_toml, to_toml
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.options import flag
+from annotated_mpnet.parsing import parse
+from annotated_mpnet.reference import configuration_markdown
+from annotated_mpnet.settings import all_settings
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 NUMERIC = [
@@ -34,9 +43,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 def pretrain(*arguments: str | Path) -> tuple[int, str]:
     """Run the command in this process; return its exit code and what it wrote to stderr."""
-    import contextlib
-    import io
-
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = cli._ending("pretrain-mpnet", cli._pretrain, [str(each) for each in arguments])
@@ -101,33 +107,70 @@ def test_without_text_and_without_the_hub_the_ways_out_are_said(tmp_path: Path) 
     assert "--preset demo" in said
 
 
-def test_every_field_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+def test_help_fits_and_shows_each_setting_with_its_range(
+    kind: type, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit, match="0"):
-        parse_pretrain(["--help"])
+        parse(kind, ["--help"], "program")
     help_text = capsys.readouterr().out
-    for _, each in fields_of(PretrainingConfig()):
-        assert flag(each.name) in help_text
-    assert "pretrain-mpnet --preset demo" in help_text
+    assert max(len(line) for line in help_text.splitlines()) <= width
+    whole = " ".join(help_text.replace("│", " ").split())
+    for each in all_settings(kind):
+        assert each.help in whole
+        assert each.hint in whole
+    for group in fields_of(PretrainingConfig()):
+        assert kind is not PretrainCommand or f"{group[0]} options" in help_text
 
 
-def test_other_spellings_mean_the_same() -> None:
-    ours = "--normalize-before --weight-decay 0 --update-freq 2 --checkpoint-interval 9"
-    theirs = "-prenorm -wd 0 -gc_steps 2 --save_steps 9"
-    underscores = "--normalize_before --weight_decay 0 --update_freq 2 --checkpoint_interval 9"
-    parsed = [parse_pretrain(line.split()) for line in (ours, theirs, underscores)]
-    assert parsed[0] == parsed[1] == parsed[2]
+@pytest.mark.parametrize("value", ["x", "--lr=x", "'", "a " * 50])
+def test_a_wrong_value_is_shown_and_cut(value: str) -> None:
+    code, said = pretrain("--lr", value)
+    assert code == 2
+    assert_one_line(said)
+    assert "--lr" in said
+    assert "a number, >0 to 1" in said
+    assert len(said) < 250
+
+
+def test_messages_survive_a_terminal_without_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding in ("ascii", "utf-8"):
+        with io.TextIOWrapper(io.BytesIO(), encoding=encoding) as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            code, said = pretrain("--encoder-layer", "3")
+            monkeypatch.undo()
+        assert code == 2
+        assert "--encoder-layer, 3 (perhaps you meant --encoder-layers)" in said
+
+
+def test_missing_flags_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"^--mpnet-checkpoint-path and --hf-"):
+        parse(ConvertCommand, [], "convert-to-hf")
+
+
+def test_a_tokenizer_is_not_learned_from_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--output", str(tmp_path / "tokenizer")]
+    assert cli._ending("train-mpnet-tokenizer", cli._train_tokenizer, arguments) == 2
+    assert "no FILES" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer").exists()
+
+
+# Files.
 
 
 def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("[model]\nencoder_layers = 7\nencoder_ffn_dim = 99\n")
-    settings = parse_pretrain(
-        ["--encoder-ffn-dim", "11", "--preset", "demo", "--config", str(file)]
-    ).settings
-    assert settings.model.encoder_embed_dim == 128  # of the preset
-    assert settings.model.encoder_layers == 7  # of the file
-    assert settings.model.encoder_ffn_dim == 11  # typed
-    assert settings.model.relative_attention_num_buckets == 32  # default
+    typed = ["--encoder-ffn-dim", "11", "--preset", "demo", "--config", str(file)]
+    model = parse_pretrain(typed).settings.model
+    assert model.encoder_embed_dim == 128  # of the preset
+    assert model.encoder_layers == 7  # of the file
+    assert model.encoder_ffn_dim == 11  # typed
+    assert model.relative_attention_num_buckets == 32  # default
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
@@ -138,20 +181,149 @@ def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[model]\nlayers = 3\n", "[modle]\nencoder_layers = 3\n", "encoder_layers = \n"]
+    ("content", "word"),
+    [
+        ("[model]\nlayers = 3\n", "--encoder-layers is encoder_layers in [model]"),
+        ("[modle]\nencoder_layers = 3\n", "in [model]"),
+        ("[model]\nlr = 1e-3\n", "--lr is lr in [optimization]"),
+        ("encoder_layers = 3\n", "outside of a table"),
+        ("encoder_layers = \n", "not valid TOML"),
+        ("[model]\nnormalize_before = 'yes'\n", "true or false"),
+        ("[model]\nencoder_layers = true\n", "a number or a text"),
+        ("[model]\nencoder_layers = [3]\n", "a number or a text"),
+        ("[model]\nencoder_layers = 0\n", "--encoder-layers is 0"),
+        ("[model]\nencoder_layers = 'three'\n", "--encoder-layers is 'three'"),
+        ("[optimization]\nlr = nan\n", "--lr is nan"),
+    ],
 )
-def test_a_wrong_configuration_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_names_the_file(content: str, word: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=r"settings\.toml"):
-        parse_pretrain(["--config", str(file)])
+    # What is typed overrides the file, but a file that is wrong stays wrong.
+    code, said = pretrain("--config", file, "--encoder-layers", "3", "--lr", "0.1")
+    assert code == 2
+    assert_one_line(said)
+    assert "settings.toml" in said
+    assert word in said
 
 
-def test_print_config_prints_what_config_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrain("--print-config", "--seed", "7")[0] == 0
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- 3", "not a set of tables"),
+        ("model: 3", "outside of a table"),
+        ("model: {1: 2}", "1 in [model]"),
+        ("model: {encoder_layers: null}", "encoder_layers is None"),
+        ("optimization: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_yaml_names_the_file(content: str, word: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yml"
+    file.write_text(content)
+    code, said = pretrain("--config", file)
+    assert code == 2
+    assert_one_line(said)
+    assert "settings.yml" in said
+    assert word in said
+
+
+def test_yaml_means_the_same_as_toml(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        "[model]\nencoder_layers = 3\nnormalize_before = true\n[optimization]\nlr = 3e-4\n"
+    )
+    (tmp_path / "a.yaml").write_text(
+        "model:\n  encoder_layers: 3\n  normalize_before: yes\n"
+        "optimization:\n  lr: 3e-4\n  warmup_updates: null\n"
+    )
+    (tmp_path / "empty.YML").write_text("")
+    toml, yaml = (parse_pretrain(["--config", str(tmp_path / f"a.{e}")]) for e in ("toml", "yaml"))
+    assert toml.settings == yaml.settings
+    empty = parse_pretrain(["--config", str(tmp_path / "empty.YML")])
+    assert empty.settings == PretrainingConfig()
+
+
+def test_print_config_prints_what_config_reads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert (
+        pretrain("--preset", "demo", "--print-config", "--seed", "7", "--allow-change=-x")[0] == 0
+    )
     printed = capsys.readouterr().out
-    wanted = changed(PretrainingConfig(), seed=7)
-    assert parse_pretrain(arguments_from_toml(printed, "printed")).settings == wanted
+    (tmp_path / "printed.toml").write_text(printed)
+    read = parse_pretrain(["--config", str(tmp_path / "printed.toml")]).settings
+    demo = parse_pretrain(["--preset", "demo"]).settings
+    assert read == changed(demo, seed=7, allow_change="-x")
+    assert printed == to_toml(read, commented=True)
+    # Every setting is there with its explanation, and what is unset as a comment to be filled in.
+    whole = " ".join(line.removeprefix("# ") for line in printed.splitlines())
+    for each in all_settings(PretrainingConfig):
+        assert each.help in whole
+        assert f"{each.name} = " in whole
+    assert "\n# max_positions = INT\n" in printed
+    assert '\n# hf_model_path = "TEXT"\n' in printed
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(name=TEXTS, field=TEXTS, lr=st.floats(1e-300, 1), seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=30)
+def test_any_text_and_number_comes_back_exactly(
+    name: str, field: str, lr: float, seed: int
+) -> None:
+    assume(name != "None")  # On a command line that is how to say "unset".
+    config = changed(PretrainingConfig(), wandb_name=name, text_field=field, lr=lr, seed=seed)
+    for commented in (False, True):
+        arguments = arguments_from_toml(to_toml(config, commented=commented), "test")
+        assert parse_pretrain(arguments).settings == config
+
+
+def test_the_reference_is_what_the_program_says() -> None:
+    file = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert file.read_text(encoding="utf-8") == configuration_markdown(), (
+        "run: python -m annotated_mpnet.reference > docs/configuration.md"
+    )
+
+
+# Endings.
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1", "7"])
+def test_of_several_processes_the_first_says_what_is_wrong(
+    rank: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    for arguments in (["--lr", "-1"], ["--nonsense"]):
+        code, said = pretrain(*arguments)
+        assert code == 2
+        assert said.count("\n") == (1 if rank in (None, "0") else 0)
+
+
+def test_a_mistake_that_another_process_has_said_is_not_said_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: Sequence[str]) -> None:
+        raise FailedElsewhereError("said on rank 0", 7)
+
+    assert cli._ending("pretrain-mpnet", fail, ["--debug"]) == 7
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("preset", [[], ["--preset", "tiny"]])
+def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def record(settings: PretrainingConfig, *, dry_run: bool) -> None:
+        asked.append((settings.model.encoder_layers, dry_run))
+
+    monkeypatch.setattr("annotated_mpnet.run.run_pretraining", record)
+    for arguments in (["--dry-run"], []):
+        assert pretrain(*preset, *arguments)[0] == 0
+    layers = 4 if preset else 12
+    assert asked == [(layers, True), (layers, False)]
 
 
 def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
@@ -202,7 +374,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         timeout=60,
         check=True,
     )
-    assert process.stdout == "[model]\n"
+    assert process.stdout.startswith("# All settings of pretrain-mpnet")
     assert process.stderr == ""
 
 

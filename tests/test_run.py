@@ -58,6 +58,7 @@ def test_metrics_have_their_documented_names(text: TinyText, tmp_path: Path) -> 
         "perf/tokens_per_second",
         "perf/predicted_per_second",
         "perf/data_wait",
+        "memory/peak_gb",
     }
     validation = [record for record in records if "valid/bits" in record]
     assert [record["step"] for record in validation] == [4, 8]

@@ -87,6 +87,7 @@ def run(config: PretrainingConfig) -> tuple[RunResult, str]:
     """Run, and return the result and what the console said."""
     said = io.StringIO()
     result = run_pretraining(config, Console(file=said, width=120))
+    assert result is not None
     return result, said.getvalue()
 
 

@@ -1,103 +1,59 @@
-"""The console commands: parse, then call.
+"""The console commands: parse, then call, then say how it ended.
 
-Nothing is decided here. The flags of `pretrain-mpnet` are the fields of `config.PretrainingConfig`;
-tyro makes parser and help of them, docstrings included. What this module adds is
+    arguments  --parsing.py-->  command  --validate-->  run_pretraining(settings)  -->  exit code
 
-- layers: a preset and a configuration file stand for arguments, which come before those that were
-  typed (`config_file.py`);
-- other spellings: flags of annotated-mpnet, such as `-prenorm`, are rewritten before parsing;
-- endings: a mistake of the user's becomes one line and an exit code (`errors.py`), a signal 130 or
-  143, and a bug keeps its traceback.
+Nothing about training is decided here. What this module is responsible for is the edge between the
+program and the shell that started it.
 
-PyTorch is imported only once the arguments are known to be good: `--help` and a misspelt flag
-answer at once.
+**How a command ends.** Whoever starts a run for a week starts it from a script, and a script reads
+one number. So each kind of ending has its own, and each mistake one line on standard error:
+
+    0          done; also what was asked to be shown was shown
+    1          a bug of ours, with its traceback, or a process of several that was lost
+    2 to 7     a mistake that the user can mend (`errors.py`): flags, text, checkpoint, numbers,
+               disk, memory
+    130, 143   stopped by SIGINT or SIGTERM, after saving (`signals.py`)
+    141        whoever read the output has enough (`| head`)
+
+A traceback shows where in the program something happened. To somebody who misspelt a path that says
+nothing, and it buries the one line that would; `--debug` shows it nevertheless.
+
+**One process of several speaks.** `torchrun` starts the same command once for each GPU, and each of
+them parses it. A wrong flag is wrong in all of them, and is said by the first:
+
+>>> import os
+>>> os.environ["RANK"] = "3"
+>>> _ending("pretrain-mpnet", _pretrain, ["--lr", "-1"])  # and nothing is printed
+2
+>>> del os.environ["RANK"]
+
+A bug is not caught at all. It has to reach whoever can mend it, with its traceback, and nothing
+kind in between:
+
+>>> _ending("pretrain-mpnet", lambda arguments: 1 / 0, [])
+Traceback (most recent call last):
+ZeroDivisionError: division by zero
+
+**`--help` answers at once.** PyTorch takes seconds to import. It is imported only once the
+arguments are known to be good, which is why some imports stand inside of functions here.
+
+`pyproject.toml` makes commands of `pretrain`, `convert` and `train_tokenizer` below. The first of
+them is `python -m annotated_mpnet` too, for torchrun, which starts modules.
+
+Next: `run.py`, the run itself.
 """
 
-import contextlib
-import io
 import os
-import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, TypeVar
 
-import tyro
-
-from annotated_mpnet.config import PretrainingConfig, aliases
-from annotated_mpnet.config_file import Preset, read_config_file, read_preset, to_toml
-from annotated_mpnet.errors import ConfigError, UserError
-
-Command = TypeVar("Command")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainCommand:
-    """Pretrain MPNet on your own text, from scratch to a verified Hugging Face model.
-
-    To see it work: pretrain-mpnet --preset demo
-
-    On your text: pretrain-mpnet --train-dir DIR --valid-file FILE --tokenizer-name DIR
-
-    After an interruption: the same command once more, with --resume
-    """
-
-    preset: Preset | None = None
-    """Start from the settings of a preset. demo: a small model on the novels that come with the
-    package, in minutes on a CPU."""
-    config: Path | None = None
-    """Take settings from a TOML file, such as the config.toml of a former run. The command line
-    overrides the file, and the file the preset."""
-    print_config: bool = False
-    """Print all settings as TOML, and do nothing."""
-    settings: Annotated[PretrainingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=PretrainingConfig
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertCommand:
-    """Turn a checkpoint into a Hugging Face MPNetForMaskedLM, and prove that it is the same model.
-
-    What was written is loaded again and its logits compared; if they differ by more than 1e-4, it
-    is a failure and nothing is left behind.
-    """
-
-    mpnet_checkpoint_path: Path
-    """A checkpoint or a run's directory (then its best model), or a .pt file of annotated-mpnet or
-    of Microsoft's code."""
-    hf_model_folder_path: Path
-    """The directory to write."""
-    save_tokenizer: bool = True
-    """Write the tokenizer's files too."""
-    overwrite: bool = False
-    """Replace the directory if it exists."""
-    pytorch_bin: bool = False
-    """Write pytorch_model.bin in addition, for old readers."""
-    debug: bool = False
-    """Show tracebacks of mistakes too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerCommand:
-    """Learn a WordPiece tokenizer from text files, laid out as MPNet's.
-
-    The special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3, and <mask> at the end; text is read in
-    lower case and without accents, as BERT's is.
-    """
-
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """Text: files or directories, in the formats of --train-dir."""
-    vocab_size: int = 30527
-    """Tokens, the special ones included. MPNet has 30527; small text wants fewer."""
-    output: Path
-    """The directory to write; then give it as --tokenizer-name."""
-    overwrite: bool = False
-    """Replace the directory if it exists."""
-    debug: bool = False
-    """Show tracebacks of mistakes too."""
+from annotated_mpnet.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.config_file import to_toml
+from annotated_mpnet.errors import ConfigError, FailedElsewhereError, UserError
+from annotated_mpnet.parsing import parse, parse_pretrain
+from annotated_mpnet.preset_files import preset_list
 
 
 def pretrain() -> None:
@@ -115,38 +71,65 @@ def train_tokenizer() -> None:
     sys.exit(_ending("train-mpnet-tokenizer", _train_tokenizer, sys.argv[1:]))
 
 
-def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
-    """Parse the arguments of `pretrain-mpnet`, under the layers that they ask for.
+def _pretrain(arguments: Sequence[str]) -> None:
+    """Do the one thing that a command line of `pretrain-mpnet` asks for.
+
+    >>> _pretrain(["--preset", "tiny", "--lr", "0.001", "--print-config"])  # doctest: +ELLIPSIS
+    # All settings of pretrain-mpnet. To run with them: pretrain-mpnet --config FILE
+    ...
 
     Raises:
-        ConfigError: in one line, what is wrong with the first wrong argument.
+        UserError: one of its kinds, from here or from the run.
+        Stopped: a signal asked for it.
     """
-    typed = _rewrite_aliases(arguments)
-    layers = _parse(PretrainCommand, typed, "pretrain-mpnet")
-    below = read_preset(layers.preset) if layers.preset else []
-    if layers.config is not None:
-        below += read_config_file(layers.config)
-    return _parse(PretrainCommand, [*below, *typed], "pretrain-mpnet")
-
-
-def _pretrain(arguments: Sequence[str]) -> None:
-    command = parse_pretrain(arguments)
-    command.settings.validate()
-    if command.print_config:
-        print(to_toml(command.settings), end="")
-        return
-    if command.preset == "demo":
+    # Checked before it is printed too: what `--print-config` writes can be run.
+    command = _checked(arguments)
+    if command.preset == "list":
+        # As wide as is pleasant to read, on a wide terminal too.
+        print(preset_list(min(shutil.get_terminal_size().columns, 100)), end="")
+    elif command.print_config:
+        print(to_toml(command.settings, commented=True), end="")
+    elif command.preset == "demo":
+        # The one preset that brings its own text, and shows more than numbers at the end.
         from annotated_mpnet.demo.show import run_demo
 
-        run_demo(command.settings)
+        run_demo(command.settings, dry_run=command.dry_run)
     else:
         from annotated_mpnet.run import run_pretraining
 
-        run_pretraining(command.settings)
+        run_pretraining(command.settings, dry_run=command.dry_run)
+
+
+def _checked(arguments: Sequence[str]) -> PretrainCommand:
+    """Parse and validate; a mistake is said by the first process only.
+
+    Raises:
+        ConfigError: what is wrong with the arguments.
+        FailedElsewhereError: the same, in every process of `torchrun` but the first.
+    """
+    try:
+        command = parse_pretrain(arguments)
+        command.settings.validate()
+    except ConfigError as error:
+        if _speaks():
+            raise
+        raise FailedElsewhereError(str(error), error.exit_code) from None
+    return command
+
+
+def _speaks() -> bool:
+    # torchrun numbers its processes by RANK. Without torchrun there is only one. The environment is
+    # read here, once for the time before a run: the run asks PyTorch (`training/distributed.py`).
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _convert(arguments: Sequence[str]) -> None:
-    command = _parse(ConvertCommand, arguments, "convert-to-hf")
+    """Do what `convert-to-hf` is asked for.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or Hugging Face cannot represent it.
+    """
+    command = parse(ConvertCommand, arguments, "convert-to-hf")
     from annotated_mpnet.conversion import convert_checkpoint
 
     convert_checkpoint(
@@ -159,7 +142,16 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _train_tokenizer(arguments: Sequence[str]) -> None:
-    command = _parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
+    """Do what `train-mpnet-tokenizer` is asked for.
+
+    Raises:
+        UserError: there is no text, or no place for the tokenizer.
+    """
+    command = parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
+    # For a parser, several files may be none. What would come of it is a vocabulary of five special
+    # tokens, and a surprise much later.
+    if not command.files:
+        raise ConfigError("no FILES are given; expected files or directories of text to learn from")
     from annotated_mpnet.data.sources import find_text_files
     from annotated_mpnet.data.tokenizer_training import train_tokenizer_files
 
@@ -173,7 +165,15 @@ def _train_tokenizer(arguments: Sequence[str]) -> None:
 def _ending(
     program: str, command: Callable[[Sequence[str]], None], arguments: Sequence[str]
 ) -> int:
-    """Run a command and translate how it ends into an exit code."""
+    """Run a command and translate how it ends into an exit code.
+
+    What is no mistake of the user's passes through, to become a traceback and 1.
+
+    >>> def fail(arguments):
+    ...     raise FailedElsewhereError("the process of rank 0 has said what is wrong", 3)
+    >>> _ending("pretrain-mpnet", fail, [])
+    3
+    """
     from annotated_mpnet.signals import Stopped, listening
 
     if not sys.stderr.isatty():
@@ -182,58 +182,23 @@ def _ending(
     try:
         with listening():
             command(arguments)
+            # Here rather than at exit, so that a reader who has gone is noticed within this block.
             sys.stdout.flush()
+    except FailedElsewhereError as failure:
+        # It was said where it happened. Eight processes would bury it under seven repetitions.
+        return failure.exit_code
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"{program}: stopped by {stopped}", file=sys.stderr)
+        if _speaks():
+            print(f"{program}: stopped by {stopped}", file=sys.stderr)
         return stopped.exit_code
     except BrokenPipeError:
-        # Whoever read our output has enough (`| head`). Python would complain once more when it
-        # flushes at exit, so that what is left goes nowhere.
+        # Whoever read our output has enough. Python would complain once more when it flushes at
+        # exit, so that what is left goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
-
-
-def _parse(kind: type[Command], arguments: Sequence[str], program: str) -> Command:
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind, prog=program, args=list(arguments), config=(tyro.conf.OmitArgPrefixes,)
-            )
-    except SystemExit as ending:
-        if ending.code in (0, None):
-            raise
-        raise ConfigError(f"{_in_one_line(said.getvalue())}; see {program} --help") from None
-
-
-def _in_one_line(box: str) -> str:
-    """Take the message out of the box that tyro draws around it.
-
-    >>> _in_one_line("╭─ Value error ─╮\\n│ --lr: not a │\\n│ number: 'x' │\\n│ ────── │\\n│ ... │")
-    "--lr: not a number: 'x'"
-    """
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    parts = " ".join(lines).split("──")
-    message = parts[0].strip()
-    meant = re.search(r"Perhaps you meant:\s+(--?[\w-]+)", " ".join(lines))
-    return f"{message} (perhaps you meant {meant[1]})" if meant else message
-
-
-def _rewrite_aliases(arguments: Sequence[str]) -> list[str]:
-    """Replace other spellings by the flag itself.
-
-    >>> _rewrite_aliases(["-prenorm", "--save_steps=500", "-wd", "0"])
-    ['--normalize-before', '--checkpoint-interval=500', '--weight-decay', '0']
-    """
-    flags = dict(aliases())
-    rewritten = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        rewritten.append(flags.get(name, name) + equals + value)
-    return rewritten

@@ -184,7 +184,7 @@ class OptimizationConfig:
     in the training text. The latter starts a run on the unigram plateau, instead of spending its
     first hundreds of updates on the way there: the difference between minutes and hours for a small
     model on a small machine, and nothing that a long run would notice."""
-    clip_grad_norm: float = option(1.0, at_least=0, at_most=1e9, aliases=("-grad_clip",))
+    clip_grad_norm: float = option(1.0, at_least=0, at_most=10**9, aliases=("-grad_clip",))
     """Longest gradient (Euclidean norm over all parameters); longer ones are scaled down, so that
     one bad batch cannot throw the network far off. 0: off."""
 
@@ -213,7 +213,8 @@ class DataConfig:
     text, so that no copy of a held-out document is trained on. Only without --valid-file."""
     dataset_name: str | None = None
     """Dataset to train on, from the Hub (streamed) or a folder of data files. Default:
-    HuggingFaceFW/fineweb-edu when no files are given. Excludes --train-dir."""
+    HuggingFaceFW/fineweb-edu when no files are given. Excludes --train-dir; an empty name beside it
+    means none, as in old commands."""
     dataset_config: str | None = None
     """Configuration (subset) of the dataset, for those that have several."""
     dataset_split: str = "train"
@@ -330,7 +331,8 @@ class MachineConfig:
     """The machine: where and how the same numbers are computed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train. auto: CUDA, else MPS, else the CPU."""
+    """Where to train. auto: CUDA, else MPS, else the CPU. No GPU is no error: the plan says how
+    slow it will be, and the presets demo and tiny are made for it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: matrix products in bfloat16, weights and optimizer in float32, which is what a GPU is
     fastest at, and a CPU too, if it has instructions for it (AMX, AVX512-BF16). auto: bf16 on CUDA,
@@ -399,24 +401,7 @@ class PretrainingConfig:
             check(getattr(self, group.name))
         data, optimization, objective, run = self.data, self.optimization, self.objective, self.run
 
-        # The text. What contradicts itself is refused, not settled by a rule of precedence: whoever
-        # gave two sources would learn only from the result which one was read.
-        _refuse_if(
-            data.max_positions is not None and data.max_positions < data.max_tokens,
-            f"--max-positions is {data.max_positions}, less than --max-tokens "
-            f"{data.max_tokens}: rows would be longer than the position table; "
-            "raise the one or lower the other",
-        )
-        _refuse_if(
-            data.train_dir is not None and data.dataset_name is not None,
-            f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
-            "other: give one source of training text",
-        )
-        _refuse_if(
-            data.valid_fraction > 0 and data.valid_file is not None,
-            "--valid-fraction and --valid-file exclude each other: give one source of text for "
-            "validation",
-        )
+        _check_text(data)
 
         # The schedule must be able to rise to its peak and to fall from it.
         warmup = optimization.effective_warmup_updates
@@ -442,13 +427,43 @@ class PretrainingConfig:
         _refuse_if(
             run.resuming and run.hf_model_path is not None,
             "--resume and --hf-model-path exclude each other: a resumed run has its weights "
-            "already; give one of them",
+            "already; give one of them (--hf-model-path None takes back that of a preset)",
         )
         _refuse_if(
             run.resuming and run.overwrite,
             "--resume and --overwrite exclude each other: the one goes on with the run in "
             "--checkpoint-dir, the other deletes it; give one of them",
         )
+
+
+def _check_text(data: DataConfig) -> None:
+    # What contradicts itself is refused, not settled by a rule of precedence: whoever gave two
+    # sources would learn only from the result which one was read.
+    _refuse_if(
+        data.max_positions is not None and data.max_positions < data.max_tokens,
+        f"--max-positions is {data.max_positions}, less than --max-tokens "
+        f"{data.max_tokens}: rows would be longer than the position table; "
+        "raise the one or lower the other",
+    )
+    # annotated-mpnet wanted `--dataset-name ""` beside local files. It is no source, and so no
+    # second one; and where it is the only word about the text, it must not mean the default,
+    # which is to stream what was just said not to be wanted.
+    _refuse_if(
+        data.train_dir is None and data.dataset_name == "",
+        "--dataset-name is empty and there is no --train-dir; expected one source of training "
+        "text, a --train-dir or the name of a dataset",
+    )
+    _refuse_if(
+        data.train_dir is not None and bool(data.dataset_name),
+        f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
+        "other: give one source of training text",
+    )
+    _refuse_if(
+        data.valid_fraction > 0 and data.valid_file is not None,
+        f"--valid-fraction {data.valid_fraction} and --valid-file {data.valid_file} exclude each "
+        "other: give one source of text for validation (--valid-fraction 0 takes back that of a "
+        "preset or file)",
+    )
 
 
 def _refuse_if(wrong: bool, message: str) -> None:

@@ -66,7 +66,7 @@ def check_ranges(group: Any) -> None:
         value = getattr(group, each.name)
         bounds = each.metadata.get("bounds", {})
         if isinstance(value, int | float) and bounds and not _within(value, bounds):
-            wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
+            wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
             raise ConfigError(f"{flag(each.name)} is {value}; expected a number {wanted}")
 
 

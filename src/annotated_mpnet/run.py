@@ -6,69 +6,51 @@ Each step can fail because of something that its user can mend, so the cheap one
 wrong flag is found before a file is read, a taken directory before text is tokenised, and the
 directory is not written to before the first update is about to begin.
 
+The network of a run that is resumed is the one that it has: architecture flags that were left at
+their defaults are taken from its checkpoint, so that `--resume` need not repeat them, and a run
+that began with somebody's weights goes on with their architecture. A flag that says otherwise is
+refused.
+
 A run is fixed by its data, seed, batch, row length, masking and tokenizer. They are its *identity*,
 kept in each checkpoint; a resume with another identity is refused, naming what differs, unless
 `--allow-change` permits it. Learning rate, schedule and dropout may change: that is then said.
 
-Next: `tracking.py` for what is recorded, `conversion/` for the way out to Hugging Face.
+Under torchrun every process comes through here, each with a `World` that tells it apart. All of
+them read the text and build the network; only rank 0 has a directory and a voice.
+
+Next: `session.py` for resume, checkpoints, test and export; `tracking.py` for what is recorded;
+`conversion/` for the way out to Hugging Face.
 """
 
 import dataclasses
-import tomllib
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from annotated_mpnet import conversion
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.config import ArchitectureConfig, ModelConfig, PretrainingConfig
 from annotated_mpnet.config_file import to_toml
-from annotated_mpnet.data import (
-    BatchLoader,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    PackedRows,
-    evaluation_batches,
-)
-from annotated_mpnet.data.loader import UpdateSource
-from annotated_mpnet.data.reservoir import StreamState
-from annotated_mpnet.data.streams import StreamLoader
 from annotated_mpnet.data.texts import Text, read_text
-from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.preparation import (
-    Plateau,
-    build_model,
-    choose_device,
-    identity_of,
-    measure_plateau,
-    plan,
-)
-from annotated_mpnet.training.checkpoint import (
-    BEST,
-    Checkpoint,
-    StreamParts,
-    TrainState,
-    load_checkpoint,
-    save_checkpoint,
-)
-from annotated_mpnet.training.optimizer import (
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
-from annotated_mpnet.training.resume import (
-    Resumable,
-    compare_identity,
-    compare_model_config,
-    newest_valid_checkpoint,
-)
-from annotated_mpnet.training.retention import prune
+from annotated_mpnet.errors import CheckpointError, DataError
+from annotated_mpnet.initial_weights import build_model, check_export
+from annotated_mpnet.plan import plan
+from annotated_mpnet.preparation import Plateau, choose_device, identity_of, measure_plateau
+from annotated_mpnet.session import Session
+from annotated_mpnet.training.checkpoint import CONFIG, TrainState, read_model_config
+from annotated_mpnet.training.compilation import compile_model
+from annotated_mpnet.training.display import finish_line
+from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
+from annotated_mpnet.training.optimizer import build_optimizer
+from annotated_mpnet.training.retention import newest_first
 from annotated_mpnet.training.run_directory import RunDirectory, refuse_taken_directory
+from annotated_mpnet.training.sinks import check_tracking
+from annotated_mpnet.training.throughput import memory_peak
 from annotated_mpnet.training.tracking import Tracker
-from annotated_mpnet.training.trainer import Evaluation, Progress, Trainer
+from annotated_mpnet.training.trainer import Evaluation, Trainer
 
 
 @dataclass(frozen=True)
@@ -90,225 +72,209 @@ class RunResult:
     export: Path | None
 
 
-def run_pretraining(config: PretrainingConfig, console: Console | None = None) -> RunResult:
+def run_pretraining(
+    config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
+) -> RunResult | None:
     """Run a whole pretraining.
 
     Args:
         config: all settings.
         console: where to report; standard output if not given.
+        dry_run: prepare everything, try one micro-batch, say what would be done, and write nothing
+            but the cache of tokenised text.
+
+    Returns:
+        What the run left behind; None after a dry run.
 
     Raises:
         UserError: one of its kinds, with one line for the user.
         Stopped: a signal asked for it.
     """
-    console = console or Console()
     # What costs nothing to find out comes first.
     config.validate()
-    device, bf16 = choose_device(config)
-    where = (config.run.checkpoint_dir, _resumes_here(config), config.run.overwrite)
-    refuse_taken_directory(*where)
-    # Minutes may pass here, with a large text that is not in the cache yet.
-    text = read_text(config.data, config.run.seed)
-    model, notes = build_model(config, text)
-    model.to(device)
-    optimizer = build_optimizer(model, config.optimization, device)
+    with open_world(config.machine.distributed_timeout) as world:
+        spoken_to = console or Console() if world.is_first else Console(quiet=True)
+        prepared = _prepare(config, world)
+        with closing(prepared.network):
+            if dry_run:
+                _rehearse(prepared, spoken_to)
+                return None
+            return _run(prepared, spoken_to)
 
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run before its directory is written to."""
+
+    config: PretrainingConfig
+    world: World
+    text: Text
+    network: SharedNetwork
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    bf16: bool
+    notes: list[str]
+
+    def trainer(self, tracker: Tracker) -> Trainer:
+        return Trainer(self.network, self.optimizer, self.config, self.bf16, tracker)
+
+    def plan(self) -> list[str]:
+        """Return the lines that say what is about to be done."""
+        model = self.network.model
+        lines = plan(self.config, self.text, model, self.device, self.bf16, self.world.size)
+        return [*self.notes, *lines]
+
+
+def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
+    check_tracking(config.tracking)
+    device, bf16 = choose_device(config, world)
+    world.first(lambda: refuse_taken_directory(*_where(config)))
+    saved = world.first(lambda: _saved_network(config))
+    if saved is not None:
+        config = _with_network(config, saved)
+    # Minutes may pass here, with a large text that is not in the cache yet.
+    text = read_text(config.data, config.run.seed, world.rank, world.size)
+    _refuse_different_text(config, text, world)
+    model, notes = build_model(config, text)
+    notes += check_export(config, text, model)
+    model.use_attention("sdpa" if config.machine.attention == "auto" else config.machine.attention)
+    model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
+    if config.machine.compile:
+        compile_model(model, device, lengths_vary=config.data.packing != "full")
+    network = SharedNetwork(model, world, device, fsdp=config.machine.fsdp)
+    optimizer = build_optimizer(model, config.optimization, device)
+    return _Prepared(config, world, text, network, optimizer, device, bf16, notes)
+
+
+def _run(prepared: _Prepared, console: Console) -> RunResult:
+    config, world = prepared.config, prepared.world
     # From here on the directory is locked, and written to.
-    with RunDirectory(*where) as directory:
-        tracker = Tracker(directory.path, config.optimization.total_updates, console)
-        run = _Run(config, text, directory, Trainer(model, optimizer, config, bf16, tracker))
-        found = run.find_checkpoint() if config.run.resuming else None
-        if found is not None and run.is_complete(found.checkpoint.state):
+    with _directory(config, world) as directory:
+        path = config.run.checkpoint_dir
+        tracker = (
+            Tracker.silent()
+            if directory is None
+            else Tracker(path, directory.run_id, config, console)
+        )
+        session = Session(config, prepared.text, directory, prepared.trainer(tracker))
+        progress = session.beginning()
+        if session.is_complete(progress.state):
             # Said, but not kept: a run that is complete is left as it is, to the byte.
             console.print(
-                f"the run in {directory.path} is complete, with {found.checkpoint.state.update} "
-                "updates; a larger --total-updates would go on with it",
+                f"the run in {path} is complete, with {progress.state.update} updates; a larger "
+                "--total-updates would go on with it",
                 highlight=False,
             )
-            return RunResult(directory.path, found.checkpoint.state, None, None, None)
-        for line in [*notes, *plan(config, text, model, device, bf16)]:
+            return RunResult(path, progress.state, None, None, None)
+        for line in prepared.plan():
             tracker.say(line)
-        progress = run.fresh_start() if found is None else run.resume(found)
         # Only now: what changed since the run began was read off the former file.
-        directory.write("config.toml", to_toml(config))
-        plateau = measure_plateau(text)
+        if directory is not None:
+            directory.write("config.toml", to_toml(config))
+        plateau = measure_plateau(prepared.text)
         if plateau is not None:
             tracker.say(
                 f"unigram plateau on the validation text: {plateau.bits:.2f} bits, accuracy "
                 f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
             )
         with tracker:
-            state = run.train(progress)
-        return RunResult(directory.path, state, plateau, run.test(), run.export())
+            tracker.watch(prepared.network.model)
+            state = session.train(progress)
+        return RunResult(path, state, plateau, session.test(), session.export())
 
 
-class _Run:
-    """The parts of a run that need its directory: resume, checkpoints, test, export.
+def _refuse_different_text(config: PretrainingConfig, text: Text, world: World) -> None:
+    """Raise a `DataError` if the ranks do not train on the same text: they read it on their own."""
+    identities = world.gather_objects(identity_of(config, text, world.size))
+    for rank, identity in enumerate(identities):
+        for name, value in identity.items():
+            if value != identities[0][name]:
+                raise DataError(
+                    f"rank {rank} differs from rank 0 in {name}: {str(value)[:80]!r} and "
+                    f"{str(identities[0][name])[:80]!r}; expected the same files on all machines"
+                )
 
-    Attributes:
-        collator: makes batches; its evaluation twin has masks of its own, the same each time.
-        identity: what a resume must find unchanged.
+
+def _saved_network(config: PretrainingConfig) -> ModelConfig | None:
+    """Return the network of the checkpoint that a resume would begin with, before it is verified.
+
+    None if there is none, or none that can be read: `Session.beginning` says what is wrong then.
     """
+    if not config.run.resuming:
+        return None
+    wanted = config.run.resume_checkpoint
+    candidates = newest_first(config.run.checkpoint_dir) if wanted is None else [wanted]
+    for path in candidates:
+        try:
+            return read_model_config(path / CONFIG)
+        except CheckpointError:
+            continue
+    return None
 
-    def __init__(
-        self, config: PretrainingConfig, text: Text, directory: RunDirectory, trainer: Trainer
-    ) -> None:
-        self.config = config
-        self.text = text
-        self.directory = directory
-        self.trainer = trainer
-        self.collator = DataCollatorForMaskedPermutedLanguageModeling(
-            text.vocabulary,
-            config.objective,
-            config.data.max_tokens,
-            config.run.seed,
-            packing=config.data.packing,
-        )
-        self.identity = identity_of(config, text)
 
-    def fresh_start(self) -> Progress:
-        """Return where a run stands before its first update."""
-        state = TrainState(
-            update=0, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity=self.identity
-        )
-        return Progress(state)
+def _with_network(config: PretrainingConfig, saved: ModelConfig) -> PretrainingConfig:
+    """Return a configuration whose architecture is a checkpoint's wherever no flag says otherwise.
 
-    def find_checkpoint(self) -> Resumable:
-        """Load the checkpoint to resume from: the one that was named, or the newest valid one."""
-        wanted = self.config.run.resume_checkpoint
-        if wanted is not None:
-            # annotated-mpnet's checkpoints were files; its commands name `checkpoint2500.pt`.
-            path = wanted if wanted.is_dir() else wanted.with_suffix("")
-            return Resumable(path, load_checkpoint(path), [])
-        found = newest_valid_checkpoint(self.directory.path, self.directory.run_id)
-        if found is None:
-            raise CheckpointError(
-                f"--resume finds no checkpoint in {self.directory.path}; start the run without it"
-            )
-        return found
+    Dropout is not part of it: that of the flags holds.
 
-    def is_complete(self, state: TrainState) -> bool:
-        """Tell whether a run at this state has nothing left to train."""
-        return state.update >= self.config.optimization.total_updates
+    >>> adopted = _with_network(PretrainingConfig(), ModelConfig(encoder_layers=3, dropout=0.0))
+    >>> adopted.model.encoder_layers, adopted.model.dropout
+    (3, 0.1)
+    """
+    usual = ArchitectureConfig()
+    adopted = {
+        each.name: vars(saved)[each.name]
+        for each in dataclasses.fields(usual)
+        if not each.name.endswith("dropout")
+        and vars(config.model)[each.name] == vars(usual)[each.name]
+    }
+    data = config.data
+    if data.max_positions is None:
+        data = dataclasses.replace(data, max_positions=saved.max_positions)
+    model = dataclasses.replace(config.model, **adopted)
+    return dataclasses.replace(config, model=model, data=data)
 
-    def resume(self, found: Resumable) -> Progress:
-        """Put weights and optimizer back as they were; return where the run stands there.
 
-        Raises:
-            CheckpointError: the checkpoint is of another run than the configuration describes.
-        """
-        model, tracker, checkpoint = self.trainer.model, self.trainer.tracker, found.checkpoint
-        for warning in found.warnings:
-            tracker.warn(warning)
-        assert checkpoint.optimizer_tensors is not None  # load_checkpoint refuses to do without
-        # Refusals first, so that nothing is half put back.
-        changes = compare_model_config(checkpoint.model_config, model.config)
-        allowed = self.config.run.allowed_changes
-        losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
-        model.load_state_dict(checkpoint.model_tensors)
-        load_optimizer_tensors(self.trainer.optimizer, model, checkpoint.optimizer_tensors)
-        for change in [*changes, *self._changed_settings()]:
-            tracker.say(f"changed since the run began: {change}")
-        for loss in losses:
-            tracker.warn(f"{loss}: from here on this is not exactly the uninterrupted run")
-        tracker.say(f"resuming from {found.path}, after update {checkpoint.state.update}")
-        if dropped := tracker.rewind(checkpoint.state.update):
-            tracker.say(f"{dropped} lines of metrics from behind it were dropped")
-        return Progress(
-            dataclasses.replace(checkpoint.state, identity=self.identity),
-            None if checkpoint.stream is None else _stream_from(checkpoint.stream),
-        )
+def _rehearse(prepared: _Prepared, console: Console) -> None:
+    """Try one micro-batch, and say what the run would be like; no file of a run is written."""
+    tracker = Tracker.silent()
+    trainer = prepared.trainer(tracker)
+    session = Session(prepared.config, prepared.text, None, trainer)
+    micro_batches, *_ = next(session.source().updates(0, 1))
+    # The first time memory is asked for and kernels are looked for, or compiled; so the second
+    # counts. The optimizer's step is made too, for its memory; its weights go with this process.
+    trainer.update(0, micro_batches)
+    started = time.perf_counter()
+    result = trainer.update(1, micro_batches)
+    seconds = time.perf_counter() - started
 
-    def train(self, progress: Progress) -> TrainState:
-        """Run the loop from where the run stands to the end."""
-        train, batch_size = self.text.train, self.config.optimization.batch_size
-        source: UpdateSource
-        if isinstance(train, PackedRows):
-            source = BatchLoader(train, self.collator, batch_size, self.config.run.seed)
-        else:
-            source = StreamLoader(train, self.collator, batch_size)
-        validation = None if self.text.valid is None else partial(self._batches, self.text.valid)
-        return self.trainer.train(progress, source, validation, self._save)
+    optimization = prepared.config.optimization
+    lines = [
+        *prepared.plan(),
+        f"tried: one micro-batch of {optimization.batch_size} rows and a step took "
+        f"{seconds:.2g} s, {result.num_tokens / seconds:,.0f} tokens/s",
+        f"tried: at most {memory_peak(prepared.device):.2g} GB of memory",
+        finish_line(optimization.total_updates, seconds * optimization.update_freq),
+        "dry run: nothing was trained, and no run was begun",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
-    def test(self) -> Evaluation | None:
-        """Load the best model, and measure it once on text that nothing was chosen by."""
-        # The test text is looked at once, by the model that the validation text has chosen. Were it
-        # looked at during the run, it would help to choose, and prove nothing.
-        path = self.directory.path / BEST
-        if path.exists():
-            best = load_checkpoint(path, with_optimizer=False)
-            self.trainer.model.load_state_dict(best.model_tensors)
-            self.trainer.tracker.say(f"best model: {path}, after update {best.state.update}")
-        if self.text.test is None:
-            return None
-        result = self.trainer.evaluate(self._batches(self.text.test))
-        self.trainer.tracker.say(
-            f"test text: {result.bits:.3f} bits, accuracy {result.accuracy:.3f}"
-        )
-        return result
 
-    def export(self) -> Path | None:
-        """Export the model in hand, after `test` the best one, if Hugging Face can represent it."""
-        tracker, model = self.trainer.tracker, self.trainer.model
-        if not self.config.run.export_hf:
-            return None
-        if reasons := conversion.reasons_not_representable(model.config):
-            tracker.warn(
-                f"no Hugging Face export, which cannot be this model: {'; '.join(reasons)}"
-            )
-            return None
-        report = conversion.export_to_hugging_face(
-            model, self._export_path, tokenizer=self.text.tokenizer, overwrite=True
-        )
-        tracker.say(
-            f"Hugging Face model: {report.directory} (logits agree to {report.max_difference:.0e})"
-        )
-        return report.directory
+def _where(config: PretrainingConfig) -> tuple[Path, bool, bool]:
+    return config.run.checkpoint_dir, _resumes_here(config), config.run.overwrite
 
-    @property
-    def _export_path(self) -> Path:
-        return self.directory.path / "hf"
 
-    # An evaluation keeps no activations for a backward pass: the training's batch size fits.
-    def _batches(self, rows: PackedRows) -> Iterator[Batch]:
-        return evaluation_batches(rows, self.collator, self.config.optimization.batch_size)
-
-    def _changed_settings(self) -> Iterator[str]:
-        """Yield what differs from the settings of the run so far, among those that may."""
-        path = self.directory.path / "config.toml"
-        if not path.exists():
-            return
-        before = tomllib.loads(path.read_text(encoding="utf-8"))
-        now = tomllib.loads(to_toml(self.config))
-        for group in ("objective", "optimization"):
-            for name in sorted(before[group].keys() | now[group].keys()):
-                old, new = before[group].get(name), now[group].get(name)
-                if old != new:
-                    yield f"{name} was {old} and is {new}"
-
-    def _save(self, name: str, progress: Progress) -> None:
-        """Write a checkpoint, and delete the oldest ones only after it is safely there."""
-        model, run = self.trainer.model, self.config.run
-        checkpoint = Checkpoint(
-            run_id=self.directory.run_id,
-            state=progress.state,
-            stream=None if progress.stream is None else _stream_parts(progress.stream),
-            model_config=model.config,
-            model_tensors=model.state_dict(),
-            optimizer_tensors=(
-                optimizer_tensors(self.trainer.optimizer, model)
-                if run.save_optimizer_state
-                else None
-            ),
-        )
-        save_checkpoint(self.directory.path, name, checkpoint, self._save_tokenizer)
-        for warning in prune(
-            self.directory.path, run.keep_checkpoints, self.directory.run_id, protected={name}
-        ):
-            self.trainer.tracker.warn(warning)
-
-    def _save_tokenizer(self, directory: Path) -> None:
-        self.text.tokenizer.save_pretrained(directory)
+@contextmanager
+def _directory(config: PretrainingConfig, world: World) -> Iterator[RunDirectory | None]:
+    """Open the run's directory on rank 0, before any other rank goes on."""
+    if not world.is_first:
+        world.first(lambda: None)
+        yield None
+        return
+    with RunDirectory(*_where(config)) as directory:
+        world.first(lambda: None)
+        yield directory
 
 
 def _resumes_here(config: PretrainingConfig) -> bool:
@@ -317,16 +283,6 @@ def _resumes_here(config: PretrainingConfig) -> bool:
     A checkpoint that lies elsewhere begins a run of its own here, which must not take over another.
     """
     run = config.run
-    if run.resume_checkpoint is None:
-        return run.resume
+    if run.resume_checkpoint is None or not run.resuming:
+        return run.resuming
     return run.resume_checkpoint.resolve().parent == run.checkpoint_dir.resolve()
-
-
-def _stream_parts(stream: StreamState) -> StreamParts:
-    plain, arrays = stream.to_parts()
-    return plain, {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _stream_from(parts: StreamParts) -> StreamState:
-    plain, tensors = parts
-    return StreamState.from_parts(plain, {name: each.numpy() for name, each in tensors.items()})

@@ -44,6 +44,7 @@ What was made up (the head of an encoder that came without one) or left aside (a
     hugging_face.py    Hugging Face, sentence-transformers -> ours
     fairseq.py         .pt files -> ours
     recognise.py       which of all these is it?
+    vocabulary.py      and does it belong to this tokenizer?
 
 Next: `names.py`.
 """

@@ -31,6 +31,12 @@ vocabulary was padded for the sake of matrix kernels: 30,527 tokens in 30,592 ro
 **Length.** The tokenizer's `model_max_length` is `max_positions`: 512 tokens, `<s>` and `</s>`
 included; not the 514 of `max_position_embeddings` (`configuration.py`).
 
+**sentence-transformers** opens the directory as it is, as any model of Hugging Face's: it finds no
+`modules.json`, puts a mean over the tokens behind the encoder, and cuts texts at
+`model_max_length`. We could write that file. It would change nothing but what the directory claims
+to be: a model whose mean over the tokens somebody has trained to stand for a sentence. Pretraining
+does not; fine-tuning does, and saves the file.
+
 HF: `save_pretrained` writes into the directory itself, file by file, over what is there.
 
 Next: `proof.py`.
@@ -175,6 +181,18 @@ def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
+def stands_for_no_token(rows: int, size: int) -> bool:
+    """Tell whether a table is a tokenizer's, padded: the rows from `size` on stand for no token.
+
+    A padded table has a round number of rows, and few too many. 30,527 rows are not the 30,522 of
+    BERT's tokenizer and five more: the five came first, and moved all the others.
+
+    >>> stands_for_no_token(30592, 30527), stands_for_no_token(30527, 30522)
+    (True, False)
+    """
+    return size < rows < size + LARGEST_PADDING and rows % 8 == 0
+
+
 def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
     """Say why a tokenizer cannot be the one that the network was trained with.
 
@@ -186,7 +204,7 @@ def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase |
     reasons = []
     # Fewer rows than ids: some token has no embedding. A few more: padding. Many more: another's.
     size, rows = number_of_ids(tokenizer), config.vocab_size
-    if not size <= rows < size + LARGEST_PADDING:
+    if rows != size and not stands_for_no_token(rows, size):
         reasons.append(f"the tokenizer has {size} ids and the model {rows}: not its own tokenizer")
     if tokenizer.pad_token_id != config.pad_token_id:
         reasons.append(

@@ -121,7 +121,7 @@ def read_pt_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str],
     # Weights alone: its optimizer numbers its parameters by position in another program's list, and
     # its data loader's state means nothing here. A run starts from them, it does not resume.
     arguments = _arguments(document)
-    notes = [f"{path}: the weights alone; optimizer and step stay behind"]
+    notes = []
     if not arguments:
         notes.append(f"{path}: no arguments in the file; assumed gelu, post-norm, distance 128")
     try:

@@ -20,7 +20,7 @@ from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.data.texts import read_text
 from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
-from annotated_mpnet.preparation import build_model
+from annotated_mpnet.initial_weights import build_model
 from annotated_mpnet.run import RunResult, run_pretraining
 from annotated_mpnet.training.run_directory import refuse_taken_directory
 
@@ -46,16 +46,28 @@ PASSAGES = (
 where a model of this size has a chance: at words of grammar, with a paragraph around them."""
 
 
-def run_demo(config: PretrainingConfig, console: Console | None = None) -> RunResult:
-    """Run the demo: text and tokenizer, pretraining, and what came of it."""
+def run_demo(
+    config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
+) -> RunResult | None:
+    """Run the demo: text and tokenizer, pretraining, and what came of it.
+
+    Args:
+        config: all settings.
+        console: where to report; standard output if not given.
+        dry_run: write text and tokenizer, without which there is nothing to plan with, but no run.
+
+    Returns:
+        What the run left behind; None after a dry run.
+    """
     console = console or Console()
     started = time.perf_counter()
     run = config.run
     refuse_taken_directory(run.checkpoint_dir, run.resuming, run.overwrite)
     prepare(config, console)
-    result = run_pretraining(config, console)
-    show(config, result, console)
-    console.print(f"The whole demo took {time.perf_counter() - started:.0f} seconds.")
+    result = run_pretraining(config, console, dry_run=dry_run)
+    if result is not None:
+        show(config, result, console)
+        console.print(f"The whole demo took {time.perf_counter() - started:.0f} seconds.")
     return result
 
 

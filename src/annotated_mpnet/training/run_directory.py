@@ -8,6 +8,10 @@
         hf/                   the export
         .lock                 held by the process that trains; names it
 
+Everything that a run leaves behind is in there, and nothing else of a run's is anywhere, but for
+the cache of packed text. So to move a run, to archive it or to be rid of it is to do that to a
+directory. Only rank 0 has one (`session.py`).
+
 Three things go wrong with such a directory, and each of them can cost weeks of training:
 
 *Two processes write to it.* A scheduler restarts a job that was only slow. The lock is an advisory
@@ -81,7 +85,7 @@ from annotated_mpnet.training.strict_json import (
 )
 
 # The names that a run gives, apart from those of its checkpoints. A new one must be entered here,
-# or `--overwrite` leaves it behind.
+# or `--overwrite` leaves it behind, and the next run of the directory finds a report of another.
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -113,6 +117,7 @@ class RunDirectory:
             resume: go on with the run in it, if there is one.
             overwrite: delete the run in it, if there is one.
         """
+        # Given by `__enter__`: before it nobody knows whether a run is gone on with, or begins.
         self.path = path
         self.run_id = ""
         self._resume = resume
@@ -120,6 +125,7 @@ class RunDirectory:
         # The lock's open file. As long as it is open it is held: closed by `_release`, or by the
         # kernel when the process ends, in whatever way.
         self._lock: int | None = None
+        # Whether the text in it is ours.
         self._signed = False
 
     def __enter__(self) -> Self:
@@ -145,7 +151,10 @@ class RunDirectory:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lock, after an error too.
+        """Release the lock, after an error too; nothing else is to be tidied up.
+
+        A run that ended well and one that was killed leave the same kind of directory: there is no
+        file that says "running", which a dead process could not take back.
 
         The lock's file stays. Were it deleted, a second process might have opened it just before
         and lock what has no name any more, while a third makes a new one and locks that.
@@ -156,7 +165,12 @@ class RunDirectory:
         """Write a text file, whole or not at all, in the place of what had its name.
 
         For the small files of a run. A reader, or a run that is killed, finds the former one or the
-        new one, and on a full disk the former one stays.
+        new one, and on a full disk the former one stays. (`metrics.jsonl` and `log.txt` grow line
+        by line and go other ways: `sinks.py`.)
+
+        Args:
+            name: of the file, one of `FILES`.
+            text: all of it.
 
         Raises:
             WriteError: full disk, lost permission.
@@ -170,6 +184,12 @@ class RunDirectory:
             ) from error
 
     def _enter(self) -> None:
+        """Come in, in the order that stands in the module's docstring.
+
+        Raises:
+            OSError: `__enter__` puts it into words.
+            CheckpointError: refused.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         # A refusal must leave no trace: a directory with a run but without a lock's file gets none.
         # Where there is one, being in use is the better thing to say, so that comes first.
@@ -184,6 +204,8 @@ class RunDirectory:
             recover(self.path)
         if self._overwrite and holds_run(self.path):
             _delete_run(self.path)
+        # A resume only reads the id. The environment of the first start stays: the machine that a
+        # run began on is what its first checkpoints were made by.
         if self._resume and holds_run(self.path):
             self.run_id = _read_run_id(self.path)
             _probe(self.path)
@@ -197,7 +219,12 @@ class RunDirectory:
         return self._resume or self._overwrite or not holds_run(self.path)
 
     def _acquire(self) -> None:
-        """Open the lock's file and lock it, without waiting; `CheckpointError` if it is held."""
+        """Open the lock's file and lock it, without waiting; `CheckpointError` if it is held.
+
+        A run takes days: who waited for it would find out when it is too late.
+        """
+        # Mode 0666 is cut by the umask, as for any file. Not truncated here: if the lock is held,
+        # the text in it is the holder's name, and the message below needs it.
         path = self.path / LOCK
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -209,6 +236,7 @@ class RunDirectory:
             ) from error
 
     def _sign(self) -> None:
+        """Write into the lock's file who holds it, for the message that the next comer gets."""
         # Through the descriptor that is locked: the name could lead to another file by now.
         assert self._lock is not None
         os.ftruncate(self._lock, 0)
@@ -216,6 +244,7 @@ class RunDirectory:
         self._signed = True
 
     def _release(self) -> None:
+        """Give the lock back, if there is one; may be called twice."""
         if self._lock is None:
             return
         # Only who has signed may strike the name out: the lock may be somebody else's.
@@ -288,7 +317,11 @@ def _named(directory: Path) -> list[Path]:
 
 
 def _taken(directory: Path) -> CheckpointError:
-    """Return the refusal, with the three ways out, for both of the places that refuse."""
+    """Return the refusal, with the three ways out, for both of the places that refuse.
+
+    Which of them is right only the user knows. A default would be wrong for somebody, and one of
+    the three cannot be taken back.
+    """
     return CheckpointError(
         f"--checkpoint-dir {directory} already holds a run; go on with it by --resume, delete it "
         "by --overwrite, or choose another directory"
@@ -296,6 +329,11 @@ def _taken(directory: Path) -> CheckpointError:
 
 
 def _holder(lock: Path) -> str:
+    """Return who holds a lock, as far as its text says.
+
+    It is only read, not believed: whether the lock is held is the kernel's answer. Of a process
+    that was killed the name is still there, and the next comer writes over it.
+    """
     # Empty if the holder has locked, but not signed yet.
     text = lock.read_text(encoding="utf-8", errors="replace").strip()
     return short(text) if text else "another process"
@@ -330,7 +368,11 @@ def _delete_run(directory: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, a directory with all it holds, or a link, but not what the link leads to."""
+    """Delete a file, a directory with all it holds, or a link, but not what the link leads to.
+
+    Somebody may have moved the large checkpoints to another disk, and left links in their place:
+    the disk is his, and may hold more than this run's.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -385,8 +427,15 @@ def _probe(directory: Path) -> None:
 
 
 def _write_whole(directory: Path, name: str, text: str) -> None:
-    # The protocol of `checkpoint.py` for a single file: written and on the disk under another name,
-    # then renamed, then the rename on the disk.
+    """Write a file by the protocol of `checkpoint.py`: under another name, synced, renamed.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for text in ("lr = 0.1", "lr = 0.2"):
+    ...         _write_whole(Path(folder), "config.toml", text)
+    ...     [(path.name, path.read_text()) for path in Path(folder).iterdir()]
+    [('config.toml', 'lr = 0.2')]
+    """
     temporary = directory / f"{TEMPORARY}{name}"
     write_synced(temporary, text)
     os.rename(temporary, directory / name)

@@ -1,44 +1,75 @@
 """What a run says while it runs: one record for programs, one for people.
 
 `metrics.jsonl` has an object a line and is the truth: whatever else shows numbers (the console, the
-report, and what later reads them) takes them from the same dictionaries, under the same names.
+report, TensorBoard, W&B) takes them from the same dictionaries, under the same names.
 
-    step                        updates done train/loss, train/bits      mean cross-entropy per
-    predicted token since the line before, in nats
-                                and in bits (nats / ln 2)
+    step                        updates done
+    train/loss, train/bits      mean cross-entropy per predicted token since the line before, in
+                                nats and in bits (nats / ln 2)
     train/learning_rate, train/gradient_norm      of the last update
-    valid/bits, valid/accuracy  over the whole validation text, with the same masks each time
+    valid/loss, valid/bits, valid/accuracy        over the whole validation text, with the same
+                                masks each time
     perf/tokens_per_second      input tokens, padding not counted, per second of training
     perf/predicted_per_second   predicted tokens per second of training
+    perf/mfu                    share of the device's peak, where that is known (`throughput.py`)
     perf/data_wait              share of that time in which training waited for a batch
+    memory/peak_gb              the most memory so far: of the device, or of the process on a CPU
 
 Time of evaluations and checkpoints is not training time. Bits are shown because they can be judged:
 13 bits is guessing evenly among 8192 tokens, and each bit less halves the candidates.
 
 `log.txt` keeps, with the time of day, each line that the console said. On a terminal the console
-also shows a live line at its bottom; where nobody watches, it prints a line now and then instead.
+also shows three live lines at its bottom; where nobody watches, it prints a line now and then
+instead, which is kept whole for grep.
+
+**Nothing of this may end a run.** A full disk, a dead network, a terminal that was closed: what
+fails is told once, and training goes on. A checkpoint that cannot be written is another matter, and
+is not decided here. (HF: an error in a callback of W&B ends the training.)
+
+When the reader of the output is gone (`pretrain-mpnet ... | head`), the run goes on in silence and
+says so in `log.txt`: more often than not that reader was a shell that somebody closed, and days of
+training should not hang on it. A hang-up or an interrupt, which are meant for the run, stop it.
+
+**Who speaks?** Of several processes only the first. The others have a tracker too, so that the loop
+need not ask who it is, but theirs is silent:
+
+>>> with Tracker.silent() as tracker:
+...     tracker.say("a word")
+...     tracker.log(1, {"train/bits": 13.0})
+
+Next: `sinks.py` and `display.py` for the two halves; `trainer.py`, which says what to log;
+`report.py`, which makes a page of it.
 """
 
-import json
+import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from torch import nn
 
-Metrics = Mapping[str, float]
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.training.display import LiveLines, duration, finish_line, learning, speed
+from annotated_mpnet.training.run_directory import METRICS
+from annotated_mpnet.training.sinks import (
+    Metrics,
+    MetricsFile,
+    RecordFile,
+    Sink,
+    TensorBoard,
+    WeightsAndBiases,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOG, WANDB, TENSORBOARD = "log.txt", "W&B", "TensorBoard"
 
 
 def nats_to_bits(nats: float) -> float:
@@ -51,27 +82,62 @@ def nats_to_bits(nats: float) -> float:
 
 
 class Tracker:
-    """Records of one run; a context manager, within which the live line is shown."""
+    """Records of one run; a context manager, within which live lines and sinks are open.
 
-    def __init__(self, directory: Path, total_updates: int, console: Console) -> None:
+    The files of the run's directory are written from the first word on, before that too.
+    """
+
+    def __init__(
+        self, directory: Path | None, run_id: str, config: PretrainingConfig, console: Console
+    ) -> None:
+        """Touch nothing yet.
+
+        Args:
+            directory: the run's; None for a tracker that writes nothing anywhere.
+            run_id: the run's, by which W&B knows it.
+            config: says what is asked for, and how many updates there will be.
+            console: where people read.
+        """
+        self._directory = directory
+        self._run_id = run_id
+        self._config = config
         self._console = console
-        self._metrics_path = directory / "metrics.jsonl"
-        self._log_path = directory / "log.txt"
-        self._live = _TwoLines(
-            TextColumn("update"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            expand=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._live.add_task("", total=total_updates)
+        self._metrics = None if directory is None else MetricsFile(directory / METRICS)
+        self._sinks: dict[str, Sink] = {} if self._metrics is None else {METRICS: self._metrics}
+        self._wandb: WeightsAndBiases | None = None
+        self._total = config.optimization.total_updates
+        # What has failed once, so that it is told once.
+        self._failed: set[str] = set()
+        # The update that the run goes on from, and when this process had done its first one.
+        self._resumed_from = 0
+        self._first_done: tuple[int, float] | None = None
+        self._said_finish = False
         self._latest: dict[str, float] = {}
+        self._live = LiveLines(self._total, console)
+
+    @classmethod
+    def silent(cls) -> "Tracker":
+        """Return a tracker that says and writes nothing: that of every rank but the first."""
+        return cls(None, "", PretrainingConfig(), Console(file=io.StringIO(), quiet=True))
 
     def __enter__(self) -> "Tracker":
-        """Show the live line."""
+        """Open TensorBoard and W&B, and show the live lines.
+
+        Not before: a start that is refused, or finds the run complete, should not leave a run on
+        somebody's server. By now the tracker knows, too, where the run goes on (`rewind`).
+        """
+        if self._directory is not None:
+            tracking, first = self._config.tracking, self._resumed_from + 1
+            log_dir = tracking.tensorboard_log_dir
+            if log_dir is not None:
+                events = self._try(TENSORBOARD, TensorBoard, log_dir, first)
+                if events is not None:
+                    self._sinks[TENSORBOARD] = events
+            if tracking.wandb:
+                self._wandb = self._try(WANDB, WeightsAndBiases, self._config, self._run_id)
+                if self._wandb is not None:
+                    self._sinks[WANDB] = self._wandb
+                    self.say(f"W&B: {self._wandb.place}")
         self._live.start()
         return self
 
@@ -81,11 +147,17 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the live line as it is and give the terminal back."""
+        """Leave the live lines as they are, and close the sinks."""
+        # The terminal first: what a sink may say while it closes is then a line like others.
         self._live.stop()
+        for name, sink in self._sinks.items():
+            self._try(name, sink.close, kind is not None)
 
     def say(self, text: str) -> None:
-        """Print a line for the reader, and keep it in the log."""
+        """Print a line for the reader, and keep it in the log.
+
+        The text is plain: what looks like rich's markup, `[bold]`, may be part of a path.
+        """
         self._print(escape(text))
         self._keep(text)
 
@@ -94,56 +166,119 @@ class Tracker:
         self._print(f"[yellow]warning:[/] {escape(text)}")
         self._keep(f"warning: {text}")
 
+    def watch(self, model: nn.Module) -> None:
+        """Let W&B watch weights and gradients, if that is asked for; within the `with` block."""
+        if self._config.tracking.wandb_watch and self._wandb is not None:
+            self._try(WANDB, self._wandb.watch, model)
+
     def progress(self, step: int) -> None:
         """Move the live line to an update. Costs microseconds: rich redraws at its own pace."""
-        self._live.update(self._task, completed=step)
+        if self._first_done is None:
+            self._first_done = step, time.perf_counter()
+        self._live.show(step, self._left(step))
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Append a line of metrics, and show it."""
-        # Opened and closed each time, so that whoever follows the file sees whole lines, and a run
-        # that is killed has lost none.
-        record = {"step": step, **metrics}
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        # Training and validation come at different times; the live line shows the latest of both.
+        """Send a line of metrics to all sinks, and show it.
+
+        On a terminal only validations stay as lines; training is in the live ones, and in the log.
+
+        Args:
+            step: updates done.
+            metrics: by the names of the chapter; those that are not known now are left out.
+        """
+        for name, sink in self._sinks.items():
+            self._try(name, sink.log, step, metrics)
+        # Training and validation come at different times; the live lines show the latest of both.
         self._latest.update(metrics)
-        self._live.numbers = _shown(self._latest)
+        self._live.numbers = learning(self._latest), speed(self._latest)
         self.progress(step)
-        line = f"update {step}: {_shown(metrics)}"
+        # A line of its own has to say everything at once, and fit into 80 columns: no waiting, no
+        # memory. Validation has no speed, and the time left stands in the line just before it.
+        brief = speed(metrics, brief=True)
+        parts = [learning(metrics), brief, self._left(step) if brief else ""]
+        line = f"update {step}: " + "  ".join(part for part in parts if part)
         if not self._console.is_terminal or "valid/bits" in metrics:
             self.say(line)
         else:
             self._keep(line)
+        self._say_finish(step)
 
     def rewind(self, step: int) -> int:
-        """Drop lines of metrics behind a resumed update, which will be written again.
-
-        A run that was killed has logged updates that no checkpoint has. Its resume repeats them,
-        to the same numbers; twice in the file, they would bend every curve drawn from it.
+        """Go on from an update: drop lines of metrics behind it, which will be written again.
 
         Returns:
             How many were dropped.
         """
-        if not self._metrics_path.exists():
+        self._resumed_from = step
+        if self._metrics is None:
             return 0
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        self._metrics_path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        return len(lines) - len(kept)
+        return self._try(METRICS, self._metrics.rewind, step) or 0
+
+    def _try(
+        self, name: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Do what may fail, in whatever way, without harm to the run; tell the first time."""
+        # The one place for a broad `except`: what is called here belongs to other people's
+        # libraries, networks and disks, and nothing of the run depends on it.
+        try:
+            return action(*args, **kwargs)
+        except Exception as error:
+            if name not in self._failed:
+                self._failed.add(name)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.warn(f"{name} fails: {reason[:200]}; training goes on without it")
+            return None
+
+    def _seconds_per_update(self, step: int) -> float | None:
+        """Return the mean since this process had done its first update; None if it is too early."""
+        # The mean of all and not of the last few: evaluations and checkpoints come rarely, and are
+        # to be shared out among the updates between them.
+        if self._first_done is None or step <= self._first_done[0]:
+            return None
+        first, then = self._first_done
+        return (time.perf_counter() - then) / (step - first)
+
+    def _left(self, step: int) -> str:
+        """Say how long the rest will take, if that can be known and there is any."""
+        pace = self._seconds_per_update(step)
+        if pace is None or step >= self._total:
+            return ""
+        return f"{duration(pace * (self._total - step))} left"
+
+    def _say_finish(self, step: int) -> None:
+        pace = self._seconds_per_update(step)
+        if pace is not None and not self._said_finish and step < self._total:
+            self._said_finish = True
+            self.say(finish_line(self._total - step, pace))
 
     def _print(self, marked_up: str) -> None:
         # A terminal gets lines broken between words; a file gets them whole, for grep.
         whole = not self._console.is_terminal
-        self._console.print(marked_up, highlight=False, soft_wrap=whole)
+        try:
+            self._console.print(marked_up, highlight=False, soft_wrap=whole)
+        except (OSError, SystemExit):
+            # SystemExit is rich's answer to a broken pipe, after it has turned the output to
+            # nowhere. Quiet first: a word about it must not come back here.
+            self._console.quiet = True
+            self._keep("warning: nobody reads the output any more; going on without it")
 
     def _keep(self, text: str) -> None:
+        """Append a line to `log.txt`."""
+        if self._directory is None:
+            return
+        file = RecordFile(self._directory / LOG)
         moment = datetime.now().isoformat(timespec="seconds")
-        with self._log_path.open("a", encoding="utf-8") as file:
-            file.write(f"{moment} {text}\n")
+        # A path may hold bytes that are no text in any encoding; they are written as escapes.
+        line = f"{moment} {text}\n".encode(errors="backslashreplace")
+        self._try(LOG, file.write, line)
 
 
 class Stopwatch:
     """Measures the time spent in training itself, and the part of it spent waiting for data.
+
+    A GPU works through what it was told while the clock goes on, so that the time of a single
+    update means little; but the loop asks for the loss of each update, and waits for it, and so
+    their sum is right.
 
     Attributes:
         training: seconds within updates, the waiting included; evaluations, checkpoints and logging
@@ -167,44 +302,3 @@ class Stopwatch:
     def stop(self) -> None:
         """End an update."""
         self.training += time.perf_counter() - self._started
-
-
-class _TwoLines(Progress):
-    """The bar, and under it the latest numbers: side by side they need more than 80 columns."""
-
-    numbers = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """Return the two lines."""
-        yield self.make_tasks_table(self.tasks)
-        yield Text(self.numbers, no_wrap=True, overflow="ellipsis")
-
-
-def _shown(metrics: Metrics) -> str:
-    """Say the numbers that a reader watches, in fewer than 80 characters.
-
-    >>> speed = {"perf/tokens_per_second": 21480.0, "perf/predicted_per_second": 3020.0}
-    >>> _shown({"train/bits": 8.514, "train/loss": 5.9, **speed})
-    'train 8.51 bits  21.5k tok/s  3.0k predicted/s'
-    >>> len(_shown({"train/bits": 8.5, **speed, "valid/bits": 8.6, "valid/accuracy": 0.124}))
-    74
-    """
-    formats: dict[str, Callable[[float], str]] = {
-        "train/bits": lambda value: f"train {value:.2f} bits",
-        "valid/bits": lambda value: f"valid {value:.2f} bits",
-        "valid/accuracy": lambda value: f"acc {value:.3f}",
-        "perf/tokens_per_second": lambda value: f"{_thousands(value)} tok/s",
-        "perf/predicted_per_second": lambda value: f"{_thousands(value)} predicted/s",
-    }
-    return "  ".join(say(metrics[name]) for name, say in formats.items() if name in metrics)
-
-
-def _thousands(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value < 1e6 else f"{value / 1e6:.2f}M"
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return -1  # a line that a killed process left half-written stays where it is, and says so

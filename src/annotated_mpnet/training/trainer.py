@@ -30,6 +30,11 @@ evaluation draws nothing. So a run that was interrupted and resumed, or evaluate
 same run to the last bit, on the same machine with the same number of threads: sums of floating-
 point numbers depend on their order, which other kernels and thread counts choose differently.
 
+**Several processes** (`distributed.py`) change two lines: the number of predicted tokens is that
+of all ranks, and the last micro-batch of an update adds up everybody's gradients. Whatever may end
+the run, a signal or text that breaks off on one rank, is agreed upon between two updates, so that
+all ranks stop at the same one.
+
 **When it stops.** A loss or gradient that is no number ends the run *before* the update, because
 AdamW would carry a single infinity into every weight, and the next checkpoint would keep it. A
 signal is honoured between two updates, after a checkpoint. Text that breaks off (a stream whose
@@ -40,7 +45,7 @@ Next: `run.py`, which sets all this up; `optimizer.py`; `checkpoint.py`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -52,13 +57,21 @@ from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import PretrainingConfig
 from annotated_mpnet.data.loader import UpdateSource, prefetch
 from annotated_mpnet.data.streams import StreamState
-from annotated_mpnet.errors import DataError, DivergedError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.errors import DataError, DivergedError, FailedElsewhereError
 from annotated_mpnet.modeling.pretraining import cross_entropy_sum
 from annotated_mpnet.randomness import fold_in_seed
 from annotated_mpnet.signals import Stopped, StopRequest, listening
 from annotated_mpnet.training.checkpoint import BEST, TrainState, checkpoint_name
+from annotated_mpnet.training.compilation import uncompiled
+from annotated_mpnet.training.distributed import SharedNetwork, whole
+from annotated_mpnet.training.memory import out_of_memory
 from annotated_mpnet.training.optimizer import learning_rate, set_learning_rate
+from annotated_mpnet.training.throughput import (
+    device_name,
+    memory_peak,
+    peak_flops,
+    training_flops,
+)
 from annotated_mpnet.training.tracking import Stopwatch, Tracker, nats_to_bits
 
 PREFETCHED_UPDATES = 2
@@ -75,12 +88,14 @@ class UpdateResult:
         num_predicted: predicted tokens.
         num_tokens: tokens of the sentences, padding not counted.
         gradient_norm: Euclidean length of the gradient, before it was clipped.
+        flops: operations of this rank, forward and backward (`throughput.py`).
     """
 
     loss_sum: float
     num_predicted: int
     num_tokens: int
     gradient_norm: float
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class Trainer:
     """One model in training: updates, evaluations, and the loop that orders them.
 
     Args:
-        model: on its device.
+        network: on its device, shared out among the ranks.
         optimizer: of the model's parameters.
         config: the whole configuration.
         bf16: whether matrix products run in bfloat16.
@@ -112,18 +127,21 @@ class Trainer:
 
     def __init__(
         self,
-        model: MPNetForPretraining,
+        network: SharedNetwork,
         optimizer: Optimizer,
         config: PretrainingConfig,
         bf16: bool,
         tracker: Tracker,
     ) -> None:
-        self.model = model
+        self.network = network
+        self.model = network.model
+        self.world = network.world
         self.optimizer = optimizer
         self.config = config
         self.tracker = tracker
-        self._parameters = list(model.parameters())
+        self._parameters = list(self.model.parameters())
         self._device = self._parameters[0].device
+        self._bf16 = bf16
         self._autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def train(
@@ -149,7 +167,7 @@ class Trainer:
         run, total = self.config.run, self.config.optimization.total_updates
         # `state` is replaced, never changed: what a checkpoint was given stays as it was given.
         state, stream, first = progress.state, progress.stream, progress.state.update
-        window = _Window(self.tracker)
+        window = _Window(self.tracker, self._device, self._bf16)
         request = StopRequest()
         # Batches are made in a thread, some updates ahead. A stream's state comes along with the
         # batches that it belongs to, because the stream itself is already further.
@@ -157,16 +175,16 @@ class Trainer:
         with closing(prefetch(ahead, PREFETCHED_UPDATES)) as updates, listening(request):
             while state.update < total:
                 window.stopwatch.start()
-                try:
-                    micro_batches, stream = next(updates)
-                except DataError:
+                micro_batches, following, broken = _fetch(updates)
+                if any(self.world.sum(broken is not None)):
                     # What was trained since the last checkpoint is worth keeping.
                     if state.update > first:
                         save(checkpoint_name(state.update), Progress(state, stream))
-                    raise
+                    raise broken or FailedElsewhereError("text broke off", DataError.exit_code)
+                stream = following
                 # The time until here was spent waiting: `perf/data_wait`. It should be nothing.
                 window.stopwatch.data_arrived()
-                result = self.update(state.update, micro_batches)
+                result = self._update_or_explain(state.update, micro_batches)
                 window.stopwatch.stop()
                 window.add(result)
                 state = _advance(state, result)
@@ -181,11 +199,20 @@ class Trainer:
                     state = self._validate(Progress(state, stream), validation(), save)
                 # After the evaluation, so that the checkpoint knows the best loss so far.
                 due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
-                if last or due or request.number is not None:
+                stop = self._agree_on_stop(request)
+                if last or due or stop is not None:
                     save(checkpoint_name(state.update), Progress(state, stream))
-                if request.number is not None and not last:
-                    raise Stopped(request.number)
+                if stop is not None and not last:
+                    raise Stopped(stop)
         return state
+
+    def _update_or_explain(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
+        """Make an update; say which flags to try if it does not fit into memory."""
+        try:
+            return self.update(number, micro_batches)
+        except RuntimeError as error:
+            explained = out_of_memory(error, self.config, self._device, self.world.size)
+            raise (explained or error) from error
 
     def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
         """Take one step of the optimizer, on the gradient of several micro-batches.
@@ -198,47 +225,60 @@ class Trainer:
             DivergedError: the loss or the gradient is not a number. Weights and optimizer are as
                 they were.
         """
-        num_predicted = sum(batch.num_predicted for batch in micro_batches)
-        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        predicted, tokens = self.world.sum(
+            sum(batch.num_predicted for batch in micro_batches),
+            sum(batch.num_tokens for batch in micro_batches),
+        )
+        num_predicted, num_tokens = int(predicted), int(tokens)
         if num_predicted == 0:
             # AdamW would move the weights even on a gradient of zero, by its momentum and decay.
             self.tracker.warn(f"update {number + 1} has no token to predict; nothing was changed")
-            return UpdateResult(0.0, 0, num_tokens, 0.0)
+            return UpdateResult(0.0, 0, num_tokens, 0.0, 0.0)
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self._device)
+        own_loss = torch.zeros((), device=self._device)
         for position, batch in enumerate(micro_batches):
-            seed_dropout(self.config.run.seed, number, position)
+            seed_dropout(self.config.run.seed, number, position, self.world.rank)
+            last = position == len(micro_batches) - 1
             # Under autocast matrix products run in bfloat16; weights, gradients, norms and the
             # loss stay in float32. The backward pass takes each product's type from the forward.
-            with self._autocast:
-                micro_loss = self.model.loss_sum(
-                    batch.to(self._device), self.config.objective.input_mode
-                )
-            (micro_loss / num_predicted).backward()  # type: ignore[no-untyped-call]
+            with self.network.adding_up(last), self.world.noticing_loss():
+                with self._autocast:
+                    micro_loss = self.network.loss_sum(
+                        batch.to(self._device), self.config.objective.input_mode
+                    )
+                # Times the ranks, because the average over them is what comes back.
+                share = micro_loss * self.world.size / num_predicted
+                share.backward()  # type: ignore[no-untyped-call]
             # Added up on the device: asking for its value would wait for the device to get there.
-            loss_sum += micro_loss.detach()
+            own_loss += micro_loss.detach()
 
         norm = self._clip_gradients()
-        self._refuse_non_finite(number, loss_sum.item() / num_predicted, norm)
+        (loss_sum,) = self.world.sum(own_loss.item())
+        self._refuse_non_finite(number, loss_sum / num_predicted, norm)
         set_learning_rate(self.optimizer, learning_rate(number, self.config.optimization))
         self.optimizer.step()
-        return UpdateResult(loss_sum.item(), num_predicted, num_tokens, norm)
+        flops = sum(self._flops(batch) for batch in micro_batches)
+        return UpdateResult(loss_sum, num_predicted, num_tokens, norm, flops)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Measure the loss over batches. Changes nothing: no weight, no random number.
 
+        Args:
+            batches: this rank's share; the ranks may have different numbers of them.
+
         Returns:
-            Bits and accuracy over all predicted tokens; not a number if there are none.
+            Bits and accuracy over all predicted tokens of all ranks; not a number if there are
+            none.
         """
         # Without dropout. `update` switches it on again, so that nothing depends on who ran last.
         self.model.eval()
         loss_sum = correct = num_predicted = 0.0
         for batch in batches:
             moved = batch.to(self._device)
-            with self._autocast:
+            with self._autocast, uncompiled():
                 logits_BPV = self.model(
                     moved.input_ids,
                     moved.predicted_positions,
@@ -251,6 +291,8 @@ class Trainer:
             loss_sum += cross_entropy_sum(logits_BPV, moved.predicted_ids).item()
             correct += ((logits_BPV.argmax(-1) == moved.predicted_ids) & used_BP).sum().item()
             num_predicted += batch.num_predicted
+        self.network.settle()
+        loss_sum, correct, num_predicted = self.world.sum(loss_sum, correct, num_predicted)
         if num_predicted == 0:
             return Evaluation(math.nan, math.nan)
         return Evaluation(nats_to_bits(loss_sum / num_predicted), correct / num_predicted)
@@ -264,7 +306,18 @@ class Trainer:
         longest = self.config.optimization.clip_grad_norm
         if longest > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, longest, norm)
-        return norm.item()
+        return whole(norm).item()
+
+    def _flops(self, batch: Batch) -> float:
+        (batch_size, length), slots = batch.input_ids.shape, batch.predicted_ids.shape[1]
+        return training_flops(
+            self.model.config, self.config.objective.input_mode, batch_size, length, slots
+        )
+
+    def _agree_on_stop(self, request: StopRequest) -> int | None:
+        """Return the signal that any rank has received, the same on all of them; None if none."""
+        received = [int(number) for (number,) in self.world.gather(request.number or 0)]
+        return max(received) or None
 
     def _refuse_non_finite(self, number: int, loss: float, norm: float) -> None:
         for name, value in (("loss", loss), ("gradient norm", norm)):
@@ -281,7 +334,11 @@ class Trainer:
     ) -> TrainState:
         """Evaluate, and keep the model if none was better; return the state with the best loss."""
         state, result = progress.state, self.evaluate(batches)
-        metrics = {"valid/bits": result.bits, "valid/accuracy": result.accuracy}
+        metrics = {
+            "valid/loss": result.bits * math.log(2),
+            "valid/bits": result.bits,
+            "valid/accuracy": result.accuracy,
+        }
         self.tracker.log(state.update, metrics)
         if state.best_valid_bits is None or result.bits < state.best_valid_bits:
             # The state first: the best checkpoint must itself know that it is the best.
@@ -290,13 +347,24 @@ class Trainer:
         return state
 
 
-def seed_dropout(seed: int, update: int, micro_batch: int) -> None:
+def seed_dropout(seed: int, update: int, micro_batch: int, rank: int) -> None:
     """Make dropout a function of the position in the run, not of what was drawn before.
 
     PyTorch's dropout draws from one global generator. It is seeded anew for each micro-batch, so
     that what was drawn elsewhere, or how often, leaves no trace.
     """
-    torch.manual_seed(fold_in_seed(seed, "dropout", update, micro_batch) % 2**63)
+    torch.manual_seed(fold_in_seed(seed, "dropout", update, micro_batch, rank) % 2**63)
+
+
+Fetched = tuple[list[Batch], StreamState | None, DataError | None]
+
+
+def _fetch(updates: Iterator[tuple[list[Batch], StreamState | None]]) -> Fetched:
+    """Return the next update's micro-batches and the state behind them, or what went wrong."""
+    try:
+        return *next(updates), None
+    except DataError as error:
+        return [], None, error
 
 
 def _advance(state: TrainState, result: UpdateResult) -> TrainState:
@@ -311,8 +379,10 @@ def _advance(state: TrainState, result: UpdateResult) -> TrainState:
 class _Window:
     """Sums since the last line of metrics."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, device: torch.device, bf16: bool) -> None:
         self._tracker = tracker
+        self._device = device
+        self._peak_flops = peak_flops(device_name(device), bf16)
         self.stopwatch = Stopwatch()
         self._results: list[UpdateResult] = []
 
@@ -324,17 +394,19 @@ class _Window:
         tokens = sum(result.num_tokens for result in self._results)
         loss = sum(result.loss_sum for result in self._results) / max(predicted, 1)
         seconds = max(self.stopwatch.training, 1e-9)
-        self._tracker.log(
-            step,
-            {
-                "train/loss": loss,
-                "train/bits": nats_to_bits(loss),
-                "train/learning_rate": rate,
-                "train/gradient_norm": self._results[-1].gradient_norm,
-                "perf/tokens_per_second": tokens / seconds,
-                "perf/predicted_per_second": predicted / seconds,
-                "perf/data_wait": self.stopwatch.waiting / seconds,
-            },
-        )
+        metrics = {
+            "train/loss": loss,
+            "train/bits": nats_to_bits(loss),
+            "train/learning_rate": rate,
+            "train/gradient_norm": self._results[-1].gradient_norm,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/predicted_per_second": predicted / seconds,
+            "perf/data_wait": self.stopwatch.waiting / seconds,
+            "memory/peak_gb": memory_peak(self._device),
+        }
+        if self._peak_flops is not None:
+            flops = sum(result.flops for result in self._results)
+            metrics["perf/mfu"] = flops / seconds / self._peak_flops
+        self._tracker.log(step, metrics)
         self._results.clear()
         self.stopwatch = Stopwatch()

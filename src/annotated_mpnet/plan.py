@@ -1,0 +1,220 @@
+"""What a run is going to do and to cost, said before its first update.
+
+Most runs that fail are wrong from the beginning: an update of 128 rows where 8192 were meant, 0.01
+epochs where 10 were, a network that does not fit, a week where an hour was thought of. All of this
+is known before the first update, and takes a dozen lines to say. Those of the preset `demo`, on two
+cores of a CPU:
+
+    device: cpu (the best that PyTorch finds here), float32
+    attention: sdpa, PyTorch's own kernels (auto: there is nothing faster)
+    model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 0.287 GFLOP a row
+    training text: ...
+    validation text: ...
+    update: 32 rows (32 x 1 micro-batches), up to 2,048 tokens
+    training: 1,000 updates, ... epochs of ... rows
+    memory: about 0.1 of ... GB, 0.027 of them weights, gradients and AdamW
+    no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
+    time: about 1 min 32 s, if each of 2 threads does 50 GFLOP/s; measured soon
+
+Where something was chosen (device, attention), the reason is said with it: a run that is on the CPU
+because a driver is broken looks like any other, but for the speed. Each line is short enough for a
+terminal, but for those about the text, and all are in `log.txt` and in the report of the run.
+
+**Memory** is estimated, and the only line that can be wrong: `training/memory_estimate.py`. With
+`--fsdp` each process holds its share of the weights. What would need more than nine tenths of what
+there is comes with the way out, before an hour of tokenising has been followed by an error.
+
+**Time** is measured, not estimated: the tracker says when the run will be done as soon as the first
+line of metrics is there. What stands in the plan is an order of magnitude, from the work of an
+update (`training/throughput.py`) and a speed that is assumed and said: a third of a GPU's peak, or
+50 GFLOP/s for a thread of a CPU. (Two threads took 90 s for the 1000 updates of the preset `demo`,
+for which the plan says a minute and a half.)
+
+HF: the Trainer logs the number of examples, epochs, batch and steps.
+
+Next: `report.py`, the same at the other end.
+"""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from annotated_mpnet.config import ModelConfig, PretrainingConfig
+from annotated_mpnet.data import PackedRows
+from annotated_mpnet.data.masking import count_predicted
+from annotated_mpnet.data.texts import Text
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.training.display import duration
+from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload
+from annotated_mpnet.training.throughput import device_name, peak_flops
+
+ASSUMED_SHARE_OF_PEAK = 0.33
+"""What well-made training reaches of a GPU's peak; networks narrower than MPNet-base do not."""
+
+ASSUMED_FLOPS_PER_THREAD = 50e9
+"""What a thread of a present CPU does with float32 products of a decent size."""
+
+H200_FLOPS = ASSUMED_SHARE_OF_PEAK * 989e12
+"""What that is on an H200, to which a CPU is compared."""
+
+
+def plan(
+    config: PretrainingConfig,
+    text: Text,
+    model: MPNetForPretraining,
+    device: torch.device,
+    bf16: bool,
+    world_size: int,
+) -> Iterator[str]:
+    """Yield the lines that say what is about to be done.
+
+    Args:
+        config: all settings.
+        text: of this rank.
+        model: its weights may be shared out already.
+        device: where it computes.
+        bf16: whether products run in bfloat16.
+        world_size: processes.
+    """
+    work = _workload(config, model.config, device, bf16)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    yield from _machine(config, device, bf16, world_size)
+    yield (
+        f"model: {parameters / 1e6:.1f} M parameters, {model.config.encoder_layers} layers, "
+        f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens, "
+        f"{work.flops() / work.batch_size / 1e9:.3g} GFLOP a row"
+    )
+    if isinstance(text.train, PackedRows):
+        yield f"training text: {text.train.report}"
+    else:
+        yield f"training text: stream of {text.train.fingerprint}"
+    if text.valid is not None:
+        yield f"validation text: {text.valid.report}"
+    else:
+        yield "no validation text: the last model counts as the best (give --valid-file)"
+    yield from _amount(config, text, world_size)
+    # Sharding divides what belongs to weights, not what belongs to rows.
+    shares = world_size if config.machine.fsdp else 1
+    yield from _memory(work, parameters * BYTES_PER_WEIGHT / shares, device)
+    yield from _time(config, work, device, bf16)
+
+
+def _workload(
+    config: PretrainingConfig, model: ModelConfig, device: torch.device, bf16: bool
+) -> Workload:
+    # The largest that can come: rows are full, or padded to the longest of the batch. Of a row, <s>
+    # and </s> cannot be predicted.
+    length = config.data.max_tokens
+    predicted = int(count_predicted(np.array(length - 2), config.objective.pred_prob))
+    return Workload(
+        model,
+        config.objective.input_mode,
+        config.optimization.batch_size,
+        length,
+        predicted,
+        bf16=bf16,
+        # Eager attention on CUDA has a fused dropout at least; what is said is then too much.
+        fused=device.type == "cuda" and config.machine.attention != "eager",
+        recompute=config.machine.gradient_checkpointing,
+    )
+
+
+def _machine(
+    config: PretrainingConfig, device: torch.device, bf16: bool, world_size: int
+) -> Iterator[str]:
+    """Say where and how it is computed."""
+    machine = config.machine
+    why = "asked for" if machine.device != "auto" else "the best that PyTorch finds here"
+    name = f", {device_name(device)}" if device.type == "cuda" else ""
+    yield f"device: {device}{name} ({why}), {'bfloat16' if bf16 else 'float32'}"
+    if world_size > 1:
+        how = (
+            "each with its share of the weights (FSDP)"
+            if machine.fsdp
+            else "each with all weights (DDP)"
+        )
+        yield f"processes: {world_size}, {how}"
+    ways = {
+        "auto": "sdpa, PyTorch's own kernels (auto: there is nothing faster)",
+        "sdpa": "sdpa, PyTorch's own kernels (asked for)",
+        "eager": "eager, the formula line by line (asked for)",
+    }
+    yield f"attention: {ways[machine.attention]}"
+    if machine.compile:
+        yield "compiled: the first update takes minutes"
+
+
+def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[str]:
+    """Say how much text an update sees, and how often all of it is seen."""
+    optimization = config.optimization
+    # The three factors are interchangeable (`trainer.py`): their product is what a run is, how it
+    # is divided is what a machine can do.
+    per_update = optimization.batch_size * optimization.update_freq * world_size
+    factors = f"{optimization.batch_size} x {optimization.update_freq}"
+    processes = f" x {world_size} processes" if world_size > 1 else ""
+    tokens = per_update * config.data.max_tokens
+    yield (
+        f"update: {per_update:,} rows ({factors} micro-batches{processes}), up to {tokens:,} tokens"
+    )
+    rows = optimization.total_updates * per_update
+    if isinstance(text.train, PackedRows):
+        epoch = len(text.train)
+        yield (
+            f"training: {optimization.total_updates:,} updates, {rows / epoch:.2f} epochs of "
+            f"{epoch:,} rows"
+        )
+    else:
+        yield f"training: {optimization.total_updates:,} updates, {rows:,} rows of the stream"
+
+
+def _memory(work: Workload, fixed: float, device: torch.device) -> Iterator[str]:
+    """Say what is needed and what there is."""
+    needed, there = fixed + work.activation_bytes(), _total_memory(device)
+    yield (
+        f"memory: about {_gb(needed)} of {_gb(there)} GB, {_gb(fixed)} of them weights, gradients "
+        "and AdamW"
+    )
+    # A tenth for what the estimate leaves out. Halving is the first of the ways that `memory.py`
+    # names, and the only one that changes nothing else.
+    if needed > 0.9 * there:
+        yield ("this may not fit: halve --batch-size and double --update-freq (the same updates)")
+
+
+def _time(
+    config: PretrainingConfig, work: Workload, device: torch.device, bf16: bool
+) -> Iterator[str]:
+    """Say how long it may take, and by which assumption."""
+    flops = work.flops() * config.optimization.update_freq * config.optimization.total_updates
+    peak = peak_flops(device_name(device), bf16)
+    # A CPU is no error: small networks are made for it. But whoever expected a GPU should see at
+    # once what is missing, in a number that needs no explanation.
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        speed = threads * ASSUMED_FLOPS_PER_THREAD
+        assumed = f"each of {threads} threads does 50 GFLOP/s"
+        row = Workload(ModelConfig(), "mpnet", 1, 512, 77).flops()
+        here, there = (60 * flops_per_s / row for flops_per_s in (speed, H200_FLOPS))
+        yield (
+            f"no CUDA: about {here:,.0f} rows of MPNet-base a minute here, {there:,.0f} on an "
+            "H200; no MFU"
+        )
+    elif peak is not None:
+        speed = ASSUMED_SHARE_OF_PEAK * peak
+        assumed = f"{ASSUMED_SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s are reached"
+    else:
+        products = "bfloat16" if bf16 else "float32"
+        yield f"no MFU: the peak of this device for {products} products is not known here"
+        return
+    yield f"time: about {duration(flops / speed)}, if {assumed}; measured soon"
+
+
+def _total_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _gb(amount: float) -> str:
+    return f"{amount / 1e9:.2g}" if amount < 10e9 else f"{amount / 1e9:.0f}"

@@ -1,0 +1,77 @@
+"""Two processes that train together, started as torchrun would start them, without its seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.config_file import arguments_from_toml, to_toml
+
+
+def arguments_of(config: PretrainingConfig) -> list[str]:
+    """Return the command line that stands for a configuration."""
+    return arguments_from_toml(to_toml(config), "test")
+
+
+def open_store() -> TCPStore:
+    """Keep the store by which processes find each other, as torchrun does: it outlives them."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def environment(rank: int, size: int, store: TCPStore) -> dict[str, str]:
+    """Return what torchrun tells a process."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Started:
+    """A run of several processes.
+
+    Attributes:
+        processes: one for each rank.
+    """
+
+    def __init__(self, config: PretrainingConfig, size: int = 2) -> None:
+        self._store = open_store()
+        command = [sys.executable, "-m", "annotated_mpnet", *arguments_of(config)]
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **environment(rank, size, self._store)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+
+    def endings(self) -> list[tuple[int, str, str]]:
+        """Wait for all; return each one's exit code, standard output and standard error."""
+        try:
+            pairs = [process.communicate(timeout=120) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        codes = [process.returncode for process in self.processes]
+        return [(code, *pair) for code, pair in zip(codes, pairs, strict=True)]
+
+
+def run_ranks(config: PretrainingConfig, size: int = 2) -> str:
+    """Run to a good end; return what the first process said."""
+    endings = Started(config, size).endings()
+    assert [code for code, _, _ in endings] == [0] * size, endings
+    return endings[0][1]
+
+
+def names_below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}

@@ -1,0 +1,200 @@
+"""The promise to whoever has a command line: flags, defaults and other spellings, written out.
+
+The table is typed by hand, on purpose. Made from the dataclasses, it would agree with any mistake
+in them.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from annotated_mpnet.cli import parse_pretrain
+from annotated_mpnet.commands import ConvertCommand, PretrainCommand
+from annotated_mpnet.config import PretrainingConfig, fields_of
+from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.parsing import parse
+from annotated_mpnet.settings import all_settings
+
+# Flag: (default, another value, other spellings). A flag without a value to give says yes or no.
+PRETRAIN = {
+    # What annotated-mpnet has.
+    "--dataset-name": (None, "some/dataset", []),
+    "--text-field": ("text", "body", []),
+    "--buffer-size": (10000, 7, []),
+    "--eval-samples": (500, 7, []),
+    "--min-text-length": (64, 7, []),
+    "--train-dir": (None, Path("texts"), []),
+    "--valid-file": (None, Path("valid.txt"), []),
+    "--test-file": (None, Path("test.txt"), []),
+    "--tokenizer-name": ("microsoft/mpnet-base", "my_tokenizer", []),
+    "--max-tokens": (512, 128, []),
+    "--max-positions": (None, 1024, []),
+    "--encoder-layers": (12, 6, []),
+    "--encoder-embed-dim": (768, 384, []),
+    "--encoder-ffn-dim": (3072, 1536, []),
+    "--encoder-attention-heads": (12, 6, []),
+    "--dropout": (0.1, 0.0, []),
+    "--attention-dropout": (0.1, 0.0, []),
+    "--activation-dropout": (0.1, 0.0, []),
+    "--activation-fn": ("gelu", "relu", ["-activation"]),
+    "--normalize-before": (False, True, ["-prenorm"]),
+    "--relative-attention-num-buckets": (32, 64, ["-num_buckets"]),
+    "--relative-attention-max-distance": (128, 256, []),
+    "--batch-size": (16, 32, []),
+    "--update-freq": (8, 2, ["-gc_steps"]),
+    "--gradient-checkpointing": (False, True, []),
+    "--lr": (6e-4, 1e-4, []),
+    "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
+    "--power": (1.0, 2.0, []),
+    "--warmup-updates": (None, 100, ["-warmup_steps"]),
+    "--total-updates": (10000, 500, []),
+    "--beta1": (0.9, 0.8, []),
+    "--beta2": (0.98, 0.999, []),
+    "--adam-eps": (1e-6, 1e-8, []),
+    "--weight-decay": (0.01, 0.1, ["-wd"]),
+    "--clip-grad-norm": (1.0, 5.0, ["-grad_clip"]),
+    "--checkpoint-dir": (Path("checkpoints"), Path("elsewhere"), []),
+    "--checkpoint-interval": (-1, 100, ["--save-steps", "--save_steps"]),
+    "--keep-checkpoints": (-1, 3, []),
+    "--save-optimizer-state": (True, False, []),
+    "--resume": (False, True, []),
+    "--resume-checkpoint": (None, Path("checkpoints/checkpoint5"), []),
+    "--trust-checkpoint": (False, True, []),
+    "--hf-model-path": (None, "some/model", []),
+    "--eval-interval-steps": (None, 100, []),
+    "--logging-steps": (25, 5, []),
+    "--tensorboard-log-dir": (None, Path("logs"), ["-log_dir"]),
+    "--wandb": (False, True, []),
+    "--wandb-project": ("annotated-mpnet", "mine", []),
+    "--wandb-name": (None, "try", []),
+    "--wandb-id": (None, "abc", []),
+    "--wandb-watch": (False, True, []),
+    "--num-workers": (0, 4, []),
+    "--compile": (False, True, []),
+    "--seed": (12345, 0, []),
+    "--debug": (False, True, []),
+    # What is new.
+    "--preset": (None, "demo", []),
+    "--config": (None, Path("mine.toml"), []),
+    "--print-config": (False, True, []),
+    "--dry-run": (False, True, []),
+    "--device": ("auto", "cpu", []),
+    "--precision": ("auto", "bf16", []),
+    "--attention": ("auto", "eager", []),
+    "--input-mode": ("mpnet", "plm", []),
+    "--pred-prob": (0.15, 0.2, []),
+    "--keep-prob": (0.1, 0.0, []),
+    "--rand-prob": (0.1, 0.0, []),
+    "--whole-word-mask": (True, False, []),
+    "--position-embedding": ("learned", "sinusoidal", []),
+    "--packing": ("full", "documents", []),
+    "--dataset-config": (None, "english", []),
+    "--dataset-split": ("train", "validation", []),
+    "--dataset-revision": (None, "main", []),
+    "--streaming": (True, False, []),
+    "--valid-fraction": (0.0, 0.01, []),
+    "--allow-change": ("", "data,seed", []),
+    "--fsdp": (False, True, []),
+    "--overwrite": (False, True, []),
+    "--export-hf": (True, False, []),
+    "--layer-norm-eps": (1e-5, 1e-12, []),
+    "--head-bias": ("zeros", "frequencies", []),
+    "--distributed-timeout": (1800, 60, []),
+}
+
+CONVERT = {
+    "--mpnet-checkpoint-path": dataclasses.MISSING,
+    "--hf-model-folder-path": dataclasses.MISSING,
+    "--save-tokenizer": True,
+    "--overwrite": False,
+    "--pytorch-bin": False,
+    "--debug": False,
+}
+
+ALIASES = [(flag, alias) for flag, (*_, others) in PRETRAIN.items() for alias in others]
+
+
+def value_of(command: PretrainCommand, flag: str) -> object:
+    name = flag.removeprefix("--").replace("-", "_")
+    groups = [command, *vars(command.settings).values()]
+    (value,) = [vars(group)[name] for group in groups if name in vars(group)]
+    return value
+
+
+def as_typed(flag: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, str(value)]
+
+
+def test_there_are_these_flags_with_these_defaults_and_spellings() -> None:
+    settings = {each.flag: each for each in all_settings(PretrainCommand)}
+    assert set(settings) == set(PRETRAIN)
+    assert {flag: list(each.aliases) for flag, each in settings.items()} == {
+        flag: others for flag, (*_, others) in PRETRAIN.items()
+    }
+    nothing = parse_pretrain([])
+    assert {flag: value_of(nothing, flag) for flag in PRETRAIN} == {
+        flag: default for flag, (default, *_) in PRETRAIN.items()
+    }
+
+
+def test_convert_to_hf_has_these_flags_with_these_defaults() -> None:
+    assert {each.flag: each.default for each in all_settings(ConvertCommand)} == CONVERT
+    typed = "--mpnet_checkpoint_path a --hf-model-folder-path=b --no-save-tokenizer --pytorch-bin"
+    command = parse(ConvertCommand, typed.split(), "convert-to-hf")
+    assert command == ConvertCommand(
+        mpnet_checkpoint_path=Path("a"),
+        hf_model_folder_path=Path("b"),
+        save_tokenizer=False,
+        pytorch_bin=True,
+    )
+
+
+# All flags in one command line each time: a parse takes a tenth of a second.
+@pytest.mark.parametrize("underscores", [False, True])
+@pytest.mark.parametrize("joined", [False, True], ids=["blank", "equals"])
+def test_every_flag_takes_a_value_in_every_way_of_writing(underscores: bool, joined: bool) -> None:
+    typed = []
+    without_layers = {flag: row for flag, row in PRETRAIN.items() if flag != "--config"}
+    for flag, (_, value, _) in without_layers.items():
+        name, *values = as_typed(flag, value)
+        if underscores:
+            name = "--" + name.removeprefix("--").replace("-", "_")
+        typed += ["=".join([name, *values])] if joined else [name, *values]
+    command = parse_pretrain(typed)
+    assert {flag: value_of(command, flag) for flag in without_layers} == {
+        flag: value for flag, (_, value, _) in without_layers.items()
+    }
+
+
+@pytest.mark.parametrize(("flag", "alias"), ALIASES)
+def test_another_spelling_sets_the_flag(flag: str, alias: str) -> None:
+    _, value, _ = PRETRAIN[flag]
+    assert value_of(parse_pretrain(as_typed(alias, value)), flag) == value
+
+
+def test_the_warmup_is_a_tenth_and_validations_come_with_checkpoints_unless_said() -> None:
+    settings = parse_pretrain(["--total-updates", "700"]).settings
+    assert settings.optimization.effective_warmup_updates == 70
+    assert settings.run.effective_eval_interval == 5000
+    settings = parse_pretrain(["--save-steps", "300"]).settings
+    assert settings.run.effective_eval_interval == 300
+
+
+def test_an_empty_dataset_name_beside_files_means_none() -> None:
+    parse_pretrain(["--dataset-name", "", "--train-dir", "texts"]).settings.validate()
+    with pytest.raises(ConfigError, match="--dataset-name is empty and there is no --train-dir"):
+        parse_pretrain(["--dataset-name", ""]).settings.validate()
+    with pytest.raises(ConfigError, match="exclude each other"):
+        parse_pretrain(["--dataset-name", "a/b", "--train-dir", "texts"]).settings.validate()
+
+
+def test_every_setting_says_what_and_why_and_every_number_has_a_range() -> None:
+    for each in all_settings(PretrainCommand):
+        assert len(each.help) > 20, each.name
+        assert each.help.endswith("."), each.name
+    for _, field in fields_of(PretrainingConfig()):
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert field.metadata["bounds"], field.name

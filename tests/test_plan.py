@@ -1,0 +1,208 @@
+"""The plan says what the run will do; its estimate of memory is near what tensors really take."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from annotated_mpnet.batch import Batch
+from annotated_mpnet.config import InputMode, ModelConfig, PretrainingConfig
+from annotated_mpnet.data.texts import Text, read_text
+from annotated_mpnet.initial_weights import build_model
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.plan import plan
+from annotated_mpnet.training.memory_estimate import Workload
+from tiny_run import TinyText, changed, tiny_config, write_text
+
+CPU = torch.device("cpu")
+FACTOR = 1.5
+"""Said in the chapter of `memory_estimate.py`."""
+
+
+class PeakMemory(TorchDispatchMode):
+    """Adds up the memory of all tensors that are made within the block and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._alive: dict[int, int] = {}
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Count a tensor as nothing, though operations may return it."""
+        self._alive[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(
+        self,
+        operation: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self._now -= self._alive.pop(key, 0)
+
+
+def measured_peak(work: Workload, attention: str = "sdpa") -> int:
+    """Take one micro-batch forward and backward; return the most bytes, weights left out."""
+    model = MPNetForPretraining(work.model)
+    model.use_attention("eager" if attention == "eager" else "sdpa")
+    model.use_gradient_checkpointing(work.recompute)
+    rows, length, P = work.batch_size, work.length, work.num_predicted
+    ids = torch.randint(5, work.model.vocab_size, (rows, length))
+    order = torch.stack([torch.randperm(length)[:P] for _ in range(rows)])
+    batch = Batch(ids, order, ids.gather(1, order), None, rows * length, rows * P)
+    memory = PeakMemory()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        memory.ignore(parameter)
+        memory.ignore(parameter.grad)
+    with memory:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=work.bf16):
+            loss = model.loss_sum(batch, work.input_mode)
+        loss.backward()
+    return memory.peak
+
+
+def workload(mode: InputMode, **changes: object) -> Workload:
+    names = {field.name for field in dataclasses.fields(Workload)}
+    model = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    model |= {name: value for name, value in changes.items() if name not in names}  # type: ignore[misc]
+    sizes: dict[str, object] = {
+        "vocab_size": 2000,
+        "encoder_layers": 3,
+        "encoder_embed_dim": 64,
+        "encoder_ffn_dim": 256,
+        "encoder_attention_heads": 4,
+        "max_positions": 192,
+    }
+    work = Workload(ModelConfig(**{**sizes, **model}), mode, 4, 96, 14)  # type: ignore[arg-type]
+    own = {name: value for name, value in changes.items() if name in names}
+    return dataclasses.replace(work, **own)  # type: ignore[arg-type]
+
+
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+
+
+WORKLOADS = {
+    "plain": workload("mpnet"),
+    "dropout, many heads": workload("mpnet", encoder_attention_heads=16, **DROPOUT),
+    "bf16": workload("mpnet", bf16=True),
+    "recompute, bf16, dropout": workload("mpnet", recompute=True, bf16=True, **DROPOUT),
+    "one long row": workload("mpnet", batch_size=1, length=192, num_predicted=29),
+    "large vocabulary": workload("mpnet", vocab_size=20000),
+    "mlm": workload("mlm", **DROPOUT),
+    "plm": workload("plm", **DROPOUT),
+}
+
+
+@pytest.mark.parametrize("work", WORKLOADS.values(), ids=WORKLOADS)
+def test_memory_is_estimated_within_a_factor(work: Workload) -> None:
+    ratio = work.activation_bytes() / measured_peak(work)
+    assert 1 / FACTOR < ratio < FACTOR
+
+
+def test_eager_attention_takes_what_is_estimated() -> None:
+    work = workload("mpnet", **DROPOUT)
+    ratio = work.activation_bytes() / measured_peak(work, "eager")
+    assert 1 / FACTOR < ratio < FACTOR
+
+
+def test_each_way_to_save_memory_saves_some() -> None:
+    plain = workload("mpnet", **DROPOUT)
+    for change in ({"fused": True}, {"bf16": True}, {"recompute": True}, {"batch_size": 2}):
+        smaller = dataclasses.replace(plain, **change)  # type: ignore[arg-type]
+        assert smaller.activation_bytes() < plain.activation_bytes(), change
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def text(tiny: TinyText) -> Text:
+    config = tiny_config(tiny, Path("unused"))
+    return read_text(config.data, config.run.seed)
+
+
+def lines_of(
+    config: PretrainingConfig, text: Text, world_size: int = 1, device: torch.device = CPU
+) -> dict[str, str]:
+    """Return the lines of a plan by their first words."""
+    model, _ = build_model(config, text)
+    lines = list(plan(config, text, model, device, bf16=False, world_size=world_size))
+    return dict(line.split(": ", 1) if ": " in line else (line, "") for line in lines)
+
+
+def test_plan_counts_rows_of_all_processes_and_epochs(tiny: TinyText, text: Text) -> None:
+    config = tiny_config(tiny, Path("unused"))
+    rows = len(text.train)  # type: ignore[arg-type]
+    lines = lines_of(config, text, world_size=3)
+    # 4 rows in each of 2 micro-batches of 3 processes.
+    assert lines["update"] == "24 rows (4 x 2 micro-batches x 3 processes), up to 768 tokens"
+    assert lines["training"] == f"8 updates, {8 * 24 / rows:.2f} epochs of {rows:,} rows"
+    assert lines["processes"] == "3, each with all weights (DDP)"
+
+
+def test_plan_says_why_this_device_and_this_attention(tiny: TinyText, text: Text) -> None:
+    config = tiny_config(tiny, Path("unused"))
+    assert lines_of(config, text)["device"].endswith("(the best that PyTorch finds here), float32")
+    asked = changed(config, device="cpu", attention="eager")
+    lines = lines_of(asked, text)
+    assert lines["device"] == "cpu (asked for), float32"
+    assert lines["attention"].startswith("eager")
+
+
+def test_plan_without_cuda_says_what_that_means(tiny: TinyText, text: Text) -> None:
+    lines = lines_of(tiny_config(tiny, Path("unused")), text)
+    # 0.33 x 989 TFLOP/s / 358 GFLOP x 60 s, in rows of 512 tokens.
+    assert lines["no CUDA"].endswith("54,500 on an H200; no MFU")
+    assert "threads does 50 GFLOP/s" in lines["time"]
+
+
+def test_sharded_weights_need_less_memory(tiny: TinyText, text: Text) -> None:
+    config = tiny_config(tiny, Path("unused"))
+    whole = lines_of(changed(config, encoder_embed_dim=256), text, world_size=4)
+    shared = lines_of(changed(config, encoder_embed_dim=256, fsdp=True), text, world_size=4)
+
+    def fixed(lines: dict[str, str]) -> float:
+        return float(lines["memory"].split("GB, ")[1].split()[0])
+
+    assert fixed(shared) == pytest.approx(fixed(whole) / 4, rel=0.1)
+    assert shared["processes"] == "4, each with its share of the weights (FSDP)"
+
+
+def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) -> None:
+    config = tiny_config(tiny, Path("unused"))
+    assert "this may not fit" not in lines_of(config, text)
+    # A micro-batch of ten million rows is only thought of here, not made.
+    lines = lines_of(changed(config, batch_size=10_000_000), text)
+    assert "--update-freq" in lines["this may not fit"]
+
+
+def test_lines_that_need_no_path_fit_into_eighty_columns(tiny: TinyText, text: Text) -> None:
+    config = changed(tiny_config(tiny, Path("unused")), compile=True)
+    model, _ = build_model(config, text)
+    for line in plan(config, text, model, CPU, bf16=True, world_size=2):
+        if not line.startswith(("training text", "validation text")):
+            assert len(line) <= 80, line

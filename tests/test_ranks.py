@@ -1,0 +1,220 @@
+"""Whole runs on two ranks, by the command: stop, resume, move, break."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from annotated_mpnet.config import PretrainingConfig
+from ranks import Started, names_below, run_ranks
+from tiny_run import TinyText, changed, run, tiny_config, write_text
+
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
+    """One micro-batch of 4 rows on each of two ranks, where one process has two."""
+    return changed(
+        tiny_config(text, directory), update_freq=1, checkpoint_interval=4, export_hf=False
+    )
+
+
+def without_dropout(config: PretrainingConfig) -> PretrainingConfig:
+    return changed(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+
+
+def on_one(config: PretrainingConfig) -> PretrainingConfig:
+    return changed(config, update_freq=2)
+
+
+def tensors_of(checkpoint: Path) -> dict[str, bytes]:
+    return {name: (checkpoint / name).read_bytes() for name in TENSORS}
+
+
+def curve(directory: Path) -> list[tuple[int, float]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    names = ("train/loss", "valid/bits")
+    return [(each["step"], each[name]) for each in records for name in names if name in each]
+
+
+def assert_close(one: Path, other: Path) -> None:
+    for name in TENSORS:
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            difference = (first[key] - second[key]).abs().max().item()
+            assert difference < 1e-5, (key, difference)
+
+
+# faults 59, 62
+def test_two_ranks_train_as_one_process_and_write_what_it_writes(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = without_dropout(config_of(text, tmp_path / "two"))
+    run_ranks(changed(config, export_hf=True))
+    run(on_one(changed(config, export_hf=True, checkpoint_dir=tmp_path / "one")))
+    assert names_below(tmp_path / "two") == names_below(tmp_path / "one")
+    for (step, loss), (same_step, same_loss) in zip(
+        curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True
+    ):
+        assert step == same_step
+        assert loss == pytest.approx(same_loss, abs=1e-5)
+    assert_close(tmp_path / "two" / "checkpoint8", tmp_path / "one" / "checkpoint8")
+
+
+# fault 60
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_two_ranks_resume_byte_for_byte(text: TinyText, tmp_path: Path, fsdp: bool) -> None:
+    config = changed(config_of(text, tmp_path / "run"), fsdp=fsdp)
+    run_ranks(config)
+    whole = tensors_of(tmp_path / "run" / "checkpoint8")
+    for name in ("checkpoint8", "best_checkpoint"):
+        shutil.rmtree(tmp_path / "run" / name)
+    said = run_ranks(changed(config, resume=True))
+    assert "after update 4" in said
+    assert tensors_of(tmp_path / "run" / "checkpoint8") == whole
+
+
+# fault 60
+def test_a_run_moves_from_two_ranks_to_one_and_back(text: TinyText, tmp_path: Path) -> None:
+    config = without_dropout(config_of(text, tmp_path / "run"))
+    run_ranks(config)
+    expected = tmp_path / "expected"
+    (tmp_path / "run" / "checkpoint8").rename(expected)
+    run(on_one(changed(config, resume_checkpoint=tmp_path / "run" / "checkpoint4")))
+    assert_close(tmp_path / "run" / "checkpoint8", expected)
+    # And to shares, by way of a checkpoint that one process wrote.
+    run(on_one(changed(config, checkpoint_dir=tmp_path / "alone")))
+    shutil.rmtree(tmp_path / "alone" / "checkpoint8")
+    elsewhere = changed(config, checkpoint_dir=tmp_path / "alone", fsdp=True)
+    run_ranks(changed(elsewhere, resume_checkpoint=tmp_path / "alone" / "checkpoint4"))
+    assert_close(tmp_path / "alone" / "checkpoint8", expected)
+
+
+# fault 61
+def test_another_global_batch_is_refused_once_and_by_all(text: TinyText, tmp_path: Path) -> None:
+    config = config_of(text, tmp_path / "run")
+    run_ranks(changed(config, total_updates=4))
+    wrong = changed(config, update_freq=2, resume=True)
+    endings = Started(wrong).endings()
+    assert [code for code, _, _ in endings] == [4, 4]
+    assert "batch was 8 and is 16" in endings[0][2]
+    assert endings[1][2].strip() == ""
+
+
+def wait_for(path: Path, wanted: str) -> None:
+    for _ in range(1200):
+        if path.exists() and wanted in path.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{wanted!r} did not come")
+
+
+# fault 56
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
+    text: TinyText, tmp_path: Path, rank: int
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    started = Started(config)
+    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+    started.processes[rank].send_signal(signal.SIGTERM)
+    endings = started.endings()
+    assert [code for code, _, _ in endings] == [143, 143], endings
+    numbered = list((tmp_path / "run").glob("checkpoint*"))
+    assert len(numbered) == 1, numbered
+
+
+# fault 55
+def test_a_killed_rank_ends_the_run_and_leaves_its_checkpoints(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), total_updates=2000)
+    started = Started(config)
+    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+    killed = time.monotonic()
+    started.processes[1].kill()
+    code, _, complained = started.endings()[0]
+    assert time.monotonic() - killed < 60
+    assert code == 1
+    assert "lost the others" in complained
+    assert "Traceback" not in complained
+    assert (tmp_path / "run" / "checkpoint4" / "manifest.json").exists()
+
+
+@pytest.fixture(scope="module")
+def dataset(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the training paragraphs as four shards of JSON lines."""
+    folder = tmp_path_factory.mktemp("dataset")
+    files = sorted(text.train_dir.iterdir())
+    documents = [line for file in files for line in file.read_text().splitlines()]
+    for shard in range(4):
+        lines = [json.dumps({"text": each}) + "\n" for each in documents[shard::4]]
+        (folder / f"train-{shard:05}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def stream_config(text: TinyText, dataset: Path, directory: Path) -> PretrainingConfig:
+    return changed(
+        config_of(text, directory),
+        train_dir=None,
+        test_file=None,
+        dataset_name=str(dataset),
+        buffer_size=20,
+        eval_samples=0,
+        min_text_length=20,
+        total_updates=16,
+        checkpoint_interval=8,
+    )
+
+
+# fault 60
+def test_a_stream_on_two_ranks_resumes_byte_for_byte_and_moves_only_when_allowed(
+    text: TinyText, dataset: Path, tmp_path: Path
+) -> None:
+    config = stream_config(text, dataset, tmp_path / "run")
+    run_ranks(config)
+    whole = tensors_of(tmp_path / "run" / "checkpoint16")
+    shutil.rmtree(tmp_path / "run" / "checkpoint16")
+    again = changed(config, resume_checkpoint=tmp_path / "run" / "checkpoint8")
+    run_ranks(again)
+    assert tensors_of(tmp_path / "run" / "checkpoint16") == whole
+
+    shutil.rmtree(tmp_path / "run" / "checkpoint16")
+    moved = on_one(again)
+    (code, _, complained) = Started(moved, size=1).endings()[0]
+    assert code == 4
+    assert "world-size was 2 and is 1" in complained
+    _, said = run(changed(moved, allow_change="world-size"))
+    assert "world-size was 2 and is 1" in said
+    assert (tmp_path / "run" / "checkpoint16").exists()
+
+
+# fault 57
+def test_text_that_breaks_off_on_one_rank_stops_all_after_a_checkpoint(
+    text: TinyText, dataset: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    shard = broken / "train-00002.jsonl"
+    lines = shard.read_text().splitlines(keepends=True)
+    shard.write_text("".join(lines[: len(lines) // 2]) + '{"text": "breaks off')
+    config = changed(
+        stream_config(text, broken, tmp_path / "run"), buffer_size=4, total_updates=2000
+    )
+    endings = Started(config).endings()
+    assert [code for code, _, _ in endings] == [3, 3], endings
+    said = [complained for _, _, complained in endings if complained.strip()]
+    assert len(said) == 1, endings
+    assert "train-00002.jsonl" in said[0] or "JSON" in said[0]
+    assert list((tmp_path / "run").glob("checkpoint*")), "what was trained was not kept"

@@ -1,0 +1,160 @@
+"""The report tells the whole run from its metrics, and can do no harm to a run that is done."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
+from annotated_mpnet.report import ReportFacts, write_report
+from annotated_mpnet.training.checkpoint import TrainState
+
+FACTS = ReportFacts(
+    config=PretrainingConfig(optimization=OptimizationConfig(lr=0.003)),
+    state=TrainState(
+        update=40, tokens_seen=81920, predicted_seen=11520, best_valid_bits=8.2, identity={}
+    ),
+    plan=["device: cpu (asked for), float32", "update: 32 rows"],
+    dropped=["100 documents in 2 files; 3 blank lines skipped"],
+    seconds=725.0,
+    plateau_bits=9.2,
+    test_bits=8.3,
+    test_accuracy=0.171,
+    export=Path("checkpoints/run/hf"),
+)
+LINES = [
+    {"step": 20, "train/bits": 9.1, "perf/tokens_per_second": 1000.0, "perf/mfu": 0.4},
+    {"step": 20, "valid/bits": 8.2, "valid/accuracy": 0.12},
+    {"step": 30, "train/bits": 8.6, "perf/tokens_per_second": 3000.0, "memory/peak_gb": 1.25},
+    {"step": 40, "train/bits": 8.1, "perf/tokens_per_second": 2000.0, "memory/peak_gb": 1.5},
+    {"step": 40, "valid/bits": 8.4, "valid/accuracy": 0.11},
+]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    run = tmp_path / "my_run"
+    for name in ("checkpoint5", "checkpoint40", "best_checkpoint", "hf"):
+        (run / name).mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return run
+
+
+def report_of(directory: Path, facts: ReportFacts = FACTS) -> tuple[list[str], list[str]]:
+    """Return the lines of the page, and the warnings."""
+    warnings: list[str] = []
+    write_report(directory, facts, warnings.append)
+    return (directory / "report.md").read_text().splitlines(), warnings
+
+
+def test_report_and_picture_are_written_and_named(directory: Path) -> None:
+    written = write_report(directory, FACTS, pytest.fail)
+    assert written == [directory / "loss.png", directory / "report.md"]
+    assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_metrics_give_the_same_picture(directory: Path) -> None:
+    report_of(directory)
+    first = (directory / "loss.png").read_bytes()
+    report_of(directory)
+    assert (directory / "loss.png").read_bytes() == first
+
+
+def test_numbers_come_from_the_metrics(directory: Path) -> None:
+    lines, _ = report_of(directory)
+    for line in (
+        "# my_run: what became of it",
+        "![training and validation loss, tokens per second](loss.png)",
+        "| guessing by frequency (unigram plateau) | | 9.200 | |",
+        "| training, last | 40 | 8.100 |  |",
+        "| validation, last | 40 | 8.400 | 0.110 |",
+        "| validation, best | 20 | 8.200 | 0.120 |",
+        "| test, the best model | | 8.300 | 0.171 |",
+        "| tokens per second (median) | 2,000 |",
+        "| MFU, of the dense bfloat16 peak | 40.0% |",
+        "| memory, most | 1.50 GB |",
+    ):
+        assert line in lines
+
+
+def test_report_says_what_was_run_dropped_and_left_behind(directory: Path) -> None:
+    lines, _ = report_of(directory)
+    page = "\n".join(lines)
+    assert "40 updates over 81,920 tokens, of which 11,520 were predicted" in page
+    assert "- device: cpu (asked for), float32" in lines
+    assert "    lr = 0.003" in lines
+    assert "- 100 documents in 2 files; 3 blank lines skipped" in lines
+    checkpoints = [line for line in lines if "checkpoint" in line and "/`" in line]
+    assert checkpoints == [
+        "- `checkpoint5/`",
+        "- `checkpoint40/`",
+        "- `best_checkpoint/`: the lowest validation loss",
+    ]
+    assert 'SentenceTransformer("checkpoints/run/hf")' in page
+
+
+def test_gain_over_the_plateau_is_said_in_words(directory: Path) -> None:
+    page = "\n".join(report_of(directory)[0])
+    assert "From the context come 1.00 bits: it leaves 2.0 times fewer tokens" in page
+    poor = dataclasses.replace(FACTS, plateau_bits=8.0)
+    page = "\n".join(report_of(directory, poor)[0])
+    assert "The context gives nothing yet: 0.20 bits above the plateau." in page
+
+
+def test_settings_in_the_report_hold_no_password(directory: Path) -> None:
+    config = dataclasses.replace(
+        FACTS.config,
+        run=dataclasses.replace(FACTS.config.run, hf_model_path="https://me:hunter2@example.org/m"),
+    )
+    lines, _ = report_of(directory, dataclasses.replace(FACTS, config=config))
+    assert "    hf_model_path = https://example.org/m" in lines
+
+
+@pytest.mark.parametrize(
+    "metrics", ["", '{"step": 20, "train/bi', '{"step": 5, "valid/bits": null}']
+)
+def test_a_run_with_hardly_any_metrics_has_a_report(directory: Path, metrics: str) -> None:
+    (directory / "metrics.jsonl").write_text(metrics)
+    facts = dataclasses.replace(
+        FACTS, plateau_bits=None, test_bits=None, test_accuracy=None, export=None, dropped=[]
+    )
+    lines, warnings = report_of(directory, facts)
+    assert not warnings
+    assert not [line for line in lines if line.startswith("| validation")]
+    assert "- no Hugging Face model; `convert-to-hf` makes one of a checkpoint" in lines
+
+
+def test_without_matplotlib_the_page_says_how_to_get_the_picture(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert write_report(directory, FACTS, pytest.fail) == [directory / "report.md"]
+    assert "pip install 'annotated-mpnet[plot]'" in (directory / "report.md").read_text()
+    assert not (directory / "loss.png").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_only_the_picture(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib.figure
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fail)
+    lines, warnings = report_of(directory)
+    assert "(No picture: no font)" in lines
+    assert not warnings
+
+
+@pytest.mark.parametrize("name", ["report.md", "loss.png", "metrics.jsonl"])
+def test_what_cannot_be_written_or_read_is_a_warning(directory: Path, name: str) -> None:
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).mkdir()
+    warnings: list[str] = []
+    write_report(directory, FACTS, warnings.append)
+    (warning,) = warnings
+    assert "report.md" in warning
+    assert name in warning

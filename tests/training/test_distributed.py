@@ -1,0 +1,208 @@
+"""Two ranks compute what one process does: the same gradients, losses, refusals."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from annotated_mpnet.batch import Batch
+from annotated_mpnet.config import ModelConfig, OptimizationConfig, PretrainingConfig
+from annotated_mpnet.errors import ConfigError, DivergedError, UserError
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.training.distributed import SharedNetwork, World, open_world, whole
+from annotated_mpnet.training.optimizer import build_optimizer, optimizer_tensors
+from annotated_mpnet.training.tracking import Tracker
+from annotated_mpnet.training.trainer import Trainer
+from ranks import environment, open_store
+
+CPU = torch.device("cpu")
+NETWORK = ModelConfig(
+    vocab_size=97,
+    encoder_layers=2,
+    encoder_embed_dim=32,
+    encoder_ffn_dim=64,
+    encoder_attention_heads=4,
+    max_positions=32,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+)
+PREDICTED = (1, 12, 3, 2)
+"""Predicted tokens of a row, in each of the four micro-batches of an update: very unequal."""
+
+
+def batch(number: int, num_predicted: int) -> Batch:
+    generator = torch.Generator().manual_seed(number)
+    ids_BL = torch.randint(5, 90, (2, 20), generator=generator)
+    positions_BP = torch.stack([torch.randperm(20, generator=generator) for _ in range(2)])
+    positions_BP = positions_BP[:, :num_predicted]
+    predicted_BP = ids_BL.gather(1, positions_BP)
+    return Batch(ids_BL, positions_BP, predicted_BP, None, 40, 2 * num_predicted)
+
+
+def trainer_of(world: World, *, fsdp: bool) -> Trainer:
+    torch.manual_seed(0)
+    network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
+    # Without clipping, so that what is compared is the gradient itself.
+    optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
+    config = PretrainingConfig(optimization=optimization)
+    optimizer = build_optimizer(network.model, optimization, CPU)
+    return Trainer(network, optimizer, config, False, Tracker.silent())
+
+
+def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
+    """Return losses, and each weight, gradient and mean after three updates."""
+    trainer = trainer_of(world, fsdp=fsdp)
+    losses = []
+    for update in range(3):
+        batches = [batch(10 * update + m, count) for m, count in enumerate(PREDICTED)]
+        losses.append(trainer.update(update, batches[world.rank :: world.size]).loss_sum)
+    evaluation = trainer.evaluate(batches[world.rank :: world.size])
+    found = {"losses": torch.tensor([*losses, evaluation.bits, evaluation.accuracy])}
+    gradients = {n: each.grad for n, each in trainer.model.named_parameters()}
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        found[f"gradient.{name}"] = whole(gradient)
+    means = optimizer_tensors(trainer.optimizer, trainer.model)
+    found |= {name: whole(each) for name, each in means.items()}
+    found |= trainer.network.whole_tensors()
+    trainer.network.close()
+    return {name: each.detach().clone() for name, each in found.items()}
+
+
+def train_and_save(world: World, directory: Path, fsdp: bool) -> None:
+    torch.save(train(world, fsdp=fsdp), directory / f"rank{world.rank}.pt")
+
+
+def load_again(world: World, directory: Path, fsdp: bool) -> None:
+    """Put rank 0's weights into networks that were drawn differently."""
+    trainer = trainer_of(world, fsdp=fsdp)
+    expected = {name: torch.full_like(each, 0.5) for name, each in whole_of(trainer).items()}
+    trainer.network.load(expected if world.is_first else {})
+    assert all(torch.equal(each, expected[name]) for name, each in whole_of(trainer).items())
+    trainer.network.close()
+
+
+def whole_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return trainer.network.whole_tensors()
+
+
+def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
+    trainer = trainer_of(world, fsdp=fsdp)
+    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    if world.rank == 1:
+        next(trainer.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DivergedError, match="gradient norm"):
+        trainer.update(0, [batch(world.rank, 3)])
+    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    trainer.network.close()
+
+
+def agree(world: World, directory: Path, fsdp: bool) -> None:
+    assert world.gather(world.rank, 7) == [(0, 7), (1, 7)]
+    assert world.sum(world.rank + 1) == [3]
+    assert world.first(lambda: f"said by {world.rank}") == "said by 0"
+    assert world.gather_objects({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
+
+
+def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
+    if world.rank == 1:
+        raise ConfigError("rank 1 has another file")
+    world.first(lambda: None)
+
+
+def in_process(
+    action: Callable[[World, Path, bool], None],
+    rank: int,
+    variables: dict[str, str],
+    directory: Path,
+    fsdp: bool,
+) -> None:
+    os.environ |= variables
+    torch.set_num_threads(1)
+    try:
+        with open_world(60) as world:
+            action(world, directory, fsdp)
+    except UserError as error:
+        (directory / f"error{rank}").write_text(f"{type(error).__name__} {error.exit_code} {error}")
+    except BaseException:
+        (directory / f"failed{rank}").write_text(traceback.format_exc())
+        raise
+
+
+def on_two_ranks(
+    action: Callable[[World, Path, bool], None], directory: Path, *, fsdp: bool = False
+) -> None:
+    context, store = multiprocessing.get_context("spawn"), open_store()
+    processes = [
+        context.Process(
+            target=in_process,
+            args=(action, rank, environment(rank, 2, store), directory, fsdp),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    said = [path.read_text() for path in directory.glob("failed*")]
+    assert [process.exitcode for process in processes] == [0, 0], said
+
+
+# fault 59
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path, fsdp: bool) -> None:
+    on_two_ranks(train_and_save, tmp_path, fsdp=fsdp)
+    alone = train(World(), fsdp=False)
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert shared.keys() == alone.keys()
+        for name, expected in alone.items():
+            torch.testing.assert_close(shared[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_weights_of_rank_0_reach_all(tmp_path: Path, fsdp: bool) -> None:
+    on_two_ranks(load_again, tmp_path, fsdp=fsdp)
+
+
+# fault 64
+def test_a_gradient_that_is_no_number_on_one_rank_stops_all_before_the_update(
+    tmp_path: Path,
+) -> None:
+    on_two_ranks(diverge_on_rank_1, tmp_path)
+
+
+def test_ranks_agree(tmp_path: Path) -> None:
+    on_two_ranks(agree, tmp_path)
+
+
+# fault 57
+def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path: Path) -> None:
+    on_two_ranks(fail_one_after_the_other, tmp_path)
+    assert (tmp_path / "error1").read_text() == "ConfigError 2 rank 1 has another file"
+    assert (
+        tmp_path / "error0"
+    ).read_text() == "FailedElsewhereError 2 rank 1: rank 1 has another file"
+
+
+# fault 63
+def test_a_rank_that_finds_nobody_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    for name, value in environment(1, 2, store).items():
+        monkeypatch.setenv(name, value)
+    del store  # and with it, whoever would listen there
+    with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
+        pass
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    with open_world(1) as world:
+        assert world == World()
+        assert world.gather(1, 2) == [(1, 2)]
+        assert world.sum(3) == [3]
+        assert world.first(lambda: "x") == "x"
