@@ -173,6 +173,19 @@ def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
     assert model.relative_attention_num_buckets == 32  # default
 
 
+def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[run]\nhf_model_path = "weights"\n')
+    assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
+    for layer in (["--preset", "continue"], ["--config", str(file)]):
+        for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
+            assert parse_pretrain([*layer, *resume]).settings.run.hf_model_path is None
+    typed = parse_pretrain(["--preset", "continue", "--resume", "--hf-model-path", "weights"])
+    assert typed.settings.run.hf_model_path == "weights"
+    with pytest.raises(ConfigError, match="resume"):
+        typed.settings.validate()
+
+
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     config = changed(PretrainingConfig(), train_dir=Path("a b"), dropout=0.0, normalize_before=True)
     file = tmp_path / "config.toml"

@@ -190,6 +190,8 @@ def test_sharded_weights_need_less_memory(tiny: TinyText, text: Text) -> None:
 
     assert fixed(shared) == pytest.approx(fixed(whole) / 4, rel=0.1)
     assert shared["processes"] == "4, each with its share of the weights (FSDP)"
+    alone = lines_of(changed(config, fsdp=True), text)
+    assert alone["processes"].startswith("1; --fsdp shares nothing out")
 
 
 def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) -> None:

@@ -131,10 +131,8 @@ def test_continue_has_a_learning_rate_between_the_two_ways_of_scaling() -> None:
     assert 5e-4 * share < settings.optimization.lr < 5e-4 * share**0.5
 
 
-def test_continue_can_be_resumed_by_taking_its_weights_back() -> None:
-    with pytest.raises(Exception, match="--hf-model-path None"):
-        parse_pretrain(["--preset=continue", "--resume"]).settings.validate()
-    settings = parse_pretrain(["--preset=continue", "--resume", "--hf-model-path=None"]).settings
+def test_continue_is_resumed_like_any_other_run() -> None:
+    settings = parse_pretrain(["--preset=continue", "--resume"]).settings
     settings.validate()
     assert settings.run.initial_weights is None
 

@@ -17,7 +17,7 @@ FACTS = ReportFacts(
         update=40, tokens_seen=81920, predicted_seen=11520, best_valid_bits=8.2, identity={}
     ),
     plan=["device: cpu (asked for), float32", "update: 32 rows"],
-    dropped=["100 documents in 2 files; 3 blank lines skipped"],
+    text_read=["100 documents in 2 files; 3 blank lines skipped"],
     seconds=725.0,
     plateau_bits=9.2,
     test_bits=8.3,
@@ -118,7 +118,7 @@ def test_settings_in_the_report_hold_no_password(directory: Path) -> None:
 def test_a_run_with_hardly_any_metrics_has_a_report(directory: Path, metrics: str) -> None:
     (directory / "metrics.jsonl").write_text(metrics)
     facts = dataclasses.replace(
-        FACTS, plateau_bits=None, test_bits=None, test_accuracy=None, export=None, dropped=[]
+        FACTS, plateau_bits=None, test_bits=None, test_accuracy=None, export=None, text_read=[]
     )
     lines, warnings = report_of(directory, facts)
     assert not warnings

@@ -35,11 +35,16 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
         "environment.json",
         "hf",
         "log.txt",
+        "loss.png",
         "metrics.jsonl",
+        "report.md",
     }
     assert result.state.update == 8
     assert result.test is not None
     assert "unigram plateau" in said
+    report = (directory / "report.md").read_text()
+    assert f"test, the best model | | {result.test.bits:.3f}" in report
+    assert "documents in 2 files" in report
     assert (directory / "log.txt").read_text().count("\n") >= said.count("\n")
 
 

@@ -91,6 +91,10 @@ def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
         except ConfigError as error:
             raise ConfigError(f"{origin}: {error}") from None
         below += layer
+    if asked_for.settings.run.resuming:
+        # What a preset or a file begins with is long behind a run that goes on: its weights are in
+        # its checkpoint. Typed, it is a contradiction, and refused as such.
+        below = [each for each in below if not each.startswith("--hf-model-path=")]
     return parse(PretrainCommand, [*below, *typed], "pretrain-mpnet") if below else asked_for
 
 

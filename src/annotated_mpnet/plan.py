@@ -136,6 +136,8 @@ def _machine(
             else "each with all weights (DDP)"
         )
         yield f"processes: {world_size}, {how}"
+    elif machine.fsdp:
+        yield "processes: 1; --fsdp shares nothing out until torchrun starts more"
     ways = {
         "auto": "sdpa, PyTorch's own kernels (auto: there is nothing faster)",
         "sdpa": "sdpa, PyTorch's own kernels (asked for)",

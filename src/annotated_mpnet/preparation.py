@@ -79,7 +79,7 @@ def identity_of(
     """Return what must be the same when a run is resumed, under the names of `--allow-change`.
 
     The number of processes only where it matters: a stream is read in as many shares, while text on
-    the disk makes the same batches for any number of them, as long as their product stays.
+    the disk makes the same batches for any number of them, as long as an update has as many rows.
     """
     objective, optimization = config.objective, config.optimization
     return {
@@ -94,7 +94,7 @@ def identity_of(
             f"{objective.keep_prob:g}, random {objective.rand_prob:g}, whole words "
             f"{objective.whole_word_mask}"
         ),
-        **({} if isinstance(text.train, PackedRows) else {"world-size": world_size}),
+        "world-size": "any" if isinstance(text.train, PackedRows) else world_size,
     }
 
 

@@ -3,9 +3,8 @@
     python -m annotated_mpnet.reference > docs/configuration.md
 
 It is generated, from the same docstrings as `--help`, and a test fails while the file is not what
-this module writes: documentation that is written by hand beside a program is wrong after a year
-(annotated-mpnet's is wrong about its own model in five places). What is generated is read here once
-more, and `--help` shows it where it is needed; the file is for reading in a browser, for links to a
+this module writes: documentation that is written by hand beside a program is wrong after a year.
+`--help` shows the same where it is needed; the file is for reading in a browser, for links to a
 flag, and for searching.
 
 >>> from annotated_mpnet.settings import settings_of

@@ -56,7 +56,7 @@ class ReportFacts:
         config: all settings.
         state: behind the last update.
         plan: the lines that were said before the first update.
-        dropped: what of the text was read and what was not used, in lines.
+        text_read: what of the text was read and what was not used, in lines.
         seconds: how long this start of the run took, on the clock on the wall.
         plateau_bits: the unigram plateau of the validation text, if it is known.
         test_bits: the best model's loss on the test text, if there is one.
@@ -67,7 +67,7 @@ class ReportFacts:
     config: PretrainingConfig
     state: TrainState
     plan: Sequence[str]
-    dropped: Sequence[str]
+    text_read: Sequence[str]
     seconds: float
     plateau_bits: float | None = None
     test_bits: float | None = None
@@ -129,7 +129,7 @@ def _page(
     yield from ("", "Settings that are not the defaults (`config.toml` has all):", "")
     yield from (f"    {line}" for line in _settings(facts.config))
     yield from _section("What was read, and what was left out")
-    yield from (f"- {line}" for line in facts.dropped or ["nothing is known about it"])
+    yield from (f"- {line}" for line in facts.text_read or ["nothing is known about it"])
     yield from _section("What there is now")
     yield from _remains(directory, facts)
 

@@ -1,6 +1,7 @@
 """A whole run: everything that stands around the loop.
 
-    configuration -> tokenizer -> rows of tokens -> network -> (resume) -> loop -> test -> export
+    configuration -> tokenizer -> rows of tokens -> network -> (resume) -> loop
+                  -> test -> export -> report
 
 Each step can fail because of something that its user can mend, so the cheap ones come first: a
 wrong flag is found before a file is read, a taken directory before text is tokenised, and the
@@ -39,6 +40,7 @@ from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.initial_weights import build_model, check_export
 from annotated_mpnet.plan import plan
 from annotated_mpnet.preparation import Plateau, choose_device, identity_of, measure_plateau
+from annotated_mpnet.report import ReportFacts, write_report
 from annotated_mpnet.session import Session
 from annotated_mpnet.training.checkpoint import CONFIG, TrainState, read_model_config
 from annotated_mpnet.training.compilation import compile_model
@@ -147,7 +149,7 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
 
 
 def _run(prepared: _Prepared, console: Console) -> RunResult:
-    config, world = prepared.config, prepared.world
+    config, world, started = prepared.config, prepared.world, time.perf_counter()
     # From here on the directory is locked, and written to.
     with _directory(config, world) as directory:
         path = config.run.checkpoint_dir
@@ -166,7 +168,8 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
                 highlight=False,
             )
             return RunResult(path, progress.state, None, None, None)
-        for line in prepared.plan():
+        planned = prepared.plan()
+        for line in planned:
             tracker.say(line)
         # Only now: what changed since the run began was read off the former file.
         if directory is not None:
@@ -180,7 +183,35 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
         with tracker:
             tracker.watch(prepared.network.model)
             state = session.train(progress)
-        return RunResult(path, state, plateau, session.test(), session.export())
+        result = RunResult(path, state, plateau, session.test(), session.export())
+        if directory is not None:
+            facts = _facts(config, result, planned, session.text_read(), started)
+            for file in write_report(path, facts, tracker.warn):
+                tracker.say(f"report: {file}")
+        return result
+
+
+def _facts(
+    config: PretrainingConfig,
+    result: RunResult,
+    planned: list[str],
+    text_read: list[str],
+    started: float,
+) -> ReportFacts:
+    """Return what the report is to say."""
+    test, plateau = result.test, result.plateau
+    return ReportFacts(
+        config=config,
+        state=result.state,
+        # The plan speaks of the text too; once is enough.
+        plan=[line for line in planned if line not in text_read],
+        text_read=text_read,
+        seconds=time.perf_counter() - started,
+        plateau_bits=None if plateau is None else plateau.bits,
+        test_bits=None if test is None else test.bits,
+        test_accuracy=None if test is None else test.accuracy,
+        export=result.export,
+    )
 
 
 def _refuse_different_text(config: PretrainingConfig, text: Text, world: World) -> None:

@@ -8,6 +8,7 @@ were one process:
     beginning    the checkpoint to go on from: find it, compare it, load it       or update 0
     train        the loop, which calls back to save
     test         the best model, on text that nothing was chosen by
+    text_read    what became of the text, and how much of it was left out
     export       the best model, as Hugging Face's
 
 **What travels between ranks.** A checkpoint is read once, by rank 0, and its tensors are sent to
@@ -38,7 +39,7 @@ from annotated_mpnet.data import (
     evaluation_batches,
 )
 from annotated_mpnet.data.loader import UpdateSource
-from annotated_mpnet.data.reservoir import StreamState
+from annotated_mpnet.data.reservoir import StreamCounts, StreamState
 from annotated_mpnet.data.streams import StreamLoader
 from annotated_mpnet.data.texts import Text
 from annotated_mpnet.errors import CheckpointError
@@ -94,6 +95,7 @@ class Session:
         self.world = trainer.world
         self.collator = collator_of(config, text)
         self.identity = identity_of(config, text, self.world.size)
+        self._stream_counts = StreamCounts()
 
     def beginning(self) -> Progress:
         """Return where the run stands, with weights and optimizer as they were there.
@@ -156,6 +158,15 @@ class Session:
             f"test text: {result.bits:.3f} bits, accuracy {result.accuracy:.3f}"
         )
         return result
+
+    def text_read(self) -> list[str]:
+        """Return what became of each text, in lines: of rank 0, which knows of all others."""
+        texts = {"training": self.text.train, "validation": self.text.valid, "test": self.text.test}
+        return [
+            f"{name} text: {rows.report if isinstance(rows, PackedRows) else self._stream_counts}"
+            for name, rows in texts.items()
+            if rows is not None
+        ]
 
     def export(self) -> Path | None:
         """Export the model in hand, after `test` the best one, if Hugging Face can represent it."""
@@ -292,10 +303,15 @@ class Session:
     ) -> None:
         assert self.directory is not None
         path, run_id = self.directory.path, self.directory.run_id
+        known = [each for each in streams if each is not None]
+        if known:
+            # With each checkpoint, so that an interrupted run has said what it did not train on.
+            self._stream_counts = sum((each.counts for each in known), StreamCounts())
+            self.trainer.tracker.say(f"read until update {state.update}: {self._stream_counts}")
         checkpoint = Checkpoint(
             run_id=run_id,
             state=state,
-            stream=_stream_parts([each for each in streams if each is not None]),
+            stream=_stream_parts(known),
             model_config=self.trainer.model.config,
             model_tensors=tensors[0],
             optimizer_tensors=tensors[1],

@@ -46,6 +46,9 @@ from annotated_mpnet.training.manifest import read_manifest
 from annotated_mpnet.training.retention import newest_first
 from annotated_mpnet.training.strict_json import short
 
+EXPLANATIONS = {"batch": " (--batch-size x --update-freq x processes)"}
+"""What is said behind a difference whose name is not enough to mend it."""
+
 
 @dataclass(frozen=True)
 class Resumable:
@@ -160,11 +163,12 @@ def _differences(
 ) -> dict[str, str]:
     """Return name -> sentence for what differs; what one side lacks is None there.
 
-    >>> _differences({"seed": 1, "batch": 64}, {"seed": 1, "length": 512})
-    {'batch': 'batch was 64 and is None', 'length': 'length was None and is 512'}
+    >>> _differences({"seed": 1, "batch": 64}, {"seed": 2, "batch": 64, "length": 512})
+    {'length': 'length was None and is 512', 'seed': 'seed was 1 and is 2'}
     """
     return {
         name: f"{name} was {short(saved.get(name))} and is {short(current.get(name))}"
+        + EXPLANATIONS.get(name, "")
         for name in sorted(set(saved) | set(current))
         if saved.get(name) != current.get(name)
     }
