@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -143,6 +144,23 @@ def test_messages_survive_a_terminal_without_boxes(monkeypatch: pytest.MonkeyPat
             monkeypatch.undo()
         assert code == 2
         assert "--encoder-layer, 3 (perhaps you meant --encoder-layers)" in said
+
+
+def test_a_mistake_is_one_line_on_a_real_terminal_too() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "annotated_mpnet", "--encoder-layer", "3"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        assert process.wait(timeout=60) == 2
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert said.strip().count("\n") == 0
+    assert "Unrecognized options: --encoder-layer" in said
+    assert "(perhaps you meant --encoder-layers)" in said
+    assert "│" not in said
+    assert "\x1b" not in said
 
 
 def test_missing_flags_are_named() -> None:
@@ -306,6 +324,7 @@ def test_the_reference_is_what_the_program_says() -> None:
 def test_of_several_processes_the_first_says_what_is_wrong(
     rank: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cli, "LET_OTHERS_SPEAK", 0)
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
@@ -316,8 +335,10 @@ def test_of_several_processes_the_first_says_what_is_wrong(
 
 
 def test_a_mistake_that_another_process_has_said_is_not_said_again(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cli, "LET_OTHERS_SPEAK", 0)
+
     def fail(arguments: Sequence[str]) -> None:
         raise FailedElsewhereError("said on rank 0", 7)
 

@@ -19,13 +19,9 @@ A traceback shows where in the program something happened. To somebody who missp
 nothing, and it buries the one line that would; `--debug` shows it nevertheless.
 
 **One process of several speaks.** `torchrun` starts the same command once for each GPU, and each of
-them parses it. A wrong flag is wrong in all of them, and is said by the first:
-
->>> import os
->>> os.environ["RANK"] = "3"
->>> _ending("pretrain-mpnet", _pretrain, ["--lr", "-1"])  # and nothing is printed
-2
->>> del os.environ["RANK"]
+them parses it. A wrong flag is wrong in all of them, and is said by the first; the others end with
+its exit code and without a word. They also wait a little: torchrun ends all processes as soon as
+one of them has failed, and should that be a silent one, nobody would ever say what was wrong.
 
 A bug is not caught at all. It has to reach whoever can mend it, with its traceback, and nothing
 kind in between:
@@ -46,6 +42,7 @@ Next: `run.py`, the run itself.
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -54,6 +51,9 @@ from annotated_mpnet.config_file import to_toml
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError, UserError
 from annotated_mpnet.parsing import parse, parse_pretrain
 from annotated_mpnet.preset_files import preset_list
+
+LET_OTHERS_SPEAK = 3
+"""Seconds that a process waits before it ends without a word."""
 
 
 def pretrain() -> None:
@@ -169,10 +169,11 @@ def _ending(
 
     What is no mistake of the user's passes through, to become a traceback and 1.
 
-    >>> def fail(arguments):
-    ...     raise FailedElsewhereError("the process of rank 0 has said what is wrong", 3)
-    >>> _ending("pretrain-mpnet", fail, [])
-    3
+    >>> from contextlib import redirect_stderr
+    >>> with redirect_stderr(sys.stdout):
+    ...     _ending("pretrain-mpnet", _pretrain, ["--lr", "-1"])
+    pretrain-mpnet: error: --lr is -1.0; expected a number > 0 and <= 1
+    2
     """
     from annotated_mpnet.signals import Stopped, listening
 
@@ -185,7 +186,8 @@ def _ending(
             # Here rather than at exit, so that a reader who has gone is noticed within this block.
             sys.stdout.flush()
     except FailedElsewhereError as failure:
-        # It was said where it happened. Eight processes would bury it under seven repetitions.
+        # It is said where it happened. Eight processes would bury it under seven repetitions.
+        time.sleep(LET_OTHERS_SPEAK)
         return failure.exit_code
     except UserError as error:
         if "--debug" in arguments:

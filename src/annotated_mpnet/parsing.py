@@ -229,7 +229,9 @@ def _in_one_line(box: str) -> str:
     >>> _in_one_line(" Value error \\n ----- \\n --lr: not a \\n number: 'x' \\n ----- \\n ... ")
     "--lr: not a number: 'x'"
     """
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    # On a terminal the box is coloured.
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
     meant = re.search(r"Perhaps you meant:\s+(--?[\w-]+)", "\n".join(lines))
     # The message stands before the first rule, or between the first two: a terminal that cannot
     # show the signs of a box gets a rule under the title instead.

@@ -203,6 +203,7 @@ class Trainer:
                 if last or due or stop is not None:
                     save(checkpoint_name(state.update), Progress(state, stream))
                 if stop is not None and not last:
+                    self.tracker.say(f"saved after update {state.update}; --resume goes on there")
                     raise Stopped(stop)
         return state
 
