@@ -42,7 +42,7 @@ MAY_IMPORT = {
     # Conversion reads our own checkpoints; that the loop exports is the business of `run`.
     "conversion": {"ground", "modeling", "data", "training", "conversion"},
     "initial_weights": {"ground", "modeling", "data", "conversion", "initial_weights"},
-    "preparation": {"ground", "data", "training"},
+    "preparation": {"ground", "modeling", "data", "training"},
     "session": {"ground", "modeling", "data", "training", "conversion", "preparation"},
     "run": {
         "ground",
@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "plan",
         "report",
     },
-    "plan": {"ground", "modeling", "data", "training"},
+    "plan": {"ground", "modeling", "data", "training", "preparation"},
     "report": {"ground", "training", "loss_picture"},
     "loss_picture": {"ground"},
     "demo": {

@@ -97,14 +97,14 @@ def test_a_header_gives_the_work_of_the_run(name: Preset) -> None:
     assert found, said
     assert float(found[1]) == round(work / SIZES[found[2]])
     assert float(found[3]) * SIZES[found[4]] == pytest.approx(tokens, rel=0.01)
-    # Times are computed, and say at which speed.
+    # Times are computed, and say at which speed; that of `tiny` was measured.
     speeds = {
-        "tiny": 0.09e12,
         "small": 0.35 * 165e12,
         "base": 0.35 * 989e12,
         "continue": 0.35 * 165e12,
     }
-    assert number_in(said, r"(\d+)\s+minutes") == round(work / speeds[name] / 60)
+    if name in speeds:
+        assert number_in(said, r"(\d+)\s+minutes") == round(work / speeds[name] / 60)
 
 
 def test_the_speed_of_the_demo_is_what_was_measured() -> None:

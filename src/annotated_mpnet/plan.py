@@ -6,7 +6,7 @@ is known before the first update, and takes a dozen lines to say. Those of the p
 cores of a CPU:
 
     device: cpu (the best that PyTorch finds here), float32
-    attention: sdpa, PyTorch's own kernels (auto: there is nothing faster)
+    attention: blocked (auto: the fastest on a CPU)
     model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 0.287 GFLOP a row
     training text: ...
     validation text: ...
@@ -46,6 +46,7 @@ from annotated_mpnet.data import PackedRows
 from annotated_mpnet.data.masking import count_predicted
 from annotated_mpnet.data.texts import Text
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.preparation import choose_attention
 from annotated_mpnet.training.display import duration
 from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload
 from annotated_mpnet.training.throughput import device_name, peak_flops
@@ -115,8 +116,8 @@ def _workload(
         length,
         predicted,
         bf16=bf16,
-        # Eager attention on CUDA has a fused dropout at least; what is said is then too much.
-        fused=device.type == "cuda" and config.machine.attention != "eager",
+        attention=choose_attention(config.machine.attention, device)[0],
+        on_gpu=device.type == "cuda",
         recompute=config.machine.gradient_checkpointing,
     )
 
@@ -138,12 +139,8 @@ def _machine(
         yield f"processes: {world_size}, {how}"
     elif machine.fsdp:
         yield "processes: 1; --fsdp shares nothing out until torchrun starts more"
-    ways = {
-        "auto": "sdpa, PyTorch's own kernels (auto: there is nothing faster)",
-        "sdpa": "sdpa, PyTorch's own kernels (asked for)",
-        "eager": "eager, the formula line by line (asked for)",
-    }
-    yield f"attention: {ways[machine.attention]}"
+    attention, reason = choose_attention(machine.attention, device)
+    yield f"attention: {attention} ({reason})"
     if machine.compile:
         yield "compiled: the first update takes minutes"
 

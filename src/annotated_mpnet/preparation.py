@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.config import Attention, PretrainingConfig
 from annotated_mpnet.data import PackedRows, tokenizer_hash
 from annotated_mpnet.data.statistics import (
     token_counts,
@@ -19,6 +19,7 @@ from annotated_mpnet.data.statistics import (
 )
 from annotated_mpnet.data.texts import Text
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.modeling.attention import AttentionName
 from annotated_mpnet.training.distributed import World
 
 
@@ -71,6 +72,19 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
         torch.cuda.set_device(world.local_rank)
         return torch.device(name, world.local_rank), precision != "fp32"
     return torch.device(name), precision == "bf16"
+
+
+def choose_attention(wanted: Attention, device: torch.device) -> tuple[AttentionName, str]:
+    """Return the way to compute attention, and why.
+
+    >>> choose_attention("auto", torch.device("cpu"))
+    ('blocked', 'auto: the fastest on a CPU')
+    """
+    if wanted != "auto":
+        return wanted, "asked for"
+    if device.type == "cpu":
+        return "blocked", "auto: the fastest on a CPU"
+    return "sdpa", "auto: PyTorch's own kernels"
 
 
 def identity_of(

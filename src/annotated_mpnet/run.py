@@ -39,9 +39,16 @@ from annotated_mpnet.data.texts import Text, read_text
 from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.initial_weights import build_model, check_export
 from annotated_mpnet.plan import plan
-from annotated_mpnet.preparation import Plateau, choose_device, identity_of, measure_plateau
+from annotated_mpnet.preparation import (
+    Plateau,
+    choose_attention,
+    choose_device,
+    identity_of,
+    measure_plateau,
+)
 from annotated_mpnet.report import ReportFacts, write_report
 from annotated_mpnet.session import Session
+from annotated_mpnet.training.allocator import keep_memory
 from annotated_mpnet.training.checkpoint import CONFIG, TrainState, read_model_config
 from annotated_mpnet.training.compilation import compile_model
 from annotated_mpnet.training.display import finish_line
@@ -139,10 +146,12 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
     _refuse_different_text(config, text, world)
     model, notes = build_model(config, text)
     notes += check_export(config, text, model)
-    model.use_attention("sdpa" if config.machine.attention == "auto" else config.machine.attention)
+    model.use_attention(choose_attention(config.machine.attention, device)[0])
     model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
     if config.machine.compile:
         compile_model(model, device, lengths_vary=config.data.packing != "full")
+    if device.type == "cpu":
+        keep_memory()
     network = SharedNetwork(model, world, device, fsdp=config.machine.fsdp)
     optimizer = build_optimizer(model, config.optimization, device)
     return _Prepared(config, world, text, network, optimizer, device, bf16, notes)

@@ -24,7 +24,7 @@ def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForP
     return model
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)
@@ -38,7 +38,7 @@ def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) 
     assert abs(loss_sum.item() - golden.loss_sum) < LOSS_TOLERANCE
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_every_gradient_is_the_originals(

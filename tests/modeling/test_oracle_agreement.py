@@ -89,7 +89,7 @@ def test_cases_hold_every_pair_of_settings() -> None:
         assert not missing
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_model_equals_oracle(case: Case, attention: AttentionName) -> None:
     model = random_model(case.config).double()

@@ -27,7 +27,7 @@ def model_under_test(golden: Golden, attention: AttentionName) -> MPNetForPretra
     return model
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_bfloat16_stays_close_to_the_original(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)

@@ -79,6 +79,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.modeling.blocked_attention import attend_blocked
+from annotated_mpnet.modeling.dropout import dropout as drop
 
 
 def attend_eager(
@@ -110,7 +112,7 @@ def attend_eager(
     wide = torch.promote_types(scores_BHQM.dtype, torch.float32)
     weights_BHQM = scores_BHQM.softmax(dim=3, dtype=wide).to(value_BHMK.dtype)
     # Dropout scales the weights that are left, so that on average they still add up to 1.
-    return F.dropout(weights_BHQM, dropout) @ value_BHMK
+    return drop(weights_BHQM, dropout) @ value_BHMK
 
 
 def attend_sdpa(
@@ -128,12 +130,13 @@ def attend_sdpa(
     )
 
 
-AttentionName = Literal["eager", "sdpa"]
+AttentionName = Literal["eager", "sdpa", "blocked"]
 """The ways to compute attention that are the user's to choose (`--attention`)."""
 
 ATTENTIONS: dict[AttentionName, Callable[..., torch.Tensor]] = {
     "eager": attend_eager,
     "sdpa": attend_sdpa,
+    "blocked": attend_blocked,
 }
 
 

@@ -105,6 +105,7 @@ from torch.utils.checkpoint import checkpoint
 
 from annotated_mpnet.config import ActivationName, ModelConfig
 from annotated_mpnet.modeling.attention import BiasedBlock, RelativeMultiHeadAttention
+from annotated_mpnet.modeling.dropout import Dropout
 from annotated_mpnet.modeling.positions import RelativePositionBias, build_position_embedding
 from annotated_mpnet.modeling.two_stream import Block, Rows
 
@@ -159,8 +160,8 @@ class SentenceEncoderLayer(nn.Module):
         self.fc1 = nn.Linear(embed_dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, embed_dim)
         self.final_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
         self.activation_fn: ActivationName = config.activation_fn
         self.pre_norm = config.normalize_before
 
@@ -226,7 +227,7 @@ class SentenceEncoder(nn.Module):
         )
         self.embed_positions = build_position_embedding(config)
         self.emb_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.relative_attention_bias = (
             RelativePositionBias(config) if config.relative_attention_num_buckets else None
         )

@@ -23,22 +23,21 @@ Three parts, of which the first is exact and does not grow with the batch:
     second norm  the sum of old and thought         D
                                                     6 D + 2 F numbers
 
-A row that answers leaves a key and a value, 2 D. Dropout keeps what it has dropped, in two places
-of width D and one of width F: a byte for each number where PyTorch has a fused kernel, and else a
-number for each number. A score is kept by the softmax, twice more by the dropout behind it, and not
-at all by fused attention, which computes it once more on the way back.
+A row that answers leaves a key and a value, 2 D. Dropout keeps a byte for each number, in two
+places of width D and one of width F. A score is kept by the softmax, twice more by a dropout behind
+it; `blocked` attention keeps it and a byte, and a fused kernel keeps none, and computes it once
+more on the way back.
 
 For a sentence of 512 tokens in MPNet-base, 666 rows ask, 589 answer, and there are 352,850 pairs.
-In a layer without anything fused, and in float32, they keep, in MB:
+In a layer, and in float32, they keep, in MB:
 
 >>> rows, keys, pairs = layer_shape("mpnet", 512, 77)
 >>> D, F, heads = 768, 3072, 12
->>> numbers = rows * (6 * D + 2 * F), keys * 2 * D, rows * (2 * D + F), 3 * heads * pairs
->>> [round(4 * count / 1e6, 1) for count in numbers]  # rows, keys and values, dropout, scores
-[28.6, 3.6, 12.3, 50.8]
-
-More than half are scores, which no fused attention would keep. `encoder.py` measures 93.0 for the
-same layer, with one prediction less.
+>>> kept = 4 * rows * (6 * D + 2 * F), 4 * keys * 2 * D, rows * (2 * D + F)
+>>> [round(bytes / 1e6, 1) for bytes in kept]                       # rows, keys and values, dropout
+[28.6, 3.6, 3.1]
+>>> [round(heads * pairs * bytes / 1e6, 1) for bytes in (3 * 4, 4 + 1, 0)]  # eager, blocked, fused
+[50.8, 21.2, 0.0]
 
 **In bfloat16** what goes into a product has half the size; the sums and what the norms put out stay
 in float32, and have a copy for the product. Weights have a copy too, as long as the pass lasts.
@@ -47,14 +46,17 @@ in float32, and have a copy for the product. Weights have a copy too, as long as
 gradient of the token table, which is as large as the table and for a moment there three times: from
 the head, from the embedding, and their sum.
 
-For MPNet-base and a micro-batch of 16 rows, in GB: with nothing fused, with fused attention and
-dropout, in bfloat16 too, and with gradient checkpointing.
+For MPNet-base and a micro-batch of 16 rows, in GB: by the formula, blocked, with a fused kernel;
+with that in bfloat16 too, and with gradient checkpointing.
 
->>> def gb(**how):
-...     work = Workload(ModelConfig(), "mpnet", batch_size=16, length=512, num_predicted=77, **how)
+>>> def gb(attention="sdpa", **how):
+...     shape = {"batch_size": 16, "length": 512, "num_predicted": 77}
+...     work = Workload(ModelConfig(), "mpnet", **shape, attention=attention, **how)
 ...     return round(work.activation_bytes() / 1e9, 1)
->>> gb(), gb(fused=True), gb(fused=True, bf16=True), gb(fused=True, bf16=True, recompute=True)
-(17.6, 6.9, 5.4, 1.3)
+>>> gb("eager"), gb("blocked"), gb(on_gpu=True)
+(15.9, 10.7, 6.9)
+>>> gb(on_gpu=True, bf16=True), gb(on_gpu=True, bf16=True, recompute=True)
+(5.4, 1.3)
 
 **How good is it?** Measured against the most that tensors really take on a CPU, at several shapes
 and in all modes, it is right within a factor of 1.5 (`tests/test_plan.py`). With CUDA's fused
@@ -69,6 +71,7 @@ Next: `plan.py`, which says it.
 from dataclasses import dataclass
 
 from annotated_mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.modeling.attention import AttentionName
 from annotated_mpnet.training.throughput import layer_shape, training_flops
 
 BYTES_PER_WEIGHT = 16
@@ -86,7 +89,8 @@ class Workload:
         length: L.
         num_predicted: P of a row.
         bf16: whether products run in bfloat16.
-        fused: whether attention and dropout have fused kernels, as on CUDA.
+        attention: the way to compute it (`modeling/attention.py`).
+        on_gpu: whether sdpa has a fused kernel, which keeps no scores.
         recompute: gradient checkpointing.
     """
 
@@ -96,7 +100,8 @@ class Workload:
     length: int
     num_predicted: int
     bf16: bool = False
-    fused: bool = False
+    attention: AttentionName = "blocked"
+    on_gpu: bool = False
     recompute: bool = False
 
     def flops(self) -> float:
@@ -118,7 +123,8 @@ class Workload:
             # takes two more of its size; without checkpointing, the layers that are done by then
             # have left room for that. The logits are gone before the first layer comes back.
             inputs = model.encoder_layers * asking * model.encoder_embed_dim * 4
-            transient = 0 if self.fused else 2 * model.encoder_attention_heads * pairs * 4
+            formula = self.attention == "eager" or (self.attention == "sdpa" and not self.on_gpu)
+            transient = 2 * model.encoder_attention_heads * pairs * 4 if formula else 0
             kept = inputs + max(layer + transient, logits)
         else:
             # Everything is there when the way back begins: that is the peak.
@@ -139,14 +145,19 @@ class Workload:
         # The table of the chapter: 4 D + 2 F go into products, and 2 D into norms. With bfloat16,
         # what the two norms put out is there in both types.
         row = (4 * D + 2 * F) * size + (4 * D * 4 if self.bf16 else 2 * D * 4)
-        mask = 1 if self.fused else size
-        row += mask * (2 * D * (model.dropout > 0) + F * (model.activation_dropout > 0))
-        scores = 0
-        if not self.fused:
-            # In float32 whatever the precision is: the softmax is computed in it.
-            scores = model.encoder_attention_heads * pairs * 4
-            scores *= 3 if model.attention_dropout > 0 else 1
-        return asking * row + answering * 2 * D * size + scores
+        # A byte says whether a number was dropped.
+        row += 2 * D * (model.dropout > 0) + F * (model.activation_dropout > 0)
+        return asking * row + answering * 2 * D * size + pairs * self._pair_bytes(size)
+
+    def _pair_bytes(self, size: int) -> int:
+        """Return what is kept of a pair of a row that asks and one that answers, in all heads."""
+        heads, drops = self.model.encoder_attention_heads, self.model.attention_dropout > 0
+        if self.attention == "blocked":
+            return heads * (size + drops)
+        if self.attention == "sdpa" and self.on_gpu:
+            return 0
+        # In float32 whatever the precision is: the softmax is computed in it.
+        return heads * 4 * (3 if drops else 1)
 
     def _bias_bytes(self) -> float:
         """Return what a sample's own relative bias takes, its gradient and its buckets."""

@@ -1,0 +1,89 @@
+"""Attention sample by sample is the formula, in values and in every gradient, dropout included."""
+
+import pytest
+import torch
+
+from annotated_mpnet.modeling.attention import attend_eager
+from annotated_mpnet.modeling.blocked_attention import attend_blocked
+from annotated_mpnet.modeling.dropout import draw_kept, scale
+
+B, H, Q, M, K = 2, 3, 6, 7, 4
+BIASES = [(1, H, Q, M), (B, H, Q, M), (B, 1, Q, M), (1, 1, 1, M), None]
+
+
+def inputs(bias: tuple[int, ...] | None, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = [(B, H, Q, K), (B, H, M, K), (B, H, M, K)] + ([] if bias is None else [bias])
+    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    if bias is not None:
+        tensors[3][..., 2] = float("-inf")  # a key that nobody sees
+    return [each.requires_grad_() for each in tensors]
+
+
+def arguments(tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    return (*tensors[:3], tensors[3] if len(tensors) > 3 else None)
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_values_and_gradients_are_those_of_the_formula(bias: tuple[int, ...] | None) -> None:
+    tensors = inputs(bias)
+    weights = torch.randn(B, H, Q, K, dtype=torch.float64)
+    results = []
+    for attend in (attend_eager, attend_blocked):
+        gathered = attend(*arguments(tensors), dropout=0.0)
+        gradients = torch.autograd.grad((gathered * weights).sum(), tensors)
+        results.append([gathered, *gradients])
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [BIASES[0], BIASES[1]])
+def test_dropout_drops_weights_and_sends_back_what_the_formula_does(bias: tuple[int, ...]) -> None:
+    p = 0.4
+    tensors = inputs(bias)
+    torch.manual_seed(5)
+    # Sample by sample, as it is drawn.
+    kept = torch.stack([draw_kept(torch.empty(H, Q, M), p) for _ in range(B)])
+    query, key, value, added = tensors
+    scores = query @ key.transpose(2, 3) / K**0.5 + added
+    wanted = (scores.softmax(3) * kept * scale(p)) @ value
+    torch.manual_seed(5)
+    found = attend_blocked(query, key, value, added, dropout=p)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn_like(wanted)
+    for a, b in zip(
+        torch.autograd.grad((wanted * weights).sum(), tensors),
+        torch.autograd.grad((found * weights).sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(b, a)
+
+
+def test_bfloat16_is_as_close_to_the_truth_as_the_formula() -> None:
+    exact = inputs(BIASES[0])
+    rounded = [each.detach().bfloat16().requires_grad_() for each in exact]
+    weights = torch.randn(B, H, Q, K, dtype=torch.float64)
+
+    def gradients(attend: object, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        gathered = attend(*arguments(tensors), dropout=0.0)  # type: ignore[operator]
+        loss = (gathered.double() * weights).sum()
+        return [each.double() for each in torch.autograd.grad(loss, tensors)]
+
+    truth = gradients(attend_eager, exact)
+    errors = {
+        attend: sum(
+            (found - wanted).norm() / wanted.norm()
+            for found, wanted in zip(gradients(attend, rounded), truth, strict=True)
+        )
+        for attend in (attend_eager, attend_blocked)
+    }
+    assert errors[attend_blocked] < 1.5 * errors[attend_eager]
+
+
+def test_a_frozen_bias_gets_no_gradient() -> None:
+    tensors = inputs(BIASES[0])
+    tensors[3].requires_grad_(False)
+    attend_blocked(*arguments(tensors), dropout=0.0).sum().backward()
+    assert tensors[3].grad is None
+    assert tensors[0].grad is not None

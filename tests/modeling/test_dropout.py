@@ -1,0 +1,57 @@
+"""Dropout on a CPU: as often as it was asked for, unbiased, and the same on the way back."""
+
+import pytest
+import torch
+
+from annotated_mpnet.modeling.dropout import Dropout, draw_kept, dropout, scale, threshold
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_as_many_are_dropped_as_was_asked_for(p: float) -> None:
+    torch.manual_seed(0)
+    count = 400_000
+    kept = draw_kept(torch.empty(count), p).float().mean().item()
+    # Four standard deviations of a mean of Bernoulli numbers.
+    assert abs(kept - (1 - p)) < 4 * (p * (1 - p) / count) ** 0.5
+    assert abs(threshold(p) / 2**16 - p) <= 0.5 / 2**16
+
+
+def test_neighbours_are_drawn_independently() -> None:
+    torch.manual_seed(0)
+    kept = draw_kept(torch.empty(1_000_000), 0.5).float() - 0.5
+    # The four numbers of a word, and those of neighbouring words.
+    for distance in range(1, 9):
+        correlation = 4 * (kept[distance:] * kept[:-distance]).mean().item()
+        assert abs(correlation) < 4 / 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_gradient_is_dropped_and_scaled_as_the_values_are(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(7, 9, dtype=dtype, requires_grad=True)
+    dropped = dropout(values, 0.3)
+    assert dropped.dtype == dtype
+    dropped.sum().backward()
+    factor = torch.tensor(scale(0.3), dtype=dtype)
+    assert values.grad is not None
+    assert set(values.grad.unique().tolist()) == {0.0, factor.item()}
+    torch.testing.assert_close(dropped, values * values.grad)
+
+
+def test_nothing_is_dropped_in_evaluation_or_without_a_probability() -> None:
+    values = torch.randn(5, 5)
+    assert Dropout(0.5).eval()(values) is values
+    assert Dropout(0.0).train()(values) is values
+
+
+def test_draws_are_the_same_for_any_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    drawn = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            drawn.append(draw_kept(torch.empty(300_001), 0.1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*drawn)
