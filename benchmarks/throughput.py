@@ -3,20 +3,23 @@
     python benchmarks/throughput.py [--shape base4|demo|base] [--dropout 0.1]
             [--precision fp32|bf16] [--with ours permuted hf ours-mlm] [--pairs 7] [--json FILE]
 
-A step is forward, backward and AdamW, on one micro-batch of full rows. The contestants take turns,
-A B C A B C, in one process, and the ratios are those of the same round: what else the machine does
-in the meantime hits all of them alike, and the median of the ratios is what can be repeated.
+A step is forward, backward and AdamW, on one micro-batch of full rows.
 
-    ours        MPNet, as `pretrain-mpnet` trains it (--attention auto)
+    ours        MPNet, as `pretrain-mpnet` trains it (--attention auto, memory that is kept)
     ours-mlm    the same network, plain masked language modelling
     permuted    MPNet in the paper's form, with PyTorch's standard operations (`permuted_form.py`)
     hf          transformers' MPNetForMaskedLM, plain masked language modelling
+    products    the matrix products of a step of ours alone, one after the other: the floor below
+                which no step can get on the machine
 
-Peak memory is each contestant's own, in a process of its own (on CUDA: of the device).
+Each runs in a process of its own, as its user would start it, and they take turns: A B C A B C. The
+ratios are those of the same round, so that what else the machine does in the meantime hits all of
+them alike, and the median of the ratios is what can be repeated. `--same-allocator` gives all of
+them the memory that ours keeps (`training/allocator.py`).
 
 Convention: tokens are input tokens without padding; MFU is what `training/throughput.py` says, on a
-GPU whose peak is known. The work of the matrix products alone is timed too: as products of the same
-shapes, one after the other, which is the floor that a step cannot get below on the machine.
+GPU whose peak is known. Memory is the most that a process took above what it had before the network
+was built; on CUDA, the most that tensors took.
 """
 
 import argparse
@@ -36,8 +39,10 @@ from torch import nn
 from transformers import MPNetConfig, MPNetForMaskedLM
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.preparation import choose_attention
+from annotated_mpnet.training.allocator import keep_memory
 from annotated_mpnet.training.throughput import (
     device_name,
     layer_shape,
@@ -68,28 +73,87 @@ SHAPES = {
     "base": Shape(12, 768, 3072, 12, 30527, 64, 512),
     "demo": Shape(3, 128, 512, 4, 8000, 32, 64),
 }
-CONTESTANTS = ("ours", "permuted", "hf", "ours-mlm")
+CONTESTANTS = ("ours", "permuted", "hf", "ours-mlm", "products")
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.memory_of:
-        print(json.dumps(measure_memory(arguments)))
+    if arguments.worker:
+        work(arguments)
         return
-    device, shape = torch.device(arguments.device), SHAPES[arguments.shape]
-    steps = {name: build(name, arguments) for name in arguments.contestants}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    floors = []
-    for step in steps.values():  # kernels are looked for, or compiled, and memory is asked for
-        step(), step()
+    workers = {name: Worker(name) for name in arguments.contestants}
     for _ in range(arguments.pairs):
-        for name, step in steps.items():
-            times[name].append(timed(step, device, arguments.steps))
-        if arguments.floor:
-            floors.append(timed(products(arguments), device, arguments.steps))
-    report = table(arguments, shape, times, floors)
+        for worker in workers.values():
+            worker.take_a_turn()
+    for worker in workers.values():
+        worker.end()
+    report = table(arguments, workers)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+class Worker:
+    """A contestant in a process of its own, which steps when it is told to.
+
+    Attributes:
+        seconds: of a step, one entry for each turn.
+        memory_gb: the most that it took; known at its end.
+    """
+
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, *sys.argv, "--worker", name]
+        self.seconds: list[float] = []
+        self.memory_gb = 0.0
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._ask("ready?")
+
+    def take_a_turn(self) -> None:
+        """Have it step, and keep the time."""
+        self.seconds.append(self._ask("step"))
+
+    def end(self) -> None:
+        """Ask for its peak of memory, and end it."""
+        self.memory_gb = self._ask("end")
+        self._process.wait()
+
+    def _ask(self, what: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(what, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Answer each line from the parent process with a number."""
+    device = torch.device(arguments.device)
+    before = memory_now(device, "VmRSS")
+    if arguments.worker in ("ours", "ours-mlm") or arguments.same_allocator:
+        keep_memory()
+    step = products(arguments) if arguments.worker == "products" else build(arguments)
+    for _ in range(3):  # kernels are looked for, or compiled, and memory is asked for
+        step()
+    for line in sys.stdin:
+        match line.strip():
+            case "ready?":
+                print(0.0, flush=True)
+            case "step":
+                print(timed(step, device, arguments.steps), flush=True)
+            case "end":
+                print(memory_now(device, "VmHWM") - before, flush=True)
+                return
+
+
+def memory_now(device: torch.device, what: str) -> float:
+    """Return GB: of the device the peak; of this process what Linux says under a name."""
+    if device.type == "cuda":
+        return memory_peak(device)
+    # Not from `resource`: there a process inherits the peak of the one that started it.
+    if sys.platform != "linux":
+        return memory_peak(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
 
 
 def parse() -> argparse.Namespace:
@@ -104,15 +168,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument("--pairs", type=int, default=7, help="rounds")
     parser.add_argument("--steps", type=int, default=1, help="steps of a contestant in a round")
-    parser.add_argument("--floor", action="store_true", help="time the matrix products alone too")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
+    parser.add_argument("--same-allocator", action="store_true", help="for all, not for ours only")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def build(name: str, arguments: argparse.Namespace) -> Step:
+def build(arguments: argparse.Namespace) -> Step:
     """Return a function that makes one step of a contestant."""
+    name = arguments.worker
     shape, device = SHAPES[arguments.shape], torch.device(arguments.device)
     batch = make_batch(shape, arguments.batch or shape.batch).to(device)
     torch.manual_seed(0)
@@ -135,10 +199,10 @@ def build(name: str, arguments: argparse.Namespace) -> Step:
                 return permuted.loss_sum(batch) / batch.num_predicted
         else:
             prepare(ours, arguments, device)
-            mode = "mlm" if name == "ours-mlm" else "mpnet"
+            mode: InputMode = "mlm" if name == "ours-mlm" else "mpnet"
 
             def loss() -> torch.Tensor:
-                return ours.loss_sum(batch, mode) / batch.num_predicted  # type: ignore[arg-type]
+                return ours.loss_sum(batch, mode) / batch.num_predicted
 
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=True)
     bf16 = arguments.precision == "bf16"
@@ -157,8 +221,7 @@ def prepare(
     model: MPNetForPretraining, arguments: argparse.Namespace, device: torch.device
 ) -> None:
     """Do what a run does with its network before it trains."""
-    if arguments.attention != "auto":
-        model.use_attention(arguments.attention)
+    model.use_attention(choose_attention(arguments.attention, device)[0])
     if arguments.compile:
         from annotated_mpnet.training.compilation import compile_model
 
@@ -269,59 +332,34 @@ def timed(step: Step, device: torch.device, times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-def measure_memory(arguments: argparse.Namespace) -> float:
-    """Return the peak of memory of a contestant, in GB, above that of the bare process."""
-    device = torch.device(arguments.device)
-    before = 0.0 if device.type == "cuda" else memory_peak(device)
-    step = build(arguments.memory_of, arguments)
-    step(), step()
-    return memory_peak(device) - before
-
-
-def memory_of(name: str) -> float:
-    """Measure memory in a process of its own: a process never forgets its peak."""
-    command = [sys.executable, *sys.argv, "--memory-of", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def table(
-    arguments: argparse.Namespace,
-    shape: Shape,
-    times: dict[str, list[float]],
-    floors: list[float],
-) -> dict[str, object]:
-    device, bf16 = torch.device(arguments.device), arguments.precision == "bf16"
+def table(arguments: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, object]:
+    """Print the table, and return what is in it."""
+    shape, device = SHAPES[arguments.shape], torch.device(arguments.device)
     rows, P = arguments.batch or shape.batch, num_predicted(shape.length)
-    config, peak = model_config(shape, arguments.dropout), peak_flops(device_name(device), bf16)
+    peak = peak_flops(device_name(device), arguments.precision == "bf16")
     print(f"{rows} x {shape.length} tokens, {P} of each row predicted; {asdict(shape)}")
     print(f"{arguments.precision}, dropout {arguments.dropout}, {machine(device)}")
     print(
         f"{'':<10}{'s/step':>9}{'tokens/s':>10}{'predicted/s':>12}{'MFU':>7}{'GB':>7}{'ratio':>8}"
     )
     results: dict[str, object] = {}
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        first = next(iter(times.values()))
-        ratio = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
-        mode = "mlm" if name in ("hf", "ours-mlm") else "mpnet"
-        work = training_flops(config, mode, rows, shape.length, P)  # type: ignore[arg-type]
-        mfu = None if peak is None else work / median / peak
-        memory = None if arguments.no_memory else memory_of(name)
+    first = next(iter(workers.values())).seconds
+    for name, worker in workers.items():
+        median = statistics.median(worker.seconds)
+        ratio = statistics.median(a / b for a, b in zip(worker.seconds, first, strict=True))
+        mode: InputMode = "mlm" if name in ("hf", "ours-mlm") else "mpnet"
+        flops = training_flops(model_config(shape, 0.0), mode, rows, shape.length, P)
+        mfu = None if peak is None else flops / median / peak
         results[name] = {
-            "seconds": seconds, "median": median, "ratio_to_first": ratio, "mfu": mfu,
+            "seconds": worker.seconds, "median": median, "ratio_to_first": ratio, "mfu": mfu,
             "tokens_per_second": rows * shape.length / median,
-            "predicted_per_second": rows * P / median, "memory_gb": memory,
+            "predicted_per_second": rows * P / median, "memory_gb": worker.memory_gb,
         }  # fmt: skip
         print(
             f"{name:<10}{median:>9.4f}{rows * shape.length / median:>10,.0f}"
             f"{rows * P / median:>12,.0f}{'' if mfu is None else f'{mfu:.1%}':>7}"
-            f"{'' if memory is None else f'{memory:.2f}':>7}{ratio:>7.2f}x"
+            f"{worker.memory_gb:>7.2f}{ratio:>7.2f}x"
         )
-    if floors:
-        floor, ours = statistics.median(floors), next(iter(times.values()))
-        share = statistics.median(f / o for f, o in zip(floors, ours, strict=True))
-        print(f"products alone {floor:.4f} s: {share:.0%} of the first contestant's step")
-        results["products"] = {"seconds": floors, "median": floor, "share_of_first": share}
     settings = {key: str(value) for key, value in vars(arguments).items()}
     return {"settings": settings, "machine": machine(device), "shape": asdict(shape)} | results
 

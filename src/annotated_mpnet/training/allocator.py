@@ -1,18 +1,18 @@
-"""Memory that is kept: why a CPU spends a fifth of a training step on nothing.
+"""Memory that is kept: a CPU spends part of a training step on asking for it.
 
-A layer's forward pass asks for dozens of tensors of 6 to 50 MB, and gives them back a moment later.
-glibc's `malloc` takes anything above 32 MB, and at first anything above 128 kB, from the system
-directly, and returns it there when it is freed. The system hands out memory in pages of 4 kB, each
-of which it fills with zeros when it is first touched:
+A layer's forward pass asks for dozens of tensors of 6 to 30 MB, and gives them back a moment later.
+Large pieces, glibc's `malloc` takes from the system one by one, and returns each when it is freed;
+and of the heap, from which smaller ones come, it returns the end as soon as that is free. The
+system hands out memory in pages of 4 kB, each of which it fills with zeros when it is first
+touched. A tensor of the inner rows of a feed-forward part has
 
->>> pages = 4 * 12 * 512 * 512 * 4 // 4096     # of one tensor of scores, in MPNet-base
->>> pages
-12288
+>>> 4 * 666 * 3072 * 4 // 4096     # 4 samples of MPNet-base, 666 rows each, in float32
+7992
 
-At a microsecond for each, that is longer than the product whose result goes there takes. The same
-addresses come and go in each step, so that the cure is to keep them: ask the system once, and never
-give back. The numbers of a run do not change, and its peak of memory grows by a few per cent, for
-what lies between two tensors and fits neither (`docs/performance.md`).
+of them, and to touch them takes as long as to write them twice. The same pieces come and go in each
+step. So the cure is to keep them: up to the size for which glibc allows it, they come from the
+heap, and the heap never shrinks. The numbers of a run do not change (`docs/performance.md` has
+times and memory).
 
 GPUs have the same problem, much larger, and PyTorch's caching allocator does the same against it.
 On a CPU, PyTorch relies on `malloc`; other implementations (jemalloc, tcmalloc) keep memory by
@@ -25,14 +25,13 @@ import ctypes
 import sys
 
 # The numbers of `mallopt`, from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-KEPT = 2**31 - 1
-"""Bytes at the end of the heap that may lie unused before they are returned: as many as an int can
-say. Above that, a whole step's memory would have to be free at once, and at its very end."""
+LARGEST_IN_HEAP = 32 * 2**20
+"""Bytes of the largest piece that may come from the heap: glibc accepts no more."""
 
-PORTION = 64 * 2**20
-"""Bytes that the heap grows by: in few large steps rather than in many."""
+NEVER = 2**31 - 1
+"""Free bytes at the end of the heap above which it is returned: as many as an int can say."""
 
 
 def keep_memory() -> bool:
@@ -46,7 +45,6 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False  # musl, for one, has no such function
-    # Nothing comes from the system directly; all comes from the heap, which does not shrink.
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, PORTION))
+    settings = ((M_MMAP_THRESHOLD, LARGEST_IN_HEAP), (M_TRIM_THRESHOLD, NEVER))
     answers = [mallopt(number, value) for number, value in settings]
     return all(answer == 1 for answer in answers)

@@ -1,0 +1,36 @@
+"""What the benchmark compares with is MPNet: the permuted form gives our loss and our gradients."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from samples import TINY, random_batch, random_model
+
+
+@pytest.fixture(scope="module")
+def permuted_form() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "permuted_form.py"
+    specification = importlib.util.spec_from_file_location("permuted_form", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_loss_and_gradients_are_ours(permuted_form: ModuleType) -> None:
+    model = random_model(TINY).double()
+    batch = random_batch(0, [24, 24, 24], [5, 5, 5])
+    parameters = list(model.parameters())
+    losses = model.loss_sum(batch), permuted_form.PermutedForm(model).loss_sum(batch)
+    results = [[loss, *torch.autograd.grad(loss, parameters)] for loss in losses]
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_what_it_cannot_do_is_refused(permuted_form: ModuleType) -> None:
+    form = permuted_form.PermutedForm(random_model(TINY))
+    with pytest.raises(ValueError, match="full rows"):
+        form.loss_sum(random_batch(0, [24, 12], [5, 5]))
