@@ -16,6 +16,15 @@ cores of a CPU:
     no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
     time: about 1 min 32 s, if each of 2 threads does 50 GFLOP/s; measured soon
 
+What each line can show in time:
+
+    device, attention     a broken driver, and so the CPU
+    model                 a preset's network, where another was meant
+    text                  half of the files left out, for their suffix
+    update                128 rows where the paper has 8192
+    training              0.01 epochs, or 400
+    memory, time          an end after an hour, or in a year
+
 Where something was chosen (device, attention), the reason is said with it: a run that is on the CPU
 because a driver is broken looks like any other, but for the speed. Each line is short enough for a
 terminal, but for those about the text, and all are in `log.txt` and in the report of the run.
@@ -28,7 +37,12 @@ there is comes with the way out, before an hour of tokenising has been followed 
 line of metrics is there. What stands in the plan is an order of magnitude, from the work of an
 update (`training/throughput.py`) and a speed that is assumed and said: a third of a GPU's peak, or
 50 GFLOP/s for a thread of a CPU. (Two threads took 90 s for the 1000 updates of the preset `demo`,
-for which the plan says a minute and a half.)
+for which the plan says a minute and a half.) The paper's run, 500,000 updates of 8192 rows, on a
+single H200:
+
+>>> row = Workload(ModelConfig(), "mpnet", batch_size=1, length=512, num_predicted=77).flops()
+>>> print(f"{500_000 * 8192 * row / H200_FLOPS / 86_400:.0f} days")
+52 days
 
 HF: the Trainer logs the number of examples, epochs, batch and steps.
 
@@ -71,6 +85,9 @@ def plan(
 ) -> Iterator[str]:
     """Yield the lines that say what is about to be done.
 
+    The largest thing that can happen is described, not the mean: rows that are full, and batches as
+    long as they may be. A run may turn out cheaper than its plan.
+
     Args:
         config: all settings.
         text: of this rank.
@@ -105,8 +122,9 @@ def plan(
 def _workload(
     config: PretrainingConfig, model: ModelConfig, device: torch.device, bf16: bool
 ) -> Workload:
-    # The largest that can come: rows are full, or padded to the longest of the batch. Of a row, <s>
-    # and </s> cannot be predicted.
+    """Return the largest micro-batch that can come, and how it is computed."""
+    # Rows are full, or padded to the longest of the batch. Of a row, <s> and </s> cannot be
+    # predicted, and so a row of 512 tokens predicts 15 % of 510.
     length = config.data.max_tokens
     predicted = int(count_predicted(np.array(length - 2), config.objective.pred_prob))
     return Workload(
@@ -125,7 +143,16 @@ def _workload(
 def _machine(
     config: PretrainingConfig, device: torch.device, bf16: bool, world_size: int
 ) -> Iterator[str]:
-    """Say where and how it is computed."""
+    """Say where and how it is computed, and of what was chosen why.
+
+    >>> from annotated_mpnet.config import MachineConfig
+    >>> config = PretrainingConfig(machine=MachineConfig(fsdp=True))
+    >>> for line in _machine(config, torch.device("cpu"), bf16=False, world_size=4):
+    ...     print(line)
+    device: cpu (the best that PyTorch finds here), float32
+    processes: 4, each with its share of the weights (FSDP)
+    attention: blocked (auto: the fastest on a CPU)
+    """
     machine = config.machine
     why = "asked for" if machine.device != "auto" else "the best that PyTorch finds here"
     name = f", {device_name(device)}" if device.type == "cuda" else ""
@@ -146,7 +173,23 @@ def _machine(
 
 
 def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[str]:
-    """Say how much text an update sees, and how often all of it is seen."""
+    """Say how much text an update sees, and how often all of it is seen.
+
+    The paper's update on eight GPUs, of a stream, of which nobody knows the length. (Any text that
+    is no table of rows will do here.)
+
+    >>> from types import SimpleNamespace
+    >>> from annotated_mpnet.config import OptimizationConfig
+    >>> paper = OptimizationConfig(batch_size=32, update_freq=32, total_updates=500_000)
+    >>> config = PretrainingConfig(optimization=paper)
+    >>> for line in _amount(config, SimpleNamespace(train="a stream"), world_size=8):
+    ...     print(line)
+    update: 8,192 rows (32 x 32 micro-batches x 8 processes), up to 4,194,304 tokens
+    training: 500,000 updates, 4,096,000,000 rows of the stream
+
+    Epochs are worth a look: seen often enough, a text is learned by heart, and the validation loss
+    rises while that of the training falls.
+    """
     optimization = config.optimization
     # The three factors are interchangeable (`trainer.py`): their product is what a run is, how it
     # is divided is what a machine can do.
@@ -169,7 +212,13 @@ def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[
 
 
 def _memory(work: Workload, fixed: float, device: torch.device) -> Iterator[str]:
-    """Say what is needed and what there is."""
+    """Say what is needed and what there is.
+
+    Args:
+        work: a micro-batch; an update of several needs no more than one.
+        fixed: bytes that no batch size changes, on this device.
+        device: whose memory it is. On a CPU that of the whole machine, whoever else is using it.
+    """
     needed, there = fixed + work.activation_bytes(), _total_memory(device)
     yield (
         f"memory: about {_gb(needed)} of {_gb(there)} GB, {_gb(fixed)} of them weights, gradients "
@@ -184,7 +233,11 @@ def _memory(work: Workload, fixed: float, device: torch.device) -> Iterator[str]
 def _time(
     config: PretrainingConfig, work: Workload, device: torch.device, bf16: bool
 ) -> Iterator[str]:
-    """Say how long it may take, and by which assumption."""
+    """Say how long it may take, and by which assumption.
+
+    Data, evaluations and checkpoints are taken for nothing: they should be (`perf/data_wait`), and
+    what they really take depends on disks and intervals.
+    """
     flops = work.flops() * config.optimization.update_freq * config.optimization.total_updates
     peak = peak_flops(device_name(device), bf16)
     # A CPU is no error: small networks are made for it. But whoever expected a GPU should see at
@@ -210,10 +263,16 @@ def _time(
 
 
 def _total_memory(device: torch.device) -> float:
+    """Return the bytes that there are, and not those that are free at this moment."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _gb(amount: float) -> str:
+    """Return bytes in GB (10^9), with two digits, which is more than the estimate is worth.
+
+    >>> _gb(27_340_000), _gb(1.75e9), _gb(143.7e9)
+    ('0.027', '1.8', '144')
+    """
     return f"{amount / 1e9:.2g}" if amount < 10e9 else f"{amount / 1e9:.0f}"

@@ -3,7 +3,34 @@
 The order is that of what can go wrong: cheap checks come before expensive ones. All text is found
 (`data/texts.py`) before a network is built (`initial_weights.py`).
 
+Three questions are answered here, each by looking at the settings and at one other thing:
+
+    where, and in which numbers?     the machine    choose_device, choose_attention
+    which run is this?               the text       identity_of
+    what would be no achievement?    the text       measure_plateau
+
+**An identity** is what decides the batches. Of two runs with the same identity, update 1000 has
+seen the same rows with the same masks; so one of them may go on where the other has stopped. That
+is why learning rate and dropout are not in it, though they change the result: they say what is done
+with a batch, and another value for the second half of a run may be what one wants.
+
+**bfloat16** is float32 cut in half: the same 8 bits for the exponent, so that nothing overflows
+that did not before, and 8 instead of 24 bits for the digits.
+
+>>> [torch.finfo(kind).max for kind in (torch.float32, torch.bfloat16, torch.float16)]
+[3.4028234663852886e+38, 3.3895313892515355e+38, 65504.0]
+>>> torch.tensor([255.0, 256.0, 257.0, 258.0], dtype=torch.bfloat16).tolist()
+[255.0, 256.0, 256.0, 258.0]
+
+With float16, whose range ends early at both ends, small gradients become 0 unless the loss is
+multiplied by a large number, which must be found and kept up to date. Here there is no such number,
+and one thing less to save. But no sum of many terms can be made in it: 256 + 1 is 256. So weights,
+means, norms and losses stay in float32, and only factors of matrix products are rounded, whose
+terms a GPU adds up in float32 as well (`training/trainer.py`).
+
 Next: `run.py`, which puts these together.
+
+    V vocabulary
 """
 
 from dataclasses import dataclass
@@ -27,6 +54,8 @@ from annotated_mpnet.training.distributed import World
 class Plateau:
     """What guessing by frequency reaches on the validation text (`data/statistics.py`).
 
+    The two numbers of an `Evaluation`, of a model without a network.
+
     Attributes:
         bits: per predicted token.
         accuracy: of always guessing the most frequent token.
@@ -39,16 +68,30 @@ class Plateau:
 def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device, bool]:
     """Return the device to train on, and whether matrix products run in bfloat16 there.
 
-    bfloat16 has the range of float32 with 8 instead of 24 bits of precision: no loss scaling is
-    needed, as with float16, and a GPU computes products several times faster. A CPU stays with
-    float32 unless told otherwise: few CPUs gain by it, and exactness is worth more there.
+    With `--precision auto` a GPU computes products in bfloat16, several times faster. A CPU stays
+    with float32 unless told otherwise: few CPUs gain by it, and exactness is worth more there.
 
-    Of several GPUs, each process of a machine takes the one of its number.
+    >>> from annotated_mpnet.config import MachineConfig
+    >>> for precision in ("auto", "fp32", "bf16"):
+    ...     machine = MachineConfig(device="cpu", precision=precision)
+    ...     print(*choose_device(PretrainingConfig(machine=machine), World()))
+    cpu False
+    cpu False
+    cpu True
+
+    Of several GPUs, each process of a machine takes the one of its number. Two processes on one GPU
+    would work, at half the speed each, and nobody would know why; NCCL refuses them late, and in
+    its own words.
+
+    Args:
+        config: `device` and `precision` are looked at.
+        world: says which process of its machine this is.
 
     Raises:
         ConfigError: the device that was asked for is not there, or there are too few.
     """
-    # In the order of preference.
+    # In the order of preference. What was asked for by name is taken or refused, never replaced: a
+    # run on a CPU that was meant for a GPU would go on for days before somebody looked.
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -69,6 +112,7 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
                 f"process {world.local_rank} of this machine has no GPU of its own: there are "
                 f"{torch.cuda.device_count()}; start as many with torchrun --nproc-per-node"
             )
+        # Also for what allocates on "the" GPU without saying which, NCCL's buffers for one.
         torch.cuda.set_device(world.local_rank)
         return torch.device(name, world.local_rank), precision != "fp32"
     return torch.device(name), precision == "bf16"
@@ -77,8 +121,13 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
 def choose_attention(wanted: Attention, device: torch.device) -> tuple[AttentionName, str]:
     """Return the way to compute attention, and why.
 
+    All ways give the same numbers to rounding (`modeling/attention.py`). The reason goes into the
+    plan, where a choice that nobody made should be seen.
+
     >>> choose_attention("auto", torch.device("cpu"))
     ('blocked', 'auto: the fastest on a CPU')
+    >>> choose_attention("eager", torch.device("cpu"))
+    ('eager', 'asked for')
     """
     if wanted != "auto":
         return wanted, "asked for"
@@ -94,6 +143,22 @@ def identity_of(
 
     The number of processes only where it matters: a stream is read in as many shares, while text on
     the disk makes the same batches for any number of them, as long as an update has as many rows.
+    So of `--batch-size`, `--update-freq` and processes the product is kept, and a run may move:
+
+    >>> {"one GPU": 32 * 8 * 1, "eight of them": 32 * 1 * 8, "a smaller one": 4 * 64 * 1}
+    {'one GPU': 256, 'eight of them': 256, 'a smaller one': 256}
+
+    Text and tokenizer are known by hashes of what is in them: a file may be moved or renamed, but
+    not changed.
+
+    Args:
+        config: all settings.
+        text: of this rank.
+        world_size: processes.
+
+    Returns:
+        Values that JSON can hold, to be written into each checkpoint (`training/resume.py` compares
+        them). None of them is long: they are shown to the user if they differ.
     """
     objective, optimization = config.objective, config.optimization
     return {
@@ -113,7 +178,12 @@ def identity_of(
 
 
 def measure_plateau(text: Text) -> Plateau | None:
-    """Return the unigram plateau of the validation text, if there is one."""
+    """Return the unigram plateau of the validation text, if there is one.
+
+    Frequencies are those of the training text, since a guesser may have read no other. A stream has
+    not been read yet, and has none; guessing by the frequencies of the validation text itself would
+    be guessing with the answers at hand.
+    """
     train_V = text.training_counts
     if text.valid is None or train_V is None:
         return None

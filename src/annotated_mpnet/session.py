@@ -5,23 +5,44 @@ the two, and is the same on all ranks: each of its methods is called by all of t
 part that needs a disk on rank 0 only. So the order of what happens can be read here as if there
 were one process:
 
-    beginning    the checkpoint to go on from: find it, compare it, load it       or update 0
-    train        the loop, which calls back to save
-    test         the best model, on text that nothing was chosen by
-    text_read    what became of the text, and how much of it was left out
-    export       the best model, as Hugging Face's
+                 rank 0                                      the others
+    ---------    -----------------------------------------   ----------------------------------
+    beginning    finds a checkpoint, verifies, compares it   wait; take over state and tensors
+    train        makes updates, calls back to save           the same, and hand over their shares
+    test         loads the best model; measures              take it over; measure other rows
+    export       writes the best model as Hugging Face's     hand over their shares
+
+In code that looks like this, again and again: `if self.directory is not None` for what only rank 0
+can do, `world.first(...)` for what it does while the others wait, and exchanges outside of both. An
+exchange within one of them would be made by rank 0 alone, and wait for ever.
+
+**Refusals first.** A resume can fail in three ways: no checkpoint is whole, it is another run's, or
+the run has become another one by its flags. All of that is found out on rank 0, before a single
+weight is put anywhere. And a checkpoint of a run that is complete is compared too, but its tensors
+are not loaded: the run is left as it is.
 
 **What travels between ranks.** A checkpoint is read once, by rank 0, and its tensors are sent to
-the others, so that a machine without a view of the disk can take part. On the way back whole
-tensors are put together one by one; each rank's place in a stream is collected, a few megabytes
-each.
+the others, so that a machine without a view of the disk can take part: of MPNet-base, the network
+and AdamW's two means, in GB
+
+>>> round(109_518_527 * (4 + 8) / 1e9, 1)
+1.3
+
+On the way back, whole tensors are put together from the shares of all ranks if there are shares
+(--fsdp), and held by each of them until rank 0 has written; each rank's place in a stream is
+collected, a few megabytes each.
+
+**Which model is tested?** The best one, not the last one: validation text has chosen it, and the
+test text is looked at once, afterwards. Looked at during the run it would help to choose, and its
+loss would no longer be that of text that the model has never met in any way. The same model is then
+exported, so that what is tested is what is used.
 
 Next: `training/checkpoint.py` for what is written; `run.py`, which builds all this.
 """
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -62,14 +83,23 @@ from annotated_mpnet.training.resume import (
     newest_valid_checkpoint,
 )
 from annotated_mpnet.training.retention import prune
-from annotated_mpnet.training.run_directory import EXPORT, RunDirectory
+from annotated_mpnet.training.run_directory import EXPORT, RunDirectory, nothing_to_resume
 from annotated_mpnet.training.trainer import Evaluation, Progress, Trainer
 
 
 class Session:
     """The parts of a run that need its directory.
 
+    In the order in which `run.py` calls them: `beginning`, `train`, `test`, `export`, `text_read`.
+    Each is called by all ranks, or by none.
+
     Attributes:
+        config: all settings.
+        text: of the run; of a stream, this rank's share.
+        directory: the run's; None on all ranks but the first.
+        trainer: the loop.
+        world: the ranks.
+        collator: makes batches of rows.
         identity: what a resume must find unchanged.
     """
 
@@ -100,6 +130,13 @@ class Session:
     def beginning(self) -> Progress:
         """Return where the run stands, with weights and optimizer as they were there.
 
+        A new run stands at update 0, with the weights that `initial_weights.py` has given it, and
+        there is nothing to load. On a resume the identity is the present one, and not that of the
+        checkpoint: what --allow-change has permitted once need not be permitted again.
+
+        Returns:
+            The state, the same on all ranks, and this rank's place in the stream.
+
         Raises:
             CheckpointError: there is no whole checkpoint to go on from, or it is of another run
                 than the configuration describes.
@@ -107,7 +144,8 @@ class Session:
         """
         resuming = self.config.run.resuming
         found = self._find() if resuming and self.directory is not None else None
-        # Refusals first, on rank 0, so that nothing is half put back anywhere.
+        # Refusals first, on rank 0, so that nothing is half put back anywhere. From here on `known`
+        # says on all ranks what `found` says only there: whether there is something to go on from.
         known = self.world.first(lambda: None if found is None else self._compare(found))
         if known is None:
             state = TrainState(
@@ -119,6 +157,7 @@ class Session:
             )
             return Progress(state)
         state, streams = known
+        # Gigabytes that nobody would train on are not sent around.
         if not self.is_complete(state):
             tensors = found.checkpoint.optimizer_tensors if found else None
             self.trainer.network.load(found.checkpoint.model_tensors if found else {})
@@ -126,16 +165,28 @@ class Session:
         return Progress(state, self._own_stream(streams))
 
     def is_complete(self, state: TrainState) -> bool:
-        """Tell whether a run at this state has nothing left to train."""
+        """Tell whether a run at this state has nothing left to train.
+
+        A larger --total-updates gives it something again: the number is no part of the identity.
+        """
         return state.update >= self.config.optimization.total_updates
 
     def train(self, progress: Progress) -> TrainState:
-        """Run the loop from where the run stands to the end."""
+        """Run the loop from where the run stands to the end.
+
+        Validation batches are made anew for each evaluation, in the same order and with the same
+        masks (`data/loader.py`): to keep them would take more memory than to make them takes time.
+        """
         validation = None if self.text.valid is None else partial(self._batches, self.text.valid)
         return self.trainer.train(progress, self.source(), validation, self._save)
 
     def source(self) -> UpdateSource:
-        """Return what feeds this rank's loop."""
+        """Return what feeds this rank's loop.
+
+        Rows on the disk are shared out by the loader: of the batches k, k + 1, ... of an update,
+        each rank takes its own. A stream was shared out when it was opened (`data/texts.py`):
+        nobody could reach row number k of it without reading all rows before.
+        """
         train, batch_size = self.text.train, self.config.optimization.batch_size
         if not isinstance(train, PackedRows):
             return StreamLoader(train, self.collator, batch_size)
@@ -145,9 +196,14 @@ class Session:
         )
 
     def test(self) -> Evaluation | None:
-        """Load the best model, and measure it once on text that nothing was chosen by."""
-        # The test text is looked at once, by the model that the validation text has chosen. Were it
-        # looked at during the run, it would help to choose, and prove nothing.
+        """Load the best model, and measure it once on text that nothing was chosen by.
+
+        Without validation there is no best model, and the last one stays in hand. It is loaded even
+        without a test text, for the export.
+
+        Returns:
+            Bits and accuracy; None without a test text.
+        """
         best = self._load_best() if self.directory is not None else None
         if self.world.first(lambda: best is not None):
             self.trainer.network.load(best.model_tensors if best else {})
@@ -160,7 +216,11 @@ class Session:
         return result
 
     def text_read(self) -> list[str]:
-        """Return what became of each text, in lines: of rank 0, which knows of all others."""
+        """Return what became of each text, in lines: of rank 0, which knows of all others.
+
+        Text on the disk was counted when it was packed. Of a stream it is the counts of the last
+        checkpoint: those of this moment would count what was read ahead and never trained on.
+        """
         texts = {"training": self.text.train, "validation": self.text.valid, "test": self.text.test}
         return [
             f"{name} text: {rows.report if isinstance(rows, PackedRows) else self._stream_counts}"
@@ -169,7 +229,15 @@ class Session:
         ]
 
     def export(self) -> Path | None:
-        """Export the model in hand, after `test` the best one, if Hugging Face can represent it."""
+        """Export the model in hand, after `test` the best one, if Hugging Face can represent it.
+
+        What it cannot represent (pre-norm, other buckets, ...) is no reason to fail at the end of a
+        run: that was said at its beginning, too (`initial_weights.check_export`), and the
+        checkpoints are there.
+
+        Returns:
+            The directory; None if there is no export.
+        """
         model_config = self.trainer.model.config
         if not self.config.run.export_hf:
             return None
@@ -182,7 +250,11 @@ class Session:
         return self.world.first(lambda: self._export(tensors))
 
     def _find(self) -> Resumable:
-        """Load the checkpoint to resume from: the one that was named, or the newest valid one."""
+        """Load the checkpoint to resume from: the one that was named, or the newest valid one.
+
+        Whoever names one means that one. So a damaged one is an error here, where the search would
+        go on to the next older.
+        """
         assert self.directory is not None
         wanted = self.config.run.resume_checkpoint
         if wanted is not None:
@@ -191,13 +263,16 @@ class Session:
             return Resumable(path, load_checkpoint(path), [])
         found = newest_valid_checkpoint(self.directory.path, self.directory.run_id)
         if found is None:
-            raise CheckpointError(
-                f"--resume finds no checkpoint in {self.directory.path}; start the run without it"
-            )
+            raise nothing_to_resume(self.directory.path)
         return found
 
     def _compare(self, found: Resumable) -> tuple[TrainState, list[StreamState]]:
-        """Return the state of a checkpoint, and of its stream on each rank, if it may be used."""
+        """Return the state of a checkpoint, and of its stream on each rank, if it may be used.
+
+        Says what is different from before. There are three kinds of difference: another network is
+        refused, another identity is refused unless --allow-change names it, and what else decides
+        an update (learning rate, dropout, ...) is told as a fact.
+        """
         tracker, checkpoint = self.trainer.tracker, found.checkpoint
         for warning in found.warnings:
             tracker.warn(warning)
@@ -212,25 +287,44 @@ class Session:
             for loss in losses:
                 tracker.warn(f"{loss}: from here on this is not exactly the uninterrupted run")
             tracker.say(f"resuming from {found.path}, after update {state.update}")
+            # The updates behind the checkpoint are made again, and log their lines again.
             if dropped := tracker.rewind(state.update):
                 tracker.say(f"{dropped} lines of metrics from behind it were dropped")
         return state, streams
 
-    def _load_optimizer(self, tensors: dict[str, Tensor] | object) -> None:
-        """Put rank 0's means and step counts, whole ones, into the optimizers of all ranks."""
-        assert isinstance(tensors, dict)
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put rank 0's means and step counts, whole ones, into the optimizers of all ranks.
+
+        Under the names of `optimizer_tensors`, of which the first part says what it is and the rest
+        whose:
+
+        >>> "exp_avg.lm_head.dense.weight".partition(".")[::2]
+        ('exp_avg', 'lm_head.dense.weight')
+
+        Args:
+            tensors: on rank 0; nothing on the others.
+        """
         optimizer, model = self.trainer.optimizer, self.trainer.model
-        # `exp_avg.NAME` is cut as the parameter NAME is; a step count is whole everywhere.
+        # A mean has the shape of its parameter and is cut as that is; a step count is a scalar, and
+        # whole everywhere.
         parameters = dict(model.named_parameters())
         shares = {}
         for name, tensor in self.world.spread(tensors):
             parameter = parameters.get(name.partition(".")[2])
-            cut = parameter is not None and tensor.dim() > 0
-            shares[name] = share_of(parameter, tensor) if cut and parameter is not None else tensor
+            if parameter is not None and tensor.dim() > 0:
+                tensor = share_of(parameter, tensor)
+            shares[name] = tensor
         load_optimizer_tensors(optimizer, model, shares)
 
     def _own_stream(self, streams: list[StreamState]) -> StreamState | None:
-        """Return where this rank goes on in a stream; None for text on the disk."""
+        """Return where this rank goes on in a stream; None for text on the disk.
+
+        Each rank takes its own state out of those of all, by its number: with 8 ranks as with 1.
+        Another number of ranks is part of another identity, and comes here only if it was allowed.
+
+        Args:
+            streams: of all ranks of the former run, in their order.
+        """
         if not streams:
             return None
         if len(streams) == self.world.size:
@@ -244,6 +338,11 @@ class Session:
         )
 
     def _load_best(self) -> Checkpoint | None:
+        """Load the best model, verified, without AdamW's means, which are two thirds of it.
+
+        From the disk, although the network in hand may be the same: what is tested and exported is
+        then what is kept. None if no validation was ever made.
+        """
         assert self.directory is not None
         path = self.directory.path / BEST
         if not path.exists():
@@ -253,6 +352,11 @@ class Session:
         return best
 
     def _export(self, tensors: dict[str, Tensor]) -> Path:
+        """Write the Hugging Face model into `hf/`, which is proven to compute the same logits.
+
+        Over a former export: of an interrupted start of the same run, to which the directory
+        belongs.
+        """
         assert self.directory is not None
         # A network of its own, on the CPU: that of the loop may be shared out, or compiled.
         model = MPNetForPretraining(self.trainer.model.config)
@@ -265,19 +369,29 @@ class Session:
         )
         return report.directory
 
-    # An evaluation keeps no activations for a backward pass: the training's batch size fits.
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
+        """Yield this rank's batches of an evaluation.
+
+        It keeps no activations for a backward pass: the training's batch size fits.
+        """
         batch_size, world = self.config.optimization.batch_size, self.world
         return evaluation_batches(rows, self.collator, batch_size, world.rank, world.size)
 
     def _changed_settings(self) -> Iterator[str]:
-        """Yield what differs from the settings of the run so far, among those that may."""
+        """Yield what differs from the settings of the run so far, among those that may.
+
+        Read off the `config.toml` that the former start has left. The present one is written only
+        behind this (`run.py`). A file is compared with a file, so that a setting is spelled in the
+        same way in both; one that is unset has no line, and is None here.
+        """
         assert self.directory is not None
         path = self.directory.path / "config.toml"
         if not path.exists():
             return
         before = tomllib.loads(path.read_text(encoding="utf-8"))
         now = tomllib.loads(to_toml(self.config))
+        # Only what decides an update. Of the other groups, some cannot change (the architecture),
+        # some are in the identity (the data), and the rest decides nothing (the machine, records).
         for group in ("objective", "optimization"):
             for name in sorted(before[group].keys() | now[group].keys()):
                 old, new = before[group].get(name), now[group].get(name)
@@ -285,7 +399,15 @@ class Session:
                     yield f"{name} was {old} and is {new}"
 
     def _save(self, name: str, progress: Progress) -> None:
-        """Write a checkpoint, and delete the oldest ones only after it is safely there."""
+        """Write a checkpoint, and delete the oldest ones only after it is safely there.
+
+        All ranks come here, in the same update, because `whole` needs all of them for each tensor:
+        so they are collected here, and rank 0 alone goes on to write.
+
+        Args:
+            name: `checkpoint2500`, or `best_checkpoint`.
+            progress: of this rank; the streams differ.
+        """
         model, optimizer = self.trainer.model, self.trainer.optimizer
         means = None
         if self.config.run.save_optimizer_state:
@@ -301,6 +423,17 @@ class Session:
         streams: list[StreamState | None],
         tensors: tuple[dict[str, Tensor], dict[str, Tensor] | None],
     ) -> None:
+        """Write and prune, on rank 0.
+
+        Args:
+            name: of the checkpoint.
+            state: the same on all ranks.
+            streams: of all ranks, in their order; each None for text on the disk.
+            tensors: the network's and the optimizer's, whole; the second None if not wanted.
+
+        Raises:
+            WriteError: the disk is full, or not writable. Former checkpoints are as they were.
+        """
         assert self.directory is not None
         path, run_id = self.directory.path, self.directory.run_id
         known = [each for each in streams if each is not None]
@@ -317,17 +450,25 @@ class Session:
             optimizer_tensors=tensors[1],
         )
         save_checkpoint(path, name, checkpoint, self._save_tokenizer)
+        # Behind the return of `save_checkpoint`, and not before: until then the oldest may be the
+        # only one. What cannot be deleted is a warning, and no reason to end a run.
         for warning in prune(path, self.config.run.keep_checkpoints, run_id, protected={name}):
             self.trainer.tracker.warn(warning)
 
     def _save_tokenizer(self, directory: Path) -> None:
+        # Into each checkpoint: weights without their vocabulary are numbers without a meaning, and
+        # the place where the tokenizer came from may be gone by the time that somebody needs it.
         self.text.tokenizer.save_pretrained(directory)
 
 
 def collator_of(
     config: PretrainingConfig, text: Text
 ) -> DataCollatorForMaskedPermutedLanguageModeling:
-    """Return what makes batches of a run's rows; its evaluation twin has masks of its own."""
+    """Return what makes batches of a run's rows; its evaluation twin has masks of its own.
+
+    The seed is the run's: masks are a function of it, of the epoch and of the row, and so of
+    nothing that a resume, a number of ranks or a batch size could change.
+    """
     return DataCollatorForMaskedPermutedLanguageModeling(
         text.vocabulary,
         config.objective,
@@ -338,7 +479,25 @@ def collator_of(
 
 
 def _stream_parts(states: list[StreamState]) -> StreamParts | None:
-    """Return what a checkpoint keeps of a stream: the ranks' states, side by side."""
+    """Return what a checkpoint keeps of a stream: the ranks' states, side by side.
+
+    Plain values go into `stream.json`, arrays into `stream.safetensors`, which has one flat table
+    of names; so a rank's number stands in front of them.
+
+    >>> plain, tensors = _stream_parts([StreamState(rank=rank, world_size=2) for rank in range(2)])
+    >>> [each["rank"] for each in plain["ranks"]]
+    [0, 1]
+    >>> sorted(tensors)[:2]
+    ['0.pending_ids', '0.pending_lengths']
+    >>> [state.rank for state in _streams_from((plain, tensors))]
+    [0, 1]
+
+    Args:
+        states: of all ranks, in their order; none for text on the disk.
+
+    Returns:
+        Values and tensors; None without a stream.
+    """
     if not states:
         return None
     parts = [state.to_parts() for state in states]
@@ -352,6 +511,15 @@ def _stream_parts(states: list[StreamState]) -> StreamParts | None:
 
 def _streams_from(parts: StreamParts) -> list[StreamState]:
     """Return the states that `_stream_parts` put together.
+
+    The file is whole, or it would not have come so far (`training/manifest.py`). But whole is not
+    yet what one expects: another version may have written it.
+
+    >>> try:
+    ...     _streams_from(({"ranks": 3}, {}))
+    ... except CheckpointError as error:
+    ...     print(str(error).partition(":")[0])
+    the state of the stream has other parts than expected
 
     Raises:
         CheckpointError: these are not its parts.

@@ -5,7 +5,20 @@
 Each process (a *rank*) holds the network, reads its own rows, and computes a gradient. These are
 added up, every rank takes the same step, and so all networks stay the same without ever being
 compared. That is the whole of data-parallel training, and DistributedDataParallel (DDP) does it,
-while the backward pass is still going on for the layers below. What is left to do here:
+while the backward pass is still going on for the layers below:
+
+    each rank computes    forward    layer 11   layer 10   layer 9   ...   layer 0
+    and exchanges                               layer 11   layer 10  ...   layer 1   layer 0
+
+(in portions of 25 MB, which is about a layer). Only the last one is waited for. The gradient of
+MPNet-base has 4 bytes for each weight; with eight ranks in a ring each of them sends 2 x 7/8 of it,
+in MB:
+
+>>> weights = 109_518_527
+>>> round(4 * weights * 2 * 7 / 8 / 1e6)
+767
+
+and that once in an update, however many micro-batches it has. What is left to do here:
 
 **The sum, not the mean.** The gradient of an update is d/dw of the summed loss, divided by the
 predicted tokens of the update *on all ranks*. DDP divides what it adds up by the number of ranks;
@@ -18,25 +31,38 @@ tokens that lose 5 nats each, the other with 10 that lose 2:
 4.7
 
 which is the mean over the hundred tokens. A mean of the ranks' own means would be 3.5, and would
-give each of the ten tokens nine times the weight of one of the ninety. (HF: the Trainer asks for
-the tokens of all ranks since 2024, if told to. annotated-mpnet: trains on one device.)
+give each of the ten tokens nine times the weight of one of the ninety. (HF: the Trainer counts the
+tokens of all ranks too; `trainer.py` says what becomes of the count. annotated-mpnet: trains on one
+device.)
 
 **Agreement.** Whatever changes the course of the run must change it on all ranks in the same
 update, or those that go on wait for ever for those that do not. A signal reaches the ranks at
 different moments, a broken file only one of them. So the ranks exchange a few numbers in each
 update (`World.gather`), on the CPU, where no GPU is waited for; and whatever follows from them
-follows on all alike.
+follows on all alike. The rule behind it is short, and easily broken by an `if`: *all ranks call the
+same exchanges in the same order*. An exchange that stands behind `if world.is_first` hangs.
 
 **One voice.** Rank 0 alone writes files and speaks. An error is reported by the rank that met it
 first: it leaves a mark in the store through which the processes found each other, and those that
 fail later, mostly because it is gone, see the mark and keep quiet. A rank that was killed leaves
 none; then its neighbours say that it is gone.
 
+    rank 1    cannot read a file    is failure 1: leaves "3 rank 1: ...", says it, ends with 3
+    rank 0    waits for rank 1      its connection breaks; is failure 2: reads that, ends with 3
+
 **Sharding** (--fsdp). Weights, gradients and AdamW's means are cut into as many parts as there are
 ranks, and a layer's weights are put together only for the moment in which it is computed. A network
-of N weights then needs 16 N / ranks bytes on each device instead of 16 N; the price is that its
-weights travel three times in each micro-batch where DDP's gradients travel once in each update.
-Checkpoints hold whole tensors under the same names, so that a run may go on either way.
+of N weights then needs 16 N / ranks bytes on each device instead of 16 N. Only gradients that are
+still being added up, in updates of several micro-batches, stay whole until the last of them. For
+MPNet-base in GB: whole; shared out among eight; the same with several micro-batches:
+
+>>> ranks = 8
+>>> [round(each * weights / 1e9, 2) for each in (16, 16 / ranks, 12 / ranks + 4)]
+[1.75, 0.22, 0.6]
+
+The price is that a layer's weights travel twice in each micro-batch, on the way there and on the
+way back, where with DDP they never do. Checkpoints hold whole tensors under the same names, so that
+a run may go on either way.
 
 **How many ranks** is no part of a run of local text: batch k is a function of (data, seed, k), and
 which rank computes it does not matter. Stopped on two ranks, a run goes on with one, on the same
@@ -77,11 +103,23 @@ from annotated_mpnet.modeling import MPNetForPretraining
 T = TypeVar("T")
 
 FAILURES, FIRST_FAILURE = "annotated_mpnet/failures", "annotated_mpnet/first_failure"
+"""What stands in the store: how many have failed, and what the first of them said."""
 
 
 @dataclass(frozen=True)
 class World:
     """The processes of a run, as one of them sees it. Alone, everything here costs nothing.
+
+    So the loop is written once, for any number of them, and asks nowhere how many there are:
+
+    >>> alone = World()
+    >>> alone.gather(90, 600), alone.sum(90, 600), alone.first(lambda: "done")
+    ([(90, 600)], [90, 600], 'done')
+
+    On two machines of four GPUs each:
+
+        rank          0  1  2  3    4  5  6  7
+        local_rank    0  1  2  3    0  1  2  3
 
     Attributes:
         rank: this process, from 0.
@@ -102,7 +140,14 @@ class World:
         """Return what each rank said, in order of ranks; all must say equally many numbers.
 
         In float64, so that counts are exact up to 2^53, and the same list on every rank: what is
-        computed from it, in whatever order, is the same everywhere.
+        computed from it, in whatever order, is the same everywhere. A sum made by the exchange
+        itself would save nothing, with so few numbers, and leave its order to the backend.
+
+        Args:
+            numbers: a handful, as many on each rank.
+
+        Raises:
+            ProcessLostError: a rank is gone, or did not answer in time; as from all exchanges.
         """
         if self.size == 1:
             return [numbers]
@@ -113,11 +158,15 @@ class World:
         return [tuple(each.tolist()) for each in everybody]
 
     def sum(self, *numbers: float) -> list[float]:
-        """Return the sums over all ranks."""
+        """Return the sums over all ranks, one for each number."""
         return [sum(column) for column in zip(*self.gather(*numbers), strict=True)]
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return the value of each rank, in order; for small things, they are serialised."""
+        """Return the value of each rank, in order; for small things, they are serialised.
+
+        By pickle, which runs code when it is read. That is no danger here: what is read was written
+        a moment ago by another process of the same run, and never lies in a file.
+        """
         if self.size == 1:
             return [value]
         everybody: list[T] = [value] * self.size
@@ -128,7 +177,13 @@ class World:
     def first(self, action: Callable[[], T]) -> T:
         """Let rank 0 do something while the others wait; return its result on all.
 
-        What it raises ends rank 0, and the others notice that.
+        What it raises ends rank 0, and the others notice that. They wait no longer than
+        --distributed-timeout, which therefore must be longer than the longest action, such as to
+        write a checkpoint to a slow disk.
+
+        Args:
+            action: what only one may do, as to write a file, or only one can. It must not exchange
+                anything: the others are not there to take part.
         """
         result = [action() if self.is_first else None]
         if self.size > 1:
@@ -139,8 +194,14 @@ class World:
     def spread(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield rank 0's named tensors on all ranks, one at a time; the others' are not looked at.
 
-        One at a time, so that a process never holds more of it than it keeps.
+        One at a time, so that a process never holds more of it than it keeps: beside the network
+        that is filled, at most a table of token embeddings, 94 MB in MPNet-base.
+
+        Args:
+            tensors: on rank 0, on the CPU; what the others give is ignored.
         """
+        # Names, shapes and types first: the others must have room of the right size ready.
+
         described = self.first(lambda: [(n, t.shape, t.dtype) for n, t in tensors.items()])
         for name, shape, dtype in described:
             tensor = tensors[name] if self.is_first else torch.empty(shape, dtype=dtype)
@@ -153,7 +214,13 @@ class World:
     def noticing_loss(self) -> Iterator[None]:
         """Turn the error of a broken connection into one that says what happened.
 
-        Each backend has errors of its own for it, some of them plain RuntimeErrors with a text.
+        Each backend has errors of its own for it, some of them plain RuntimeErrors with a text. All
+        else goes through unchanged, as does everything where there is nobody to lose.
+
+        >>> with World(rank=1, size=2).noticing_loss():
+        ...     raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+        Traceback (most recent call last):
+        annotated_mpnet.errors.ProcessLostError: rank 1 of 2 lost the others: one of them ...
         """
         try:
             yield
@@ -170,6 +237,14 @@ class World:
 @contextmanager
 def open_world(timeout: int) -> Iterator[World]:
     """Find the other processes, if torchrun started any, for as long as the block lasts.
+
+    torchrun tells each process in its environment who it is (RANK, LOCAL_RANK), how many there are
+    (WORLD_SIZE), and where to meet (MASTER_ADDR, MASTER_PORT). Without these, a run is alone, and
+    nothing of `torch.distributed` is started:
+
+    >>> with open_world(timeout=600) as world:
+    ...     world
+    World(rank=0, size=1, local_rank=0)
 
     Args:
         timeout: seconds to wait for the others, now and in each exchange.
@@ -195,18 +270,19 @@ def open_world(timeout: int) -> Iterator[World]:
 
 
 def _connect(world: World, timeout: timedelta) -> Store:
+    """Meet the others; return the store by which they were found, a dictionary that all share.
+
+    We make it ourselves, where `init_process_group` could, to keep a hand on it: when a connection
+    breaks, it is what is left to say why (`_one_voice`). PyTorch's own keys get a prefix, so that
+    they cannot meet ours.
+    """
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         # Numbers are exchanged on the CPU, gradients where they are.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend,
-            store=PrefixStore("run", store),
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-        )
+        own = PrefixStore("run", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
         return store  # type: ignore[no-any-return]
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -218,7 +294,11 @@ def _connect(world: World, timeout: timedelta) -> Store:
 
 
 def _one_voice(store: Store, world: World, error: UserError) -> UserError:
-    """Return the error to end with: this rank's own if it is the first to fail."""
+    """Return the error to end with: this rank's own if it is the first to fail.
+
+    `add` counts for all ranks, one at a time: it can return 1 only once, even if two fail in the
+    same moment. The mark itself follows a moment later, and `get` waits until it is there.
+    """
     try:
         if store.add(FAILURES, 1) == 1:
             store.set(FIRST_FAILURE, f"{error.exit_code} rank {world.rank}: {error}")
@@ -230,6 +310,13 @@ def _one_voice(store: Store, world: World, error: UserError) -> UserError:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process does not answer.
+
+    >>> _is_lost_connection(RuntimeError("Timed out waiting 30000ms for recv operation"))
+    True
+    >>> _is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"))
+    False
+    """
     return isinstance(error, dist.DistError) or bool(
         re.search(r"gloo|NCCL|Connection|[Tt]imed? ?out|Broken pipe|Socket", str(error))
     )
@@ -246,7 +333,17 @@ class SharedNetwork:
     def __init__(
         self, model: MPNetForPretraining, world: World, device: torch.device, *, fsdp: bool = False
     ) -> None:
-        """Move a network to its device and share it out; nothing is shared by one process alone."""
+        """Move a network to its device and share it out; nothing is shared by one process alone.
+
+        The optimizer must be built after this, of the parameters that are there then: with --fsdp
+        they are others, and AdamW's means take their shapes from them.
+
+        Args:
+            model: on the CPU, with the same weights on all ranks.
+            world: the ranks.
+            device: this rank's.
+            fsdp: whether to cut it into shares.
+        """
         self.model = model
         self.world = world
         self._loss: nn.Module = _SummedLoss(model)
@@ -263,7 +360,8 @@ class SharedNetwork:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
         elif world.size > 1:
-            # Gradients live in the very memory from which they are sent.
+            # Gradients live in the very memory from which they are sent; otherwise there would be
+            # two of each, 438 MB more for MPNet-base.
             self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
 
     def close(self) -> None:
@@ -274,10 +372,18 @@ class SharedNetwork:
         four).
         """
         self._loss = nn.Identity()
-        gc.collect()
+        # Whatever still refers to it does so in a circle. To look for these takes a third of a
+        # second, which a run by one process need not spend.
+        if self.world.size > 1:
+            gc.collect()
 
     def loss_sum(self, batch: Batch, input_mode: InputMode) -> Tensor:
-        """Return this rank's summed loss over a batch, a scalar, ready for `backward`."""
+        """Return this rank's summed loss over a batch, a scalar, ready for `backward`.
+
+        By way of the module that DDP wraps, if there is one. Called on the model itself, the loss
+        would be the same, and the gradients would stay on their ranks: no error, and as many
+        networks as ranks, which drift apart.
+        """
         return self._loss(  # type: ignore[no-any-return]
             batch.input_ids,
             batch.predicted_positions,
@@ -290,7 +396,11 @@ class SharedNetwork:
         """Within the block, the gradients of a micro-batch are added to those of the other ranks.
 
         Only after the last micro-batch of an update: until then each rank adds up its own, and
-        nothing travels.
+        nothing travels. A sum of sums is the same sum, and with 16 micro-batches a sixteenth of the
+        traffic.
+
+        Args:
+            last: whether it is the last one.
         """
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
@@ -308,19 +418,33 @@ class SharedNetwork:
             self.model.reshard()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put rank 0's weights, whole ones, into the networks of all ranks."""
+        """Put rank 0's weights, whole ones, into the networks of all ranks.
+
+        Into the memory that is there, since the optimizer and DDP hold on to it. The names are
+        those of a checkpoint; a tied weight has one.
+
+        Args:
+            tensors: on rank 0; the others may give nothing.
+        """
         own = self.model.state_dict()
         for name, tensor in self.world.spread(tensors):
             with torch.no_grad():
                 own[name].copy_(share_of(own[name], tensor))
 
     def whole_tensors(self) -> dict[str, Tensor]:
-        """Return the whole weights; see `whole`."""
+        """Return the whole weights by name, on all ranks; see `whole`.
+
+        With --fsdp this takes 4 bytes a weight on each device, for as long as they are kept.
+        """
         return {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
 
 
 class _SummedLoss(nn.Module):
-    """The loss as a module, because DDP watches the `forward` of a module."""
+    """The loss as a module, because DDP watches the `forward` of a module.
+
+    The model's own `forward` returns logits and not a loss. FSDP watches that one: it has its hooks
+    on the model and on each layer, and `loss_sum` passes by them.
+    """
 
     def __init__(self, model: MPNetForPretraining) -> None:
         super().__init__()
@@ -335,6 +459,7 @@ class _SummedLoss(nn.Module):
         input_mode: InputMode,
     ) -> Tensor:
         """Return the summed loss; the arguments are the tensors of a `Batch`."""
+        # The loss does not ask for the counts of a batch.
         batch = Batch(input_ids, predicted_positions, predicted_ids, attention_mask, 0, 0)
         return self.model.loss_sum(batch, input_mode)
 
@@ -343,12 +468,24 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor put together from the shares of all ranks, or as it is if it is whole.
 
     All ranks must ask for the same ones in the same order.
+
+    >>> tensor = torch.ones(2)
+    >>> whole(tensor) is tensor
+    True
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share_of(like: Tensor, tensor: Tensor) -> Tensor:
-    """Return this rank's share of a whole tensor, cut as another one is; or all of it."""
+    """Return this rank's share of a whole tensor, cut as another one is; or all of it.
+
+    The inverse of `whole`. FSDP cuts along the first dimension: of a matrix of 3072 rows, each of
+    eight ranks has 384.
+
+    Args:
+        like: a parameter; the result goes to its device.
+        tensor: whole, and the same on all ranks.
+    """
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     # Every rank has all of it, so that nothing has to be sent.

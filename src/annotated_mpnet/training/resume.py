@@ -90,7 +90,7 @@ def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
         except CheckpointError as error:
             warnings.append(f"skipped: {error}")
     # No checkpoint at all and none that is whole are two things: the first is a run that was
-    # stopped before it saved, and may start at update 0.
+    # killed before it saved, and may be started anew.
     if warnings:
         raise CheckpointError(
             f"none of the {len(warnings)} checkpoints in {directory} can be resumed; the newest: "

@@ -125,9 +125,11 @@ def newest_first(directory: Path) -> list[Path]:
     ...         (Path(folder) / name).mkdir()
     ...     print([path.name for path in newest_first(Path(folder))])
     ['checkpoint100', 'checkpoint10', 'checkpoint9']
+
+    A directory that is not there has none.
     """
     found = []
-    for path in directory.iterdir():
+    for path in directory.iterdir() if directory.is_dir() else ():
         numbered = NUMBERED.fullmatch(path.name)
         if numbered is not None:
             found.append((int(numbered[1]), 1, path))

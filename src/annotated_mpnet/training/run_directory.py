@@ -32,15 +32,15 @@ empty corpus) is no run and stands in nobody's way:
 
     what lies there              neither flag    --resume            --overwrite
     ---------------------------  --------------  ------------------  --------------------
-    nothing, or files of others  a new run       a new run           a new run
-    an aborted start             a new run       a new run           a new run
+    nothing, or files of others  a new run       no checkpoint       a new run
+    an aborted start             a new run       no checkpoint       a new run
     a run                        refused         goes on             deleted, then a new run
     files of a run, but no id    refused         refused             refused
 
-That `--resume` starts a new run where there is none is on purpose: a script that always says
-`--resume` can be started again and again, by a scheduler too, and goes on as soon as there is
-anything to go on with. And without an id not even `--overwrite` gets in: nothing proves whose files
-they are.
+*No checkpoint* is an error too, but not of this class, for which a directory without a run is a new
+one: `nothing_to_resume`. It is also what is said of a run that was killed before it saved anything;
+its metrics are in the way of a new run, which then needs `--overwrite`. And without an id not even
+`--overwrite` gets in: nothing proves whose files they are.
 
 *A clean-up deletes too much.* `--overwrite` deletes the names in the list above and no others, and
 no checkpoint that carries another run's id. The id is drawn once, and written before anything that
@@ -275,6 +275,18 @@ def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> No
         )
     if not (resume or overwrite) and holds_run(directory):
         raise _taken(directory)
+
+
+def nothing_to_resume(directory: Path) -> CheckpointError:
+    """Return the error of a `--resume` without a path in a directory without a checkpoint.
+
+    It would be kinder to scripts to begin at update 0 then. But the weights that a preset or a file
+    of settings begins with are left out where `--resume` stands (`parsing.py`), and nobody would
+    notice that the run began without them.
+    """
+    # With metrics in it, a new run would be refused as well: see the table.
+    way_out = "with --overwrite instead" if holds_run(directory) else "without it"
+    return CheckpointError(f"--resume finds no checkpoint in {directory}; start the run {way_out}")
 
 
 def holds_run(directory: Path) -> bool:

@@ -8,6 +8,17 @@
         clip the gradients, set the learning rate of u, take a step of AdamW
         now and then: log, evaluate, save
 
+That is all. Everything before it prepares a line of this, everything behind it looks after what a
+line leaves. `Trainer.update` is the inner part, `Trainer.train` the outer one.
+
+**How large is an update?** Paper, section 3.1: 8192 rows of 512 tokens, of which 15 % are
+predicted. No device holds that, so an update is cut into micro-batches, whose gradients are added
+up before a single step is made. A GPU that holds 32 rows needs 256 of them, eight such GPUs need 32
+each, and what the step sees is the same: N, in both cases, is about
+
+>>> 8192 * round(0.15 * 512)
+630784
+
 **What the loss is divided by.** N is the number of predicted tokens of the *whole update*, known
 before its first backward pass because the batches of an update are fetched together. Take an
 update of two micro-batches, one of long documents that predicts 90 tokens with a loss of 5 nats
@@ -22,25 +33,82 @@ where a mean of the micro-batches' means, which most training loops take, says
 3.5
 
 and would give a token of the short documents nine times the weight of one of the long. Divided by
-N, the gradient is that of one large batch, however it was cut. (HF: its Trainer learned to do this
-for causal models in 2024; `run_mlm` averages means. Paper and fairseq: as here.)
+N, the gradient is that of one large batch, however it was cut.
+
+Paper and fairseq: as here. HF: since 2024 the Trainer counts the tokens of all micro-batches, gives
+the count to any model that takes keyword arguments, and trusts it to divide. `MPNetForMaskedLM`
+takes them and does not look (transformers 5.23): the gradient is the *sum* of the means, k times
+as long with k micro-batches, and so is the loss that is logged. AdamW divides the length of a
+gradient out again, so that the run gets along; clipping, below, then comes k times as early.
+
+**What a loss should be at the beginning.** Fresh weights of N(0, 0.02) say nothing about any token,
+so that each is as likely as the next, and the first line of metrics should show about
+
+>>> import math
+>>> round(math.log(30_527), 1), round(math.log2(30_527), 1)  # nats, bits, of MPNet's vocabulary
+(10.3, 14.9)
+
+More, and the weights fit together badly: a fresh head on somebody's trained encoder began at 19
+bits (`docs/log.md`). Less, and something is known already: frequencies, with `--head-bias
+frequencies`, or all that a former training has learned. Then the loss falls to the unigram plateau
+(`data/statistics.py`) and rests there for a while: the network knows how often words occur, and not
+yet how to look at others. If it ever falls towards 0, a query sees the token that it predicts.
+
+**Clipping.** Now and then an update has a gradient many times as long as usual. All of it is made
+shorter by one factor, so that it keeps its direction. For two weights, with a longest of 1:
+
+>>> weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+>>> for weight, gradient in zip(weights, (30.0, 40.0)):
+...     weight.grad = torch.tensor([gradient])
+>>> nn.utils.clip_grad_norm_(weights, 1.0).item()
+50.0
+>>> [round(weight.grad.item(), 4) for weight in weights]
+[0.6, 0.8]
+
+Cut one by one they would be 1 and 1: another direction, in which nobody has asked to go. AdamW
+does not mind how long gradients are if all are equally long; it is the single long one that would
+stay in its means for the next 50 updates.
+
+**When it stops.** A loss or gradient that is no number ends the run *before* the update, because
+one such number is enough to lose all weights. It makes the length of the gradient no number
+either, and by that everything is divided:
+
+>>> weights[0].grad = torch.tensor([math.nan])
+>>> _ = nn.utils.clip_grad_norm_(weights, 1.0)
+>>> [weight.grad.item() for weight in weights]
+[nan, nan]
+
+AdamW would carry that into each weight, and the next checkpoint would keep it. (HF: the Trainer
+takes the step, and by default writes, in place of a loss that is no number, the mean of those
+before into its log: `logging_nan_inf_filter`.) A signal is honoured between two updates, after a
+checkpoint. Text that breaks off (a stream whose network is gone) also leaves a checkpoint first.
 
 **What makes a resume exact.** Everything random is a function of u and m (`randomness.py`), and an
 evaluation draws nothing. So a run that was interrupted and resumed, or evaluated more often, is the
 same run to the last bit, on the same machine with the same number of threads: sums of floating-
 point numbers depend on their order, which other kernels and thread counts choose differently.
 
+>>> (0.1 + 0.2) + 0.3 == 0.1 + (0.2 + 0.3)
+False
+
+**Batches come from ahead.** A thread makes those of the next updates while this one is computed.
+Text on the disk does not mind, because its batch k is a function of k. A stream does: it is further
+than what has been trained on. So each update brings along the state of the stream *behind it*,
+and that is what a checkpoint keeps. In a picture, with two updates made ahead:
+
+    the loop has done           0  1  2
+    the thread has made         0  1  2  3  4
+    the stream stands behind                4     a resume from here would leave out 3 and 4
+    the checkpoint has behind         2
+
 **Several processes** (`distributed.py`) change two lines: the number of predicted tokens is that
 of all ranks, and the last micro-batch of an update adds up everybody's gradients. Whatever may end
 the run, a signal or text that breaks off on one rank, is agreed upon between two updates, so that
 all ranks stop at the same one.
 
-**When it stops.** A loss or gradient that is no number ends the run *before* the update, because
-AdamW would carry a single infinity into every weight, and the next checkpoint would keep it. A
-signal is honoured between two updates, after a checkpoint. Text that breaks off (a stream whose
-network is gone) also leaves a checkpoint first.
-
 Next: `run.py`, which sets all this up; `optimizer.py`; `checkpoint.py`.
+
+    B batch   P predicted tokens   V vocabulary
 """
 
 import dataclasses
@@ -66,16 +134,14 @@ from annotated_mpnet.training.compilation import uncompiled
 from annotated_mpnet.training.distributed import SharedNetwork, whole
 from annotated_mpnet.training.memory import out_of_memory
 from annotated_mpnet.training.optimizer import learning_rate, set_learning_rate
-from annotated_mpnet.training.throughput import (
-    device_name,
-    memory_peak,
-    peak_flops,
-    training_flops,
-)
+from annotated_mpnet.training.throughput import device_name, memory_peak, peak_flops, training_flops
 from annotated_mpnet.training.tracking import Stopwatch, Tracker, nats_to_bits
 
 PREFETCHED_UPDATES = 2
-"""Updates whose batches are made ahead, while the ones before them are trained on."""
+"""Updates whose batches are made ahead, while the ones before them are trained on. One would do if
+all took the same time; the second makes up for a batch that takes longer, a file that must be
+opened. More would only hold memory: with the paper's 8192 rows of 512 tokens, ids and positions of
+an update are 44 MB."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +166,11 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: its state, and that of its stream of text, if it has one."""
+    """Where a run stands: its state, and that of its stream of text, if it has one.
+
+    The two belong together: both are from behind the same update. A checkpoint is made of them, and
+    of the tensors (`session.py`).
+    """
 
     state: TrainState
     stream: StreamState | None = None
@@ -108,7 +178,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in bits per predicted token, and the share of them that was predicted right."""
+    """What a network is worth on text that it is not trained on.
+
+    Attributes:
+        bits: loss per predicted token, as a mean over tokens.
+        accuracy: the share of them to which the network gives more than to any other token. It is
+            easier to imagine than bits, and coarser: a token that climbs from place 1000 to place 2
+            changes nothing about it.
+    """
 
     bits: float
     accuracy: float
@@ -116,6 +193,82 @@ class Evaluation:
 
 class Trainer:
     """One model in training: updates, evaluations, and the loop that orders them.
+
+    A whole run in miniature. The network has a layer and a vocabulary of 20; the text is three
+    rows, of which the first predicts two tokens (first "9", then "7") and the others one, so that
+    they have an empty slot:
+
+    >>> from annotated_mpnet.config import ModelConfig, OptimizationConfig, RunConfig
+    >>> from annotated_mpnet.modeling import MPNetForPretraining
+    >>> from annotated_mpnet.training.distributed import World
+    >>> from annotated_mpnet.training.optimizer import build_optimizer
+    >>> ids_BL = torch.tensor([[0, 4, 8, 4, 2], [0, 4, 8, 6, 2], [0, 5, 4, 9, 2]])
+    >>> positions_BP = torch.tensor([[3, 1], [1, 1], [2, 2]])
+    >>> predicted_BP = torch.tensor([[9, 7], [5, NOT_PREDICTED], [8, NOT_PREDICTED]])
+    >>> def rows(first, end):
+    ...     tensors = (each[first:end] for each in (ids_BL, positions_BP, predicted_BP))
+    ...     num_predicted = (predicted_BP[first:end] != NOT_PREDICTED).sum().item()
+    ...     return Batch(*tensors, None, 5 * (end - first), num_predicted)
+    >>> def new_trainer():
+    ...     torch.manual_seed(0)
+    ...     small = {"encoder_layers": 1, "encoder_embed_dim": 8, "encoder_ffn_dim": 8}
+    ...     small |= {"encoder_attention_heads": 2, "vocab_size": 20, "max_positions": 8}
+    ...     still = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    ...     cpu, network = torch.device("cpu"), MPNetForPretraining(ModelConfig(**small, **still))
+    ...     config = PretrainingConfig(
+    ...         optimization=OptimizationConfig(total_updates=5, update_freq=2, lr=0.03,
+    ...                                         warmup_updates=0),
+    ...         run=RunConfig(checkpoint_interval=2, eval_interval_steps=3))
+    ...     optimizer = build_optimizer(network, config.optimization, cpu)
+    ...     shared = SharedNetwork(network, World(), cpu)
+    ...     return Trainer(shared, optimizer, config, False, Tracker.silent())
+
+    *An update is the same however it is cut.* All three rows at once, or the one and the others:
+
+    >>> at_once = new_trainer().update(0, [rows(0, 3)])
+    >>> cut = new_trainer().update(0, [rows(0, 1), rows(1, 3)])
+    >>> at_once.num_predicted, cut.num_predicted
+    (4, 4)
+    >>> math.isclose(at_once.loss_sum, cut.loss_sum, rel_tol=1e-5)
+    True
+    >>> math.isclose(at_once.gradient_norm, cut.gradient_norm, rel_tol=1e-5)
+    True
+
+    *A fresh network knows nothing*, and so needs log2 of the vocabulary:
+
+    >>> trainer = new_trainer()
+    >>> abs(trainer.evaluate([rows(0, 3)]).bits - math.log2(20)) < 0.2
+    True
+
+    *An evaluation leaves no trace*, not even in the generator that dropout draws from:
+
+    >>> before = torch.get_rng_state()
+    >>> trainer.evaluate([rows(0, 3)]) == trainer.evaluate([rows(0, 3)])
+    True
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+
+    *What is saved, and when?* Five updates, a checkpoint every 2, an evaluation every 3:
+
+    >>> class TheSameAgain:
+    ...     def updates(self, first_update, micro_batches, state=None):
+    ...         while True:
+    ...             yield [rows(0, 1), rows(1, 3)], None
+    >>> def save(name, progress):
+    ...     known = "" if progress.state.best_valid_bits is None else ", knows the best loss"
+    ...     print(f"{name} after {progress.state.update}{known}")
+    >>> start = TrainState(
+    ...     update=0, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
+    >>> end = trainer.train(Progress(start), TheSameAgain(), lambda: [rows(0, 3)], save)
+    checkpoint2 after 2
+    best_checkpoint after 3, knows the best loss
+    checkpoint4 after 4, knows the best loss
+    best_checkpoint after 5, knows the best loss
+    checkpoint5 after 5, knows the best loss
+    >>> end.update, end.tokens_seen, end.predicted_seen
+    (5, 75, 20)
+
+    The last update is evaluated and saved in any case.
 
     Args:
         network: on its device, shared out among the ranks.
@@ -153,6 +306,14 @@ class Trainer:
     ) -> TrainState:
         """Train from where a run stands to its last update, and return the state there.
 
+        What is done behind an update, in an order that is not free:
+
+            log       first, since the other two take time that is no training
+            evaluate  may find a new best loss, which is part of the state
+            save      keeps that state; without the best loss in it, the first evaluation after a
+                      resume would pass for the best one
+            stop      is last, with nothing left half done
+
         Args:
             progress: where to begin.
             source: yields the micro-batches of one update after the other.
@@ -169,20 +330,24 @@ class Trainer:
         state, stream, first = progress.state, progress.stream, progress.state.update
         window = _Window(self.tracker, self._device, self._bf16)
         request = StopRequest()
-        # Batches are made in a thread, some updates ahead. A stream's state comes along with the
-        # batches that it belongs to, because the stream itself is already further.
+        # `closing`, because an error must not leave behind a thread that goes on to read text for
+        # nobody. Signals are only noted from here on.
         ahead = source.updates(first, self.config.optimization.update_freq, stream)
         with closing(prefetch(ahead, PREFETCHED_UPDATES)) as updates, listening(request):
             while state.update < total:
                 window.stopwatch.start()
+                # Text may break off on one rank alone. Were the error raised there and then, the
+                # others would wait in the next exchange; so it is a value, and all hear of it.
                 micro_batches, following, broken = _fetch(updates)
                 if any(self.world.sum(broken is not None)):
-                    # What was trained since the last checkpoint is worth keeping.
+                    # What was trained since the last checkpoint is worth keeping. If it was
+                    # nothing, where the run began is saved already, or there is no run yet.
                     if state.update > first:
                         save(checkpoint_name(state.update), Progress(state, stream))
                     raise broken or FailedElsewhereError("text broke off", DataError.exit_code)
                 stream = following
-                # The time until here was spent waiting: `perf/data_wait`. It should be nothing.
+                # The time until here was spent waiting: `perf/data_wait`. It should be nothing; if
+                # it is not, the device is faster than the thread that makes batches.
                 window.stopwatch.data_arrived()
                 result = self._update_or_explain(state.update, micro_batches)
                 window.stopwatch.stop()
@@ -190,6 +355,7 @@ class Trainer:
                 state = _advance(state, result)
 
                 # The last update is always logged, evaluated and saved, whatever the intervals.
+                # `state.update` counts the updates done: the one just made is number `- 1`.
                 last = state.update == total
                 if last or state.update % self.config.tracking.logging_steps == 0:
                     rate = learning_rate(state.update - 1, self.config.optimization)
@@ -197,7 +363,8 @@ class Trainer:
                 self.tracker.progress(state.update)
                 if validation and (last or state.update % run.effective_eval_interval == 0):
                     state = self._validate(Progress(state, stream), validation(), save)
-                # After the evaluation, so that the checkpoint knows the best loss so far.
+                # Asked once, of all ranks, before anything depends on the answer; a signal that
+                # comes a moment later is found behind the next update.
                 due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
                 stop = self._agree_on_stop(request)
                 if last or due or stop is not None:
@@ -208,7 +375,11 @@ class Trainer:
         return state
 
     def _update_or_explain(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
-        """Make an update; say which flags to try if it does not fit into memory."""
+        """Make an update; say which flags to try if it does not fit into memory.
+
+        Out of memory is a RuntimeError, as nearly all is that PyTorch raises. What is not
+        recognised as that (`memory.py`) is somebody's bug, and goes on as it is.
+        """
         try:
             return self.update(number, micro_batches)
         except RuntimeError as error:
@@ -218,46 +389,66 @@ class Trainer:
     def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
         """Take one step of the optimizer, on the gradient of several micro-batches.
 
+        The box at the top of this file, line by line. A micro-batch is gone, activations and all,
+        before the next one begins: only its gradient stays, added to the others in place. So memory
+        is that of one micro-batch, however many there are.
+
         Args:
             number: of the update, from 0; with the seed, it decides learning rate and dropout.
             micro_batches: what the update sees; at least one.
+
+        Returns:
+            What all ranks did together, the same on all of them, but for `flops`.
 
         Raises:
             DivergedError: the loss or the gradient is not a number. Weights and optimizer are as
                 they were.
         """
+        # Both counts are plain numbers, which the CPU knows without asking the device (`batch.py`).
         predicted, tokens = self.world.sum(
             sum(batch.num_predicted for batch in micro_batches),
             sum(batch.num_tokens for batch in micro_batches),
         )
         num_predicted, num_tokens = int(predicted), int(tokens)
         if num_predicted == 0:
-            # AdamW would move the weights even on a gradient of zero, by its momentum and decay.
+            # Nothing can be divided by 0. And without a gradient there must be no step: AdamW would
+            # move the weights even on one of zero, by its momentum and decay. It is the number of
+            # all ranks that is 0, so all of them leave here; one that has nothing to predict while
+            # others have goes on, with a loss of 0, for they wait for its gradients.
             self.tracker.warn(f"update {number + 1} has no token to predict; nothing was changed")
             return UpdateResult(0.0, 0, num_tokens, 0.0, 0.0)
 
         self.model.train()
+        # To None, not to 0: the first micro-batch then writes its gradient, where it would have to
+        # read zeros and add to them, and what gets no gradient at all takes no step.
         self.optimizer.zero_grad(set_to_none=True)
         own_loss = torch.zeros((), device=self._device)
         for position, batch in enumerate(micro_batches):
             seed_dropout(self.config.run.seed, number, position, self.world.rank)
             last = position == len(micro_batches) - 1
             # Under autocast matrix products run in bfloat16; weights, gradients, norms and the
-            # loss stay in float32. The backward pass takes each product's type from the forward.
+            # loss stay in float32. The backward pass takes each product's type from the forward,
+            # and so stands outside of it. But inside of `adding_up`: DDP decides in the forward
+            # pass whether the gradients of the backward pass will travel.
             with self.network.adding_up(last), self.world.noticing_loss():
                 with self._autocast:
                     micro_loss = self.network.loss_sum(
                         batch.to(self._device), self.config.objective.input_mode
                     )
-                # Times the ranks, because the average over them is what comes back.
+                # Divided before the backward pass, which is linear: a number is divided here, and
+                # a hundred million gradients need not be. Times the ranks, because the average over
+                # them is what comes back (an example in `distributed.py`).
                 share = micro_loss * self.world.size / num_predicted
                 share.backward()  # type: ignore[no-untyped-call]
             # Added up on the device: asking for its value would wait for the device to get there.
             own_loss += micro_loss.detach()
 
+        # Loss and length are those of all ranks: either all refuse the update, or none does. It is
+        # refused here, between the gradient and the step; a line later would be too late.
         norm = self._clip_gradients()
         (loss_sum,) = self.world.sum(own_loss.item())
         self._refuse_non_finite(number, loss_sum / num_predicted, norm)
+        # A function of the number: no scheduler that a resume could put back one step off.
         set_learning_rate(self.optimizer, learning_rate(number, self.config.optimization))
         self.optimizer.step()
         flops = sum(self._flops(batch) for batch in micro_batches)
@@ -267,14 +458,24 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Measure the loss over batches. Changes nothing: no weight, no random number.
 
+        Each sentence is masked in the same way each time (`data/loader.py`), so that two
+        evaluations differ by what was learned between them, and by nothing else. Their batches are
+        as large as those of training: without a backward pass no layer's numbers are kept, and what
+        takes most is the logits, for 32 rows of MPNet-base
+
+        >>> 4 * 32 * 77 * 30_527 / 1e6                      # MB, of B x P x V numbers
+        300.874112
+
         Args:
-            batches: this rank's share; the ranks may have different numbers of them.
+            batches: this rank's share. With --fsdp the ranks must have as many, because a layer's
+                weights are put together by all of them; `evaluation_batches` sees to it.
 
         Returns:
             Bits and accuracy over all predicted tokens of all ranks; not a number if there are
             none.
         """
         # Without dropout. `update` switches it on again, so that nothing depends on who ran last.
+        # And past DDP, to the model itself: there are no gradients that it could add up.
         self.model.eval()
         loss_sum = correct = num_predicted = 0.0
         for batch in batches:
@@ -289,6 +490,8 @@ class Trainer:
                 )
             # An empty slot predicts nothing and must not count as wrong (nor, by chance, as right).
             used_BP = moved.predicted_ids != NOT_PREDICTED
+            # Sums of Python's own floats, which have 53 bits: a validation text of a million tokens
+            # would reach the end of float32's 24.
             loss_sum += cross_entropy_sum(logits_BPV, moved.predicted_ids).item()
             correct += ((logits_BPV.argmax(-1) == moved.predicted_ids) & used_BP).sum().item()
             num_predicted += batch.num_predicted
@@ -299,28 +502,43 @@ class Trainer:
         return Evaluation(nats_to_bits(loss_sum / num_predicted), correct / num_predicted)
 
     def _clip_gradients(self) -> float:
-        """Shorten the gradient to the longest allowed; return the length that it had."""
+        """Shorten the gradient to the longest allowed; return the length that it had.
+
+        The former length is what to look at: that of a shortened gradient says what the limit is.
+        It is measured without a limit too (--clip-grad-norm 0), and is then only shown.
+
+        With --fsdp each rank has its shares of the gradient. The length of the whole is the root
+        of a sum of squares over all of them; to ask for it (`whole`) adds them up.
+        """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         # One length over all parameters: the gradient keeps its direction and only gets shorter.
-        # Clipping each parameter by itself would turn it.
+        # Clipping each parameter by itself would turn it. The factor is longest / (norm + 1e-6),
+        # but at most 1: a short gradient is not made longer.
         longest = self.config.optimization.clip_grad_norm
         if longest > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, longest, norm)
         return whole(norm).item()
 
     def _flops(self, batch: Batch) -> float:
+        # Of shapes, not of counts: padding and empty slots are computed too (`throughput.py`).
         (batch_size, length), slots = batch.input_ids.shape, batch.predicted_ids.shape[1]
         return training_flops(
             self.model.config, self.config.objective.input_mode, batch_size, length, slots
         )
 
     def _agree_on_stop(self, request: StopRequest) -> int | None:
-        """Return the signal that any rank has received, the same on all of them; None if none."""
+        """Return the signal that any rank has received, the same on all of them; None if none.
+
+        Signals are numbers from 1, and 0 stands for none here. If there are two, SIGTERM (15) goes
+        before SIGINT (2): ranks that ended with different codes would look like a crash.
+        """
         received = [int(number) for (number,) in self.world.gather(request.number or 0)]
         return max(received) or None
 
     def _refuse_non_finite(self, number: int, loss: float, norm: float) -> None:
+        # Both, since a backward pass can overflow behind a loss like any other. The loss first:
+        # where it is no number, nothing behind it can be one.
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise DivergedError(
@@ -341,7 +559,10 @@ class Trainer:
             "valid/accuracy": result.accuracy,
         }
         self.tracker.log(state.update, metrics)
-        if state.best_valid_bits is None or result.bits < state.best_valid_bits:
+        # Any number is better than none. But what is not a number must never become the best: no
+        # comparison with it is true, so that nothing after it could be better.
+        best = math.inf if state.best_valid_bits is None else state.best_valid_bits
+        if result.bits < best:
             # The state first: the best checkpoint must itself know that it is the best.
             state = dataclasses.replace(state, best_valid_bits=result.bits)
             save(BEST, Progress(state, progress.stream))
@@ -352,16 +573,41 @@ def seed_dropout(seed: int, update: int, micro_batch: int, rank: int) -> None:
     """Make dropout a function of the position in the run, not of what was drawn before.
 
     PyTorch's dropout draws from one global generator. It is seeded anew for each micro-batch, so
-    that what was drawn elsewhere, or how often, leaves no trace.
+    that what was drawn elsewhere, or how often, leaves no trace:
+
+    >>> def dropped(*position):
+    ...     seed_dropout(12345, *position)
+    ...     return nn.functional.dropout(torch.ones(100)).count_nonzero(), torch.rand(1)
+    >>> first = dropped(7, 0, 0)
+    >>> _ = torch.rand(1000)                                # somebody else draws
+    >>> dropped(7, 0, 0) == first
+    True
+    >>> dropped(7, 0, 1) == first                           # the same micro-batch, on rank 1
+    False
+
+    Without the rank, all ranks would drop at the same places of their different sentences, and an
+    update would see one pattern where it could have seen eight.
+
+    Args:
+        seed: the run's.
+        update: from 0.
+        micro_batch: within the update, from 0.
+        rank: this process.
     """
+    # The hash has 128 bits, and `manual_seed` takes 63 of them without a sign.
     torch.manual_seed(fold_in_seed(seed, "dropout", update, micro_batch, rank) % 2**63)
 
 
 Fetched = tuple[list[Batch], StreamState | None, DataError | None]
+"""An update's micro-batches, the stream's state behind them, and what went wrong, if it did."""
 
 
 def _fetch(updates: Iterator[tuple[list[Batch], StreamState | None]]) -> Fetched:
-    """Return the next update's micro-batches and the state behind them, or what went wrong."""
+    """Return the next update's micro-batches and the state behind them, or what went wrong.
+
+    Only what a user can mend becomes a value. A bug is raised where it is met, and the other ranks
+    learn of it by the end of the connection.
+    """
     try:
         return *next(updates), None
     except DataError as error:
@@ -369,6 +615,11 @@ def _fetch(updates: Iterator[tuple[list[Batch], StreamState | None]]) -> Fetched
 
 
 def _advance(state: TrainState, result: UpdateResult) -> TrainState:
+    """Return the state behind an update; the one before it stays what it is.
+
+    An update without a predicted token counts too. Its number has chosen its batches, and the next
+    one must choose others.
+    """
     return dataclasses.replace(
         state,
         update=state.update + 1,
@@ -378,7 +629,24 @@ def _advance(state: TrainState, result: UpdateResult) -> TrainState:
 
 
 class _Window:
-    """Sums since the last line of metrics."""
+    """What happened since the last line of metrics.
+
+    Sums are kept and divided once, for the reason that the loss is: a line over the two updates
+    of the chapter, one of 90 tokens at 5 nats and one of 10 at 2, says 4.7, and not 3.5.
+
+    >>> window = _Window(Tracker.silent(), torch.device("cpu"), bf16=False)
+    >>> window.add(UpdateResult(450.0, 90, 600, gradient_norm=0.7, flops=1e9))
+    >>> window.add(UpdateResult(20.0, 10, 70, gradient_norm=0.9, flops=1e8))
+    >>> metrics = window.metrics(rate=1e-3)
+    >>> metrics["train/loss"], metrics["train/gradient_norm"]
+    (4.7, 0.9)
+
+    A loss is a mean, because single updates jump; the length of the gradient is the last one's,
+    because a mean would hide the jump that one looks for. A CPU has no known peak, and so no MFU:
+
+    >>> "perf/mfu" in metrics
+    False
+    """
 
     def __init__(self, tracker: Tracker, device: torch.device, bf16: bool) -> None:
         self._tracker = tracker
@@ -391,8 +659,16 @@ class _Window:
         self._results.append(result)
 
     def log(self, step: int, rate: float) -> None:
+        """Send a line of metrics, and begin anew."""
+        self._tracker.log(step, self.metrics(rate))
+        self._results.clear()
+        self.stopwatch = Stopwatch()
+
+    def metrics(self, rate: float) -> dict[str, float]:
+        """Return the numbers of a line, by the names of `tracking.py`."""
         predicted = sum(result.num_predicted for result in self._results)
         tokens = sum(result.num_tokens for result in self._results)
+        # Updates without a predicted token are possible, and so is a line of nothing but these.
         loss = sum(result.loss_sum for result in self._results) / max(predicted, 1)
         seconds = max(self.stopwatch.training, 1e-9)
         metrics = {
@@ -405,9 +681,8 @@ class _Window:
             "perf/data_wait": self.stopwatch.waiting / seconds,
             "memory/peak_gb": memory_peak(self._device),
         }
+        # Tokens are those of all ranks, operations this rank's, beside the peak of its own device.
         if self._peak_flops is not None:
             flops = sum(result.flops for result in self._results)
             metrics["perf/mfu"] = flops / seconds / self._peak_flops
-        self._tracker.log(step, metrics)
-        self._results.clear()
-        self.stopwatch = Stopwatch()
+        return metrics

@@ -1,0 +1,461 @@
+"""A signal in each phase of a run: how it ends, what is on the disk, and how it goes on.
+
+Where each row of group F of the fault matrix is tested:
+
+    50  SIGTERM, SIGINT, SIGHUP in each phase    here; from outside: test_cli.py; ranks: test_ranks
+    51  more of them while saving                here
+    52  SIGKILL in each phase                    here; in each step of a save:
+                                                 training/test_checkpoint_writing.py
+    53  SIGSTOP, SIGPIPE, SIGHUP from outside    here; | head: test_cli.py, training/test_tracking
+    54  an export that is killed                 conversion/test_export_to_hugging_face.py
+
+A phase is a function. Its name and the number of a call say exactly when a signal comes: just
+before that call. So most of this is done in one process, by the command that the shell would call.
+"""
+
+import gc
+import itertools
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from annotated_mpnet import cli
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.signals import SIGNALS
+from annotated_mpnet.training.checkpoint import load_checkpoint
+from annotated_mpnet.training.retention import newest_first
+from ranks import arguments_of
+from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    """Write text to train on, and to evaluate by no more than takes two batches."""
+    text = write_text(tmp_path_factory.mktemp("text"))
+    for file in (text.valid_file, text.test_file):
+        file.write_text(" ".join(file.read_text().split()[:100]))
+    return text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bare_runs() -> Iterator[None]:
+    """Let runs do little that is not looked at here.
+
+    They draw no pictures; they do not look for garbage among all that was ever imported; and they
+    compute with one thread, since two would mostly wait for each other where others compute too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("annotated_mpnet.run.write_report", lambda *_: [])
+        yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
+    """Eight updates of two micro-batches: checkpoints after 3, 6, 8, evaluations after 4, 8."""
+    return changed(tiny_config(text, directory), checkpoint_interval=3, export_hf=False)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A moment of a run.
+
+    Attributes:
+        name: for people.
+        function: which is about to be called, by its full name.
+        call: for the so many-th time, from 1.
+        done: updates that are done when a signal at this moment has stopped the run.
+    """
+
+    name: str
+    function: str
+    call: int = 1
+    done: int = 0
+
+
+HERE = "annotated_mpnet"
+
+BEFORE = [
+    Phase("loading the tokenizer", f"{HERE}.data.texts.load_tokenizer"),
+    Phase("reading the text", f"{HERE}.data.packing.write_text"),
+    Phase("tokenising", f"{HERE}.data.packing.tokenise"),
+    Phase("packing", f"{HERE}.data.packing.RowWriter.write"),
+    Phase("making the network", f"{HERE}.run.build_model"),
+    Phase("making the optimizer", f"{HERE}.run.build_optimizer"),
+]
+STEP = f"{HERE}.training.trainer.set_learning_rate"
+"""What is called between the gradient of an update and the optimizer's step."""
+
+WITHIN = [
+    Phase("waiting for the first batch", f"{HERE}.training.trainer._fetch", 1, done=1),
+    Phase("making the first batch", f"{HERE}.data.loader.BatchLoader.batch", 1, done=1),
+    Phase("forward", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 9, done=5),
+    Phase("backward", "torch.Tensor.backward", 9, done=5),
+    Phase("accumulating", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 10, done=5),
+    Phase("before the step", STEP, 5, done=5),
+    Phase("behind the step", f"{HERE}.training.trainer._advance", 5, done=5),
+    Phase("logging", f"{HERE}.training.tracking.Tracker.log", 4, done=6),
+    Phase("evaluating", f"{HERE}.training.trainer.cross_entropy_sum", 2, done=4),
+    # A stop that is asked for during a save is honoured after the next update.
+    Phase("saving", f"{HERE}.training.checkpoint.save_file", 2, done=4),
+    Phase("publishing", f"{HERE}.training.checkpoint._publish", 1, done=4),
+    Phase("pruning", f"{HERE}.session.prune", 1, done=4),
+    Phase("saving the best", f"{HERE}.training.checkpoint.save_file", 4, done=4),
+]
+BEHIND = [
+    Phase("testing", f"{HERE}.training.trainer.Trainer.evaluate", 3, done=8),
+    Phase("exporting", f"{HERE}.conversion.export.compare_logits", 1, done=8),
+    Phase("reporting", f"{HERE}.run.write_report", 1, done=8),
+]
+
+
+def names(phases: list[Phase]) -> list[str]:
+    return [phase.name for phase in phases]
+
+
+def signal_at(phase: Phase, patch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Send this process signals in a phase."""
+    function, calls = pkgutil.resolve_name(phase.function), itertools.count(1)
+
+    def knocked(*arguments: object, **options: object) -> object:
+        if next(calls) == phase.call:
+            for number in numbers:
+                signal.raise_signal(number)
+        return function(*arguments, **options)
+
+    patch.setattr(phase.function, knocked)
+
+
+def pretrain(config: PretrainingConfig) -> int:
+    """Run the command in this process, and return its exit code."""
+    return cli._ending("pretrain-mpnet", cli._pretrain, arguments_of(config))
+
+
+def decided(checkpoint: Path) -> dict[str, bytes]:
+    """Return what a checkpoint holds that a run decides: all but the date in its manifest."""
+    return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that nothing came in the way of."""
+    config = config_of(text, tmp_path_factory.mktemp("uninterrupted") / "run")
+    run(config)
+    return config.run.checkpoint_dir
+
+
+def assert_same_end(directory: Path, uninterrupted: Path) -> None:
+    """Assert that a run has ended in the same bytes, its best model included."""
+    for name in ("checkpoint8", "best_checkpoint"):
+        assert decided(directory / name) == decided(uninterrupted / name), name
+    left = {path.name for path in directory.iterdir()}
+    assert not {name for name in left if name.startswith((".tmp-", ".old-"))}
+
+
+# fault 50
+
+IMPORTING = """
+import signal, sys
+
+class Knock:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            signal.raise_signal({number})
+
+sys.meta_path.insert(0, Knock())
+from annotated_mpnet.cli import pretrain
+pretrain()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(TERM, 143), (INT, 130)])
+def test_signal_while_importing_ends_the_command_in_one_line(
+    text: TinyText, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    arguments = arguments_of(config_of(text, tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING.format(number=int(number)), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"pretrain-mpnet: stopped by {number.name}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(TERM, 143), (INT, 130)])
+@pytest.mark.parametrize("phase", BEFORE, ids=names(BEFORE))
+def test_signal_before_the_first_update_stops_at_once_and_nothing_is_written(
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    phase: Phase,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    # An empty cache, or the text would not be read at all.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    signal_at(phase, monkeypatch, number)
+    assert pretrain(config_of(text, tmp_path / "run")) == code
+    said = capfd.readouterr()
+    assert said.err.splitlines()[-1] == f"pretrain-mpnet: stopped by {number.name}"
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "run").exists()
+    # In the cache there may be rows by now, but none that are half made.
+    assert [path for path in tmp_path.rglob("*") if path.suffix == ".partial"] == []
+
+
+def test_signal_between_the_first_file_and_the_first_update_leaves_what_is_in_nobodys_way(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(Phase("looking at the text", f"{HERE}.run.measure_plateau"), patch, TERM)
+        assert pretrain(config) == 143
+    assert not list((tmp_path / "run").glob("*checkpoint*"))
+    run(config)
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    list(zip(WITHIN, itertools.cycle(SIGNALS), strict=False)),
+    ids=names(WITHIN),
+)
+def test_signal_within_the_loop_saves_the_last_update_that_was_done(
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uninterrupted: Path,
+    phase: Phase,
+    number: signal.Signals,
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(phase, patch, number)
+        assert pretrain(config) == 128 + number
+    assert f"saved after update {phase.done}; --resume goes on there" in capsys.readouterr().out
+    stopped = tmp_path / "run" / f"checkpoint{phase.done}"
+    assert load_checkpoint(stopped).state.update == phase.done
+    saved = {path.name for path in (tmp_path / "run").glob("checkpoint*")}
+    assert saved == {f"checkpoint{update}" for update in {phase.done, 3} if update <= phase.done}
+    run(changed(config, resume=True))
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+def test_signal_in_the_last_update_finds_the_run_finished(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+) -> None:
+    signal_at(Phase("before the last step", STEP, 8), monkeypatch, TERM)
+    assert pretrain(config_of(text, tmp_path / "run")) == 0
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("phase", BEHIND, ids=names(BEHIND))
+def test_signal_behind_the_loop_costs_nothing_that_was_trained(
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uninterrupted: Path,
+    phase: Phase,
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), export_hf=True)
+    with monkeypatch.context() as patch:
+        signal_at(phase, patch, INT)
+        assert pretrain(config) == 130
+    assert_same_end(tmp_path / "run", uninterrupted)
+    exported = tmp_path / "run" / "hf"
+    assert exported.exists() == (phase.name == "reporting")
+    assert pretrain(changed(config, resume=True)) == 0
+    assert "complete, with 8 updates" in capsys.readouterr().out
+
+
+# fault 51
+
+
+def test_more_signals_while_saving_neither_spoil_the_checkpoint_nor_change_the_code(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(Phase("before the step", STEP, 5), patch, TERM)
+        # After those of checkpoint3 and of the best one after update 4, these are the stop's own.
+        signal_at(Phase("saving", f"{HERE}.training.checkpoint.save_file", 6), patch, INT, INT)
+        signal_at(Phase("publishing", f"{HERE}.training.checkpoint._publish", 3), patch, TERM)
+        assert pretrain(config) == 143
+    assert load_checkpoint(tmp_path / "run" / "checkpoint5").state.update == 5
+    run(changed(config, resume=True))
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+# fault 52
+
+KILLED = [
+    (Phase("tokenising", f"{HERE}.data.packing.tokenise"), {}),
+    (Phase("looking at the text", f"{HERE}.run.measure_plateau"), {}),
+    # There is a line of metrics by then, but no checkpoint.
+    (Phase("before the third step", STEP, 3), {"overwrite": True}),
+    (Phase("forward", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 9), {"resume": True}),
+    (Phase("evaluating", f"{HERE}.training.trainer.cross_entropy_sum", 2), {"resume": True}),
+    (Phase("saving", f"{HERE}.training.checkpoint.save_file", 6), {"resume": True}),
+    (Phase("publishing", f"{HERE}.training.checkpoint._publish", 3), {"resume": True}),
+    (Phase("logging", f"{HERE}.training.tracking.Tracker.log", 5), {"resume": True}),
+]
+"""Moments to be killed at, and how the next start goes on."""
+
+
+def die_in_each_phase(text: TinyText, directory: Path) -> None:
+    """Start the same run for each moment, in a process that dies there; say how each one ended."""
+    torch.set_num_threads(1)
+    for number, (phase, _) in enumerate(KILLED):
+        child = os.fork()
+        if child == 0:
+            datasets.config.HF_DATASETS_CACHE = directory / f"cache{number}"
+            signal_at(phase, pytest.MonkeyPatch(), signal.SIGKILL)
+            run(config_of(text, directory / f"run{number}"))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+@pytest.fixture(scope="module")
+def killed(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of the runs that were killed.
+
+    In a process of its own: forking this one, with its threads, would not be safe. And only one of
+    them, because to import everything takes longer than all of the runs together.
+    """
+    directory = tmp_path_factory.mktemp("killed")
+    code = (
+        f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import tiny_run, {Path(__file__).stem} as test\n"
+        "paths = [pathlib.Path(each) for each in sys.argv[1:]]\n"
+        "test.die_in_each_phase(tiny_run.TinyText(*paths[1:]), paths[0])"
+    )
+    paths = (directory, text.train_dir, text.valid_file, text.test_file, text.tokenizer)
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["-9"] * len(KILLED), done.stderr
+    return directory
+
+
+@pytest.mark.parametrize("number", range(len(KILLED)), ids=[phase.name for phase, _ in KILLED])
+def test_killed_run_goes_on_to_the_same_end(
+    text: TinyText,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: Path,
+    uninterrupted: Path,
+    number: int,
+) -> None:
+    # With the cache as it was left, too.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", killed / f"cache{number}")
+    directory = killed / f"run{number}"
+    config = changed(config_of(text, directory), **KILLED[number][1])
+    run(config)
+    assert_same_end(directory, uninterrupted)
+
+
+def test_run_without_a_checkpoint_says_how_it_begins_anew(text: TinyText, tmp_path: Path) -> None:
+    config = config_of(text, tmp_path / "run")
+    run(changed(config, total_updates=2))
+    for saved in (tmp_path / "run").glob("*checkpoint*"):
+        shutil.rmtree(saved)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*--overwrite"):
+        run(changed(config, resume=True))
+    run(changed(config, total_updates=2, overwrite=True))
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* without it"):
+        run(changed(config, checkpoint_dir=tmp_path / "elsewhere", resume=True))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# fault 53
+
+SLOWLY = """
+import time
+from annotated_mpnet.training import trainer
+function = trainer.set_learning_rate
+def slowly(*arguments):
+    time.sleep(0.05)
+    return function(*arguments)
+trainer.set_learning_rate = slowly
+from annotated_mpnet.cli import pretrain
+pretrain()
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("what was waited for did not come")
+
+
+def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_up(
+    text: TinyText, tmp_path: Path
+) -> None:
+    # Ten seconds of updates, unless it is stopped; and a constant rate, so that it may also end
+    # earlier and be the same run.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        total_updates=200,
+        end_learning_rate=1e-3,
+        logging_steps=1,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *arguments_of(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 4)
+
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    before = metrics.read_text()
+    time.sleep(0.3)
+    assert metrics.read_text() == before
+    process.send_signal(signal.SIGCONT)
+    wait_for(lambda: metrics.read_text().count("\n") > before.count("\n") + 4)
+
+    process.send_signal(signal.SIGHUP)
+    said = process.stderr.read().decode()
+    assert process.wait(60) == 129, said
+    assert "stopped by SIGHUP" in said
+    process.stderr.close()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("nobody reads the output any more") == 1
+    assert "--resume goes on there" in log
+    (last, *_) = newest_first(tmp_path / "run")
+    end = load_checkpoint(last).state.update + 2
+    run(changed(config, total_updates=end, resume=True))
+    run(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
+    ends = [decided(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
+    assert ends[0] == ends[1]
