@@ -334,6 +334,13 @@ def test_of_several_processes_the_first_says_what_is_wrong(
         assert said.count("\n") == (1 if rank in (None, "0") else 0)
 
 
+def test_the_demo_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = pretrain("--preset", "demo")
+    assert code == 2
+    assert "one process, and torchrun has started 2" in said
+
+
 def test_a_mistake_that_another_process_has_said_is_not_said_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Whole runs in one process: train, stop, resume, export."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from annotated_mpnet.errors import CheckpointError, ConfigError, DataError, DivergedError
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.training.checkpoint import load_checkpoint
+from annotated_mpnet.training.trainer import Evaluation, Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -224,6 +226,17 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
         run(config)
     last = load_checkpoint(tmp_path / "run" / "checkpoint4")
     assert all(tensor.isfinite().all() for tensor in last.model_tensors.values())
+
+
+def test_an_evaluation_that_is_no_number_is_not_the_best(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations = iter([Evaluation(math.nan, 0.0), Evaluation(9.0, 0.1)])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, batches: next(evaluations))
+    config = changed(tiny_config(text, tmp_path / "run"), test_file=None, export_hf=False)
+    result, _ = run(config)
+    assert result.state.best_valid_bits == 9.0
+    assert load_checkpoint(tmp_path / "run" / "best_checkpoint").state.update == 8
 
 
 def test_the_export_opens_in_transformers(text: TinyText, tmp_path: Path) -> None:

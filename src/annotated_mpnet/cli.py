@@ -110,6 +110,12 @@ def _checked(arguments: Sequence[str]) -> PretrainCommand:
     try:
         command = parse_pretrain(arguments)
         command.settings.validate()
+        if command.preset == "demo" and os.environ.get("WORLD_SIZE", "1") != "1":
+            # All of them would write the same novels.
+            raise ConfigError(
+                f"--preset demo is for one process, and torchrun has started "
+                f"{os.environ['WORLD_SIZE']}; give another preset, --train-dir and --tokenizer-name"
+            )
     except ConfigError as error:
         if _speaks():
             raise

@@ -28,9 +28,9 @@ and AdamW's two means, in GB
 >>> round(109_518_527 * (4 + 8) / 1e9, 1)
 1.3
 
-On the way back, whole tensors are put together from the shares of all ranks if there are shares
-(--fsdp), and held by each of them until rank 0 has written; each rank's place in a stream is
-collected, a few megabytes each.
+On the way back, tensors are put together from the shares of all ranks if there are shares (--fsdp),
+one at a time, and kept by rank 0 alone; each rank's place in a stream is collected, a few megabytes
+each.
 
 **Which model is tested?** The best one, not the last one: validation text has chosen it, and the
 test text is looked at once, afterwards. Looked at during the run it would help to choose, and its
@@ -74,7 +74,7 @@ from annotated_mpnet.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from annotated_mpnet.training.distributed import share_of, whole
+from annotated_mpnet.training.distributed import share_of
 from annotated_mpnet.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from annotated_mpnet.training.resume import (
     Resumable,
@@ -246,7 +246,7 @@ class Session:
                 f"no Hugging Face export, which cannot be this model: {'; '.join(reasons)}"
             )
             return None
-        tensors = self.trainer.network.whole_tensors()
+        tensors = self.world.collect(self.trainer.model.state_dict())
         return self.world.first(lambda: self._export(tensors))
 
     def _find(self) -> Resumable:
@@ -401,8 +401,8 @@ class Session:
     def _save(self, name: str, progress: Progress) -> None:
         """Write a checkpoint, and delete the oldest ones only after it is safely there.
 
-        All ranks come here, in the same update, because `whole` needs all of them for each tensor:
-        so they are collected here, and rank 0 alone goes on to write.
+        All ranks come here, in the same update, because each has its share of a tensor: so they are
+        collected here, and rank 0 alone goes on to write.
 
         Args:
             name: `checkpoint2500`, or `best_checkpoint`.
@@ -411,9 +411,9 @@ class Session:
         model, optimizer = self.trainer.model, self.trainer.optimizer
         means = None
         if self.config.run.save_optimizer_state:
-            means = {n: whole(each) for n, each in optimizer_tensors(optimizer, model).items()}
+            means = self.world.collect(optimizer_tensors(optimizer, model))
         streams = self.world.gather_objects(progress.stream)
-        tensors = self.trainer.network.whole_tensors()
+        tensors = self.world.collect(model.state_dict())
         self.world.first(lambda: self._write(name, progress.state, streams, (tensors, means)))
 
     def _write(

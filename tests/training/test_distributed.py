@@ -69,7 +69,7 @@ def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
         found[f"gradient.{name}"] = whole(gradient)
     means = optimizer_tensors(trainer.optimizer, trainer.model)
     found |= {name: whole(each) for name, each in means.items()}
-    found |= trainer.network.whole_tensors()
+    found |= {name: whole(each) for name, each in trainer.model.state_dict().items()}
     trainer.network.close()
     return {name: each.detach().clone() for name, each in found.items()}
 
@@ -88,7 +88,7 @@ def load_again(world: World, directory: Path, fsdp: bool) -> None:
 
 
 def whole_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return trainer.network.whole_tensors()
+    return {name: whole(each) for name, each in trainer.model.state_dict().items()}
 
 
 def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:

@@ -480,7 +480,7 @@ def nothing_to_predict() -> Batch:
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Return copies of the weights, the means and the step counts."""
-    found = trainer.network.whole_tensors() | optimizer_tensors(trainer.optimizer, trainer.model)
+    found = trainer.model.state_dict() | optimizer_tensors(trainer.optimizer, trainer.model)
     return {name: tensor.clone() for name, tensor in found.items()}
 
 

@@ -210,6 +210,23 @@ class World:
                     dist.broadcast(tensor, src=0)
             yield name, tensor
 
+    def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole tensors in rank 0's memory, put together from shares; nothing on the others.
+
+        The way back of `spread`: all ranks must call it, with the same names in the same order. One
+        tensor at a time is whole on a device, since a network that needs --fsdp would not fit onto
+        one as a whole.
+
+        >>> World().collect({"bias": torch.zeros(2)})
+        {'bias': tensor([0., 0.])}
+        """
+        collected = {}
+        for name, tensor in tensors.items():
+            complete = whole(tensor)
+            if self.is_first:
+                collected[name] = complete.cpu()
+        return collected
+
     @contextmanager
     def noticing_loss(self) -> Iterator[None]:
         """Turn the error of a broken connection into one that says what happened.
@@ -430,13 +447,6 @@ class SharedNetwork:
         for name, tensor in self.world.spread(tensors):
             with torch.no_grad():
                 own[name].copy_(share_of(own[name], tensor))
-
-    def whole_tensors(self) -> dict[str, Tensor]:
-        """Return the whole weights by name, on all ranks; see `whole`.
-
-        With --fsdp this takes 4 bytes a weight on each device, for as long as they are kept.
-        """
-        return {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
 
 
 class _SummedLoss(nn.Module):
