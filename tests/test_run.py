@@ -1,5 +1,6 @@
 """Whole runs in one process: train, stop, resume, export."""
 
+import io
 import json
 import math
 import shutil
@@ -7,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from annotated_mpnet.errors import CheckpointError, ConfigError, DataError, DivergedError
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    OutOfMemoryError,
+)
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.run import RunResult, run_pretraining
 from annotated_mpnet.training.checkpoint import load_checkpoint
 from annotated_mpnet.training.trainer import Evaluation, Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
@@ -25,6 +35,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 def tensors_of(checkpoint: Path) -> dict[str, bytes]:
     return {name: (checkpoint / name).read_bytes() for name in TENSORS}
+
+
+def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:
+    said = io.StringIO()
+    result = run_pretraining(config, Console(file=said, width=120), dry_run=True)
+    return result, said.getvalue()
 
 
 def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
@@ -226,6 +242,64 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
         run(config)
     last = load_checkpoint(tmp_path / "run" / "checkpoint4")
     assert all(tensor.isfinite().all() for tensor in last.model_tensors.values())
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+MOMENTS = {
+    "moving the network": "annotated_mpnet.run.SharedNetwork",
+    "an update": "annotated_mpnet.modeling.MPNetForPretraining.loss_sum",
+    "an evaluation": "annotated_mpnet.modeling.MPNetForPretraining.forward",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_whenever_memory_runs_out_the_flags_to_try_are_said(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(MOMENTS[moment], out_of_memory)
+    with pytest.raises(OutOfMemoryError, match="--batch-size 2 --update-freq 4") as caught:
+        run(tiny_config(text, tmp_path / "run"))
+    assert caught.value.exit_code == 7
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_says_what_will_not_fit_and_begins_no_run(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MOMENTS["an update"], out_of_memory)
+    with pytest.raises(OutOfMemoryError, match="--batch-size 2 --update-freq 4"):
+        rehearse(tiny_config(text, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    result, said = rehearse(config)
+    for wanted in (
+        "device: cpu",
+        "attention: ",
+        "M parameters, 2 layers, 16 wide",
+        "update: 8 rows (4 x 2 micro-batches), up to 256 tokens",
+        "training: 8 updates",
+        "memory: about",
+        "tried: one micro-batch of 4 rows and a step took",
+        "tried: at most",
+        "finishes at about",
+        "dry run: nothing was trained, and no run was begun",
+    ):
+        assert wanted in said
+    assert result is None
+    assert not (tmp_path / "run").exists()
+    # And nothing of a run that is there.
+    run(changed(config, total_updates=4))
+    before = tree(tmp_path / "run")
+    rehearse(changed(config, resume=True))
+    assert tree(tmp_path / "run") == before
 
 
 def test_an_evaluation_that_is_no_number_is_not_the_best(

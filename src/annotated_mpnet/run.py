@@ -45,6 +45,7 @@ Next: `session.py` for resume, checkpoints, test and export; `tracking.py` for w
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ from annotated_mpnet.training.checkpoint import CONFIG, TrainState, read_model_c
 from annotated_mpnet.training.compilation import compile_model
 from annotated_mpnet.training.display import finish_line
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
+from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory
 from annotated_mpnet.training.optimizer import build_optimizer
 from annotated_mpnet.training.retention import newest_first
 from annotated_mpnet.training.run_directory import (
@@ -127,13 +129,34 @@ def run_pretraining(
     config.validate()
     with open_world(config.machine.distributed_timeout) as world:
         spoken_to = console or Console() if world.is_first else Console(quiet=True)
-        prepared = _prepare(config, world)
-        # Closed before the world is, also if something goes wrong (`SharedNetwork.close`).
-        with closing(prepared.network):
-            if dry_run:
-                _rehearse(prepared, spoken_to)
-                return None
-            return _run(prepared, spoken_to)
+        with explaining_memory(config, world):
+            prepared = _prepare(config, world)
+            # Closed before the world is, also if something goes wrong (`SharedNetwork.close`).
+            with closing(prepared.network):
+                if dry_run:
+                    _rehearse(prepared, spoken_to)
+                    return None
+                return _run(prepared, spoken_to)
+
+
+@contextmanager
+def explaining_memory(config: PretrainingConfig, world: World) -> Iterator[None]:
+    """Within the block, say which flags to try if something does not fit into memory.
+
+    Wherever that happens: most of the time in the first update, but a network may not even come
+    onto its device, and a dry run is made to find that out. Out of memory is a RuntimeError, as
+    nearly all is that PyTorch raises; what is not recognised as that (`memory.py`) is somebody's
+    bug, and goes on as it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # The frames that it came through hold on to all that has filled the memory.
+        traceback.clear_frames(error.__traceback__)
+        device, _ = choose_device(config, world)
+        raise out_of_memory(config, device, world.size) from error
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from annotated_mpnet.batch import Batch
 from annotated_mpnet.config import ModelConfig, OptimizationConfig, PretrainingConfig
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.run import explaining_memory
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world, whole
 from annotated_mpnet.training.optimizer import build_optimizer, optimizer_tensors
 from annotated_mpnet.training.tracking import Tracker
@@ -115,6 +117,14 @@ def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
     world.first(lambda: None)
 
 
+def run_out_of_memory_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
+    trainer = trainer_of(world, fsdp=fsdp)
+    with closing(trainer.network), explaining_memory(trainer.config, world):
+        if world.rank == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        trainer.update(0, [batch(0, 3)])
+
+
 def in_process(
     action: Callable[[World, Path, bool], None],
     rank: int,
@@ -188,6 +198,16 @@ def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path:
     assert (
         tmp_path / "error0"
     ).read_text() == "FailedElsewhereError 2 rank 1: rank 1 has another file"
+
+
+# fault 57
+def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
+    on_two_ranks(run_out_of_memory_on_rank_1, tmp_path)
+    said = (tmp_path / "error1").read_text()
+    assert said.startswith("OutOfMemoryError 7 out of memory on cpu")
+    assert "--batch-size 8 --update-freq 16" in said
+    assert "--fsdp" in said
+    assert (tmp_path / "error0").read_text().startswith("FailedElsewhereError 7 rank 1: out of")
 
 
 # fault 63

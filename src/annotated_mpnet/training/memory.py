@@ -23,7 +23,7 @@ A CPU has no such error, as a rule: the system promises more memory than it has,
 promise falls due, kills the process that it likes least. Only a single request beyond all reason is
 refused, and then what is said here is the same.
 
-Next: `trainer.py`, which calls this.
+Next: `run.py`, which calls this.
 """
 
 import os
@@ -48,21 +48,15 @@ PHRASES = (
 
 
 def out_of_memory(
-    error: RuntimeError,
-    config: PretrainingConfig,
-    device: torch.device,
-    world_size: int = 1,
-) -> OutOfMemoryError | None:
-    """Return what to say about an error if it is one of memory, and None if it is another.
+    config: PretrainingConfig, device: torch.device, world_size: int = 1
+) -> OutOfMemoryError:
+    """Return what to say about an error for which `is_out_of_memory`.
 
     Args:
-        error: as PyTorch raised it.
         config: the run's, for the flags that would help and are not yet used.
         device: where the run computes.
         world_size: how many processes share the work.
     """
-    if not is_out_of_memory(error):
-        return None
     batch_size = config.optimization.batch_size
     return OutOfMemoryError(
         f"out of memory on {device} with micro-batches of {batch_size} rows of "

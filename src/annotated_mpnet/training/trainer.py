@@ -132,7 +132,6 @@ from annotated_mpnet.signals import Stopped, StopRequest, listening
 from annotated_mpnet.training.checkpoint import BEST, TrainState, checkpoint_name
 from annotated_mpnet.training.compilation import uncompiled
 from annotated_mpnet.training.distributed import SharedNetwork, whole
-from annotated_mpnet.training.memory import out_of_memory
 from annotated_mpnet.training.optimizer import learning_rate, set_learning_rate
 from annotated_mpnet.training.throughput import device_name, memory_peak, peak_flops, training_flops
 from annotated_mpnet.training.tracking import Stopwatch, Tracker, nats_to_bits
@@ -349,7 +348,7 @@ class Trainer:
                 # The time until here was spent waiting: `perf/data_wait`. It should be nothing; if
                 # it is not, the device is faster than the thread that makes batches.
                 window.stopwatch.data_arrived()
-                result = self._update_or_explain(state.update, micro_batches)
+                result = self.update(state.update, micro_batches)
                 window.stopwatch.stop()
                 window.add(result)
                 state = _advance(state, result)
@@ -373,18 +372,6 @@ class Trainer:
                     self.tracker.say(f"saved after update {state.update}; --resume goes on there")
                     raise Stopped(stop)
         return state
-
-    def _update_or_explain(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
-        """Make an update; say which flags to try if it does not fit into memory.
-
-        Out of memory is a RuntimeError, as nearly all is that PyTorch raises. What is not
-        recognised as that (`memory.py`) is somebody's bug, and goes on as it is.
-        """
-        try:
-            return self.update(number, micro_batches)
-        except RuntimeError as error:
-            explained = out_of_memory(error, self.config, self._device, self.world.size)
-            raise (explained or error) from error
 
     def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
         """Take one step of the optimizer, on the gradient of several micro-batches.
