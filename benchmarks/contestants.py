@@ -1,0 +1,293 @@
+"""Training steps to be measured: ours, and those that ours is compared with.
+
+    ours        MPNet, as `pretrain-mpnet` trains it (--attention auto, memory that is kept)
+    ours-mlm    the same network, plain masked language modelling
+    permuted    MPNet in the paper's form, with PyTorch's standard operations (`permuted_form.py`)
+    hf          transformers' MPNetForMaskedLM, plain masked language modelling
+    products    the matrix products of a step of ours alone, one after the other: the floor below
+                which no step can get on the machine
+
+A step is forward, backward and AdamW, on one micro-batch of full rows.
+
+Each contestant can run in a process of its own (`Worker`), as its user would start it: then what
+one of them does to the memory of its process (`training/allocator.py`) is no gift to the others,
+and its peak of memory is its own.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import Attention, InputMode
+from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.preparation import choose_attention
+from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.training.throughput import layer_shape, memory_peak
+from common import SHAPES, Shape, hugging_face, make_batch, model_config, num_predicted
+from permuted_form import PermutedForm
+
+Step = Callable[[], None]
+Loss = Callable[[], torch.Tensor]
+
+CONTESTANTS = ("ours", "permuted", "hf", "ours-mlm", "products")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants of a comparison have in common.
+
+    Attributes:
+        shape: the network and the micro-batch.
+        dropout: everywhere but behind the activation.
+        bf16: whether matrix products run in bfloat16.
+        device: where.
+        attention: of ours.
+        compile: ours with --compile.
+    """
+
+    shape: Shape
+    dropout: float = 0.0
+    bf16: bool = False
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    attention: Attention = "auto"
+    compile: bool = False
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """Return what the flags of `add_flags` say."""
+        shape = SHAPES[arguments.shape]
+        if arguments.width is not None:
+            # In MPNet's proportions, as far as they divide.
+            heads = max(1, round(shape.heads * arguments.width / shape.width))
+            shape = replace(shape, width=arguments.width, ffn=4 * arguments.width, heads=heads)
+        wanted = {name: getattr(arguments, name) for name in ("layers", "batch", "length")}
+        shape = replace(shape, **{name: size for name, size in wanted.items() if size is not None})
+        return cls(
+            shape,
+            arguments.dropout,
+            arguments.precision == "bf16",
+            torch.device(arguments.device),
+            arguments.attention,
+            arguments.compile,
+        )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that make a `Setting`."""
+    parser.add_argument("--shape", choices=SHAPES, default="base4")
+    for name in ("layers", "width", "length", "batch"):
+        parser.add_argument(f"--{name}", type=int, help="instead of the shape's")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--attention", default="auto", help="of ours")
+    parser.add_argument("--compile", action="store_true", help="ours with --compile")
+
+
+def mode_of(name: str) -> InputMode:
+    """Return the objective of a contestant."""
+    return "mlm" if name in ("hf", "ours-mlm") else "mpnet"
+
+
+def build(name: str, setting: Setting) -> Step:
+    """Return a function that makes one step of a contestant."""
+    if name == "products":
+        return products(setting)
+    batch = make_batch(setting.shape, setting.shape.batch).to(setting.device)
+    torch.manual_seed(0)
+    make = _hugging_face if name == "hf" else _ours
+    module, loss = make(name, setting, batch)
+    return training_step(module, loss, setting)
+
+
+def training_step(module: nn.Module, loss: Loss, setting: Setting) -> Step:
+    """Return forward, backward and AdamW in one function."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=True)
+    device_type = setting.device.type
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=setting.bf16):
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _hugging_face(_: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Loss]:
+    module = hugging_face(setting.shape, setting.dropout).to(setting.device).train()
+    labels = torch.full_like(batch.input_ids, NOT_PREDICTED)
+    labels.scatter_(1, batch.predicted_positions, batch.predicted_ids)
+    everything = torch.ones_like(batch.input_ids)
+
+    def loss() -> torch.Tensor:
+        found = module(input_ids=batch.input_ids, attention_mask=everything, labels=labels)
+        return found.loss  # type: ignore[no-any-return]
+
+    return module, loss
+
+
+def _ours(name: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Loss]:
+    """Return our network, with the loss in our form or in the paper's."""
+    model = our_model(setting) if name != "permuted" else _plain(setting)
+    if name == "permuted":
+        permuted = PermutedForm(model)
+        return model, lambda: permuted.loss_sum(batch) / batch.num_predicted
+    mode = mode_of(name)
+    return model, lambda: model.loss_sum(batch, mode) / batch.num_predicted
+
+
+def our_model(setting: Setting) -> MPNetForPretraining:
+    """Return our network, after what a run does with it before it trains."""
+    model = _plain(setting)
+    model.use_attention(choose_attention(setting.attention, setting.device)[0])
+    if setting.compile:
+        from annotated_mpnet.training.compilation import compile_model
+
+        compile_model(model, setting.device, lengths_vary=False)
+    return model
+
+
+def _plain(setting: Setting) -> MPNetForPretraining:
+    config = model_config(setting.shape, setting.dropout)
+    return MPNetForPretraining(config).to(setting.device).train()
+
+
+def products(setting: Setting) -> Step:
+    """Return a function that does the matrix products of a step of ours, and nothing else."""
+    shape = setting.shape
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    B, L, D, P = shape.batch, shape.length, shape.width, num_predicted(shape.length)
+    asking, answering, _ = layer_shape("mpnet", L, P)
+
+    def tensors(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, device=setting.device, dtype=dtype)
+
+    # (rows, in, out) of the linear maps of a layer, and (queries, keys) of its attention.
+    linear = [(asking, D, D), (answering, D, 2 * D), (asking, D, D)]
+    linear += [(asking, D, shape.ffn), (asking, shape.ffn, D)]
+    last = [(P, D, D), (answering, D, 2 * D), (P, D, D), (P, D, shape.ffn), (P, shape.ffn, D)]
+    inner, heads = shape.layers - 1, shape.heads
+    maps = [(inner, each) for each in linear] + [(1, each) for each in last]
+    maps += [(1, (P, D, D)), (1, (P, D, shape.vocab))]
+    scores = [(inner, (L, L)), (inner, (2 * P, L + P)), (1, (P, L + P))]
+    prepared = [
+        (times, tensors(B * rows, into), tensors(out, into), tensors(B * rows, out))
+        for times, (rows, into, out) in maps
+    ]
+    attention = [
+        (times, tensors(B * heads, q, D // heads), tensors(B * heads, m, D // heads))
+        for times, (q, m) in scores
+    ]
+
+    def step() -> None:
+        for times, rows, weight, gradient in prepared:
+            for _ in range(times):
+                rows @ weight.T, gradient @ weight, gradient.T @ rows
+        for times, query, key in attention:
+            weights = query @ key.transpose(1, 2)
+            for _ in range(times):
+                # Scores and what is gathered; on the way back two products for each of them.
+                query @ key.transpose(1, 2), weights @ key
+                query @ key.transpose(1, 2), weights.transpose(1, 2) @ query
+                weights @ key, weights.transpose(1, 2) @ query
+
+    return step
+
+
+def timed(step: Step, device: torch.device, times: int = 1) -> float:
+    """Return the seconds of one step, as the mean of several."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+class Worker:
+    """A contestant in a process of its own, which steps when it is told to.
+
+    The process runs the same script once more, with `--worker NAME` behind its flags, and calls
+    `work`.
+
+    Attributes:
+        seconds: of a step, one entry for each turn.
+        memory_gb: the most that it took; known at its end.
+    """
+
+    def __init__(self, name: str, flags: Sequence[str]) -> None:
+        command = [sys.executable, sys.argv[0], *flags, "--worker", name]
+        self.seconds: list[float] = []
+        self.memory_gb = 0.0
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._ask("ready?")
+
+    def take_a_turn(self) -> None:
+        """Have it step, and keep the time."""
+        self.seconds.append(self._ask("step"))
+
+    def end(self) -> None:
+        """Ask for its peak of memory, and end it."""
+        self.memory_gb = self._ask("end")
+        self._process.communicate()
+
+    def _ask(self, what: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(what, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            # It has said on stderr what went wrong.
+            raise SystemExit(f"a worker has ended, with code {self._process.wait()}")
+        return float(answer)
+
+
+def work(name: str, setting: Setting, steps: int = 1, same_allocator: bool = False) -> None:
+    """Be a `Worker`: answer each line from the parent process with a number.
+
+    Args:
+        name: the contestant.
+        setting: of all of them.
+        steps: in a turn, of which the mean is answered.
+        same_allocator: have the memory that ours keeps, whoever this is.
+    """
+    device = setting.device
+    before = memory_now(device, "VmRSS")
+    if device.type == "cpu" and (name.startswith("ours") or same_allocator):
+        keep_memory()
+    step = build(name, setting)
+    for _ in range(3):  # kernels are looked for, or compiled, and memory is asked for
+        step()
+    for line in sys.stdin:
+        match line.strip():
+            case "ready?":
+                print(0.0, flush=True)
+            case "step":
+                print(timed(step, device, steps), flush=True)
+            case "end":
+                print(memory_now(device, "VmHWM") - before, flush=True)
+                return
+
+
+def memory_now(device: torch.device, what: str) -> float:
+    """Return GB: of the device the peak; of this process what Linux says under a name."""
+    # Not from `resource` on Linux: there a process inherits the peak of the one that started it.
+    if device.type == "cuda" or sys.platform != "linux":
+        return memory_peak(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9

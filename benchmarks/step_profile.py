@@ -1,0 +1,123 @@
+"""The profile of a step; `profile.py` is its command, and explains it.
+
+It stands in a file of its own because a module named `profile` can be imported by nobody: the name
+is that of a module of Python's.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.training.throughput import training_flops
+from common import machine, model_config, num_predicted, write_json
+from contestants import CONTESTANTS, Setting, Step, add_flags, build, mode_of
+from roofline import OTHER, PARTS, Operations, measure_bandwidth, measure_product_rate, part_of
+
+CONVENTION = (
+    "seconds of a step that PyTorch's profiler gives to each operation itself; floor: the larger "
+    "of FLOPs / product_rate and bytes / bandwidth of each operation, bytes being operands read "
+    "and results written once; both rates measured on the machine"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="profile.py")
+    add_flags(parser)
+    parser.add_argument("--with", dest="contestant", choices=CONTESTANTS, default="ours")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rate-size", type=int, default=2048, help="of the square product")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    setting = Setting.of(arguments)
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    rates = (
+        measure_product_rate(setting.device, dtype, arguments.rate_size),
+        measure_bandwidth(setting.device),
+    )
+    if arguments.contestant.startswith("ours") and setting.device.type == "cpu":
+        keep_memory()
+    step = build(arguments.contestant, setting)
+    for _ in range(3):
+        step()
+    with Operations() as operations:
+        step()
+    times = operation_times(step, arguments.steps, setting.device)
+    print(f"{arguments.contestant}, {arguments.precision}, dropout {setting.dropout}")
+    print(setting.shape)
+    print(machine(setting.device))
+    print(f"large products {rates[0] / 1e9:,.0f} GFLOP/s, copies {rates[1] / 1e9:,.1f} GB/s")
+    results = table(times, operations.floors(*rates))
+    shape = setting.shape
+    needed = training_flops(
+        model_config(shape, 0.0),
+        mode_of(arguments.contestant),
+        shape.batch,
+        shape.length,
+        num_predicted(shape.length),
+    )
+    print(f"products that the objective needs: {needed / rates[0]:.4f} s at that rate")
+    results |= {"product_rate": rates[0], "bandwidth": rates[1], "flops_needed": needed}
+    write_json("profile", arguments, setting.device, CONVENTION, results)
+
+
+def operation_times(step: Step, steps: int, device: torch.device) -> dict[str, float]:
+    """Return the seconds of a step that each operation took by itself, by its name."""
+    activities, on_gpu = [ProfilerActivity.CPU], device.type == "cuda"
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    # On a GPU an operation's time is that of its kernels. They are there once more, under names of
+    # their own, and must not count twice.
+    return {
+        each.key: (each.self_device_time_total if on_gpu else each.self_cpu_time_total)
+        / steps
+        / 1e6
+        for each in profiler.key_averages()
+        if each.device_type == DeviceType.CPU
+    }
+
+
+def table(times: dict[str, float], floors: dict[str, float]) -> dict[str, object]:
+    """Print the parts of a step, and return them.
+
+    Args:
+        times: seconds by operation.
+        floors: seconds by part.
+    """
+    parts: dict[str, float] = defaultdict(float)
+    others: dict[str, float] = {}
+    for name, seconds in times.items():
+        parts[part_of(name)] += seconds
+        if part_of(name) == OTHER:
+            others[name] = seconds
+    total = sum(parts.values())
+    rows = {part: (parts[part], floors.get(part, 0.0)) for part in (*PARTS, OTHER) if part in parts}
+    print(f"{'':<18}{'seconds':>10}{'share':>8}{'floor':>10}{'ratio':>8}")
+    for part, (seconds, floor) in {**rows, "together": (total, sum(floors.values()))}.items():
+        ratio = f"{seconds / floor:>8.2f}" if floor > 0 else f"{'-':>8}"
+        print(f"{part:<18}{seconds:>10.4f}{seconds / total:>8.1%}{floor:>10.4f}{ratio}")
+    largest = sorted(others.items(), key=lambda item: -item[1])[:3]
+    print("other:", ", ".join(f"{name[:40]} {seconds:.4f}" for name, seconds in largest))
+    return {
+        "parts": {
+            part: {
+                "seconds": seconds,
+                "share": seconds / total,
+                "floor": floor,
+                "ratio": seconds / floor if floor > 0 else None,
+            }
+            for part, (seconds, floor) in rows.items()
+        },
+        "total": {"seconds": total, "floor": sum(floors.values())},
+        "operations": times,
+    }
