@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -341,8 +342,19 @@ def test_the_demo_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "one process, and torchrun has started 2" in said
 
 
+@pytest.fixture
+def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take back what --debug changes in a process."""
+    for library in ("DATASETS", "HF_HUB", "TRANSFORMERS"):
+        monkeypatch.setenv(f"{library}_VERBOSITY", "")
+        monkeypatch.delenv(f"{library}_VERBOSITY")
+    yield
+    cli.log.handlers.clear()
+    cli.log.setLevel(logging.NOTSET)
+
+
 def test_a_mistake_that_another_process_has_said_is_not_said_again(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    debugged: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "LET_OTHERS_SPEAK", 0)
 
@@ -351,6 +363,25 @@ def test_a_mistake_that_another_process_has_said_is_not_said_again(
 
     assert cli._ending("pretrain-mpnet", fail, ["--debug"]) == 7
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("where", ["command line", "file", "nowhere"])
+def test_debug_logs_what_is_done_and_the_traceback_of_a_mistake(
+    debugged: None, text: TinyText, tmp_path: Path, where: str
+) -> None:
+    config = changed(tiny_config(text, tmp_path / "run"), tokenizer_name="nowhere/at/all")
+    (tmp_path / "mine.toml").write_text(to_toml(changed(config, debug=where == "file")))
+    typed = ["--debug"] if where == "command line" else []
+    code, said = pretrain("--config", tmp_path / "mine.toml", *typed)
+    assert code == 2
+    *logged, last = said.splitlines()
+    assert last.startswith("pretrain-mpnet: error: --tokenizer-name")
+    if where == "nowhere":
+        assert logged == []
+        return
+    assert "annotated_mpnet.run: reading text and tokenizer, to compute on cpu" in said
+    assert "Traceback" in said
+    assert os.environ["DATASETS_VERBOSITY"] == "debug"
 
 
 @pytest.mark.parametrize("preset", [[], ["--preset", "tiny"]])

@@ -185,7 +185,7 @@ def test_plan_without_cuda_says_what_that_means(tiny: TinyText, text: Text) -> N
     lines = lines_of(tiny_config(tiny, Path("unused")), text)
     # 0.33 x 989 TFLOP/s / 358 GFLOP x 60 s, in rows of 512 tokens.
     assert lines["no CUDA"].endswith("54,500 on an H200; no MFU")
-    assert "threads does 50 GFLOP/s" in lines["time"]
+    assert "in all, if a thread does 50 GFLOP/s (threads: " in lines["time"]
 
 
 def test_sharded_weights_need_less_memory(tiny: TinyText, text: Text) -> None:

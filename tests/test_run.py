@@ -283,7 +283,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     for wanted in (
         "device: cpu",
         "attention: ",
-        "M parameters, 2 layers, 16 wide",
+        "k parameters, 2 layers, 16 wide",
         "update: 8 rows (4 x 2 micro-batches), up to 256 tokens",
         "training: 8 updates",
         "memory: about",

@@ -16,7 +16,12 @@ one number. So each kind of ending has its own, and each mistake one line on sta
     141        whoever read the output has enough (`| head`)
 
 A traceback shows where in the program something happened. To somebody who misspelt a path that says
-nothing, and it buries the one line that would; `--debug` shows it nevertheless.
+nothing, and it buries the one line that would; `--debug` shows it nevertheless. It is a log level,
+and the traceback of a mistake is one of the things that are logged at it:
+
+    nothing       what the run is and how it goes           standard output, log.txt
+    --debug       and what it does for that, and when:      standard error
+                  ours, and the libraries' that read text and weights
 
 **One process of several speaks.** `torchrun` starts the same command once for each GPU, and each of
 them parses it. A wrong flag is wrong in all of them, and is said by the first; the others end with
@@ -39,11 +44,11 @@ them is `python -m annotated_mpnet` too, for torchrun, which starts modules.
 Next: `run.py`, the run itself.
 """
 
+import logging
 import os
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
 from annotated_mpnet.commands import ConvertCommand, PretrainCommand, TokenizerCommand
@@ -51,6 +56,8 @@ from annotated_mpnet.config_file import to_toml
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError, UserError
 from annotated_mpnet.parsing import parse, parse_pretrain
 from annotated_mpnet.preset_files import preset_list
+
+log = logging.getLogger("annotated_mpnet")
 
 LET_OTHERS_SPEAK = 3
 """Seconds that a process waits before it ends without a word."""
@@ -84,6 +91,9 @@ def _pretrain(arguments: Sequence[str]) -> None:
     """
     # Checked before it is printed too: what `--print-config` writes can be run.
     command = _checked(arguments)
+    if command.settings.run.debug:
+        # Perhaps by a file, which nobody had read when the command began (`_ending`).
+        _log_everything()
     if command.preset == "list":
         # As wide as is pleasant to read, on a wide terminal too.
         print(preset_list(min(shutil.get_terminal_size().columns, 100)), end="")
@@ -183,6 +193,8 @@ def _ending(
     """
     from annotated_mpnet.signals import Stopped, listening
 
+    if "--debug" in arguments:
+        _log_everything()
     if not sys.stderr.isatty():
         # A bar that redraws itself is a page of noise in a file.
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -196,8 +208,7 @@ def _ending(
         time.sleep(LET_OTHERS_SPEAK)
         return failure.exit_code
     except UserError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
+        log.debug("the mistake, from the inside:", exc_info=True)
         print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
@@ -210,3 +221,16 @@ def _ending(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _log_everything() -> None:
+    """Let us, and the libraries that read text and weights, say on standard error what they do."""
+    # They look at these once, when they are imported: later than here.
+    for library in ("DATASETS", "HF_HUB", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "debug")
+    rank = f" rank {os.environ['RANK']}" if "RANK" in os.environ else ""
+    # Beside theirs: each of them brings a handler of its own for what it says.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(name)s: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG)

@@ -75,7 +75,8 @@ class ConvertCommand:
     pytorch_bin: bool = False
     """Write pytorch_model.bin in addition, for old readers."""
     debug: bool = False
-    """Show tracebacks of mistakes too."""
+    """Log on standard error what is done when, by the libraries too, with the traceback of a
+    mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +96,5 @@ class TokenizerCommand:
     overwrite: bool = False
     """Replace the directory if it exists. Without, it is refused."""
     debug: bool = False
-    """Show tracebacks of mistakes too."""
+    """Log on standard error what is done when, by the libraries too, with the traceback of a
+    mistake."""

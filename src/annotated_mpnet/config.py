@@ -293,7 +293,8 @@ class RunConfig:
     seed: int = option(12345, at_least=0, at_most=2**63 - 1)
     """Decides weights, order, masks and dropout; with the data, it decides the whole run."""
     debug: bool = False
-    """Show tracebacks of mistakes too, and log more."""
+    """Log on standard error what is done when, by the libraries too, with the traceback of a
+    mistake."""
 
     @property
     def resuming(self) -> bool:

@@ -14,7 +14,7 @@ cores of a CPU:
     training: 1,000 updates, ... epochs of ... rows
     memory: about 0.1 of ... GB, 0.027 of them weights, gradients and AdamW
     no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
-    time: about 1 min 32 s, if each of 2 threads does 50 GFLOP/s; measured soon
+    time: about 1 min 32 s in all, if a thread does 50 GFLOP/s (threads: 2)
 
 What each line can show in time:
 
@@ -99,8 +99,9 @@ def plan(
     work = _workload(config, model.config, device, bf16)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield from _machine(config, device, bf16, world_size)
+    layers = model.config.encoder_layers
     yield (
-        f"model: {parameters / 1e6:.1f} M parameters, {model.config.encoder_layers} layers, "
+        f"model: {_count(parameters)} parameters, {layers} layer{'s' * (layers != 1)}, "
         f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens, "
         f"{work.flops() / work.batch_size / 1e9:.3g} GFLOP a row"
     )
@@ -111,7 +112,7 @@ def plan(
     if text.valid is not None:
         yield f"validation text: {text.valid.report}"
     else:
-        yield "no validation text: the last model counts as the best (give --valid-file)"
+        yield "no validation text (--valid-file, --valid-fraction): the last model is the best"
     yield from _amount(config, text, world_size)
     # Sharding divides what belongs to weights, not what belongs to rows.
     shares = world_size if config.machine.fsdp else 1
@@ -245,7 +246,7 @@ def _time(
     if device.type != "cuda":
         threads = torch.get_num_threads()
         speed = threads * ASSUMED_FLOPS_PER_THREAD
-        assumed = f"each of {threads} threads does 50 GFLOP/s"
+        assumed = f"if a thread does 50 GFLOP/s (threads: {threads})"
         row = Workload(ModelConfig(), "mpnet", 1, 512, 77).flops()
         here, there = (60 * flops_per_s / row for flops_per_s in (speed, H200_FLOPS))
         yield (
@@ -254,12 +255,13 @@ def _time(
         )
     elif peak is not None:
         speed = ASSUMED_SHARE_OF_PEAK * peak
-        assumed = f"{ASSUMED_SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s are reached"
+        assumed = f"if {ASSUMED_SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s are reached"
     else:
         products = "bfloat16" if bf16 else "float32"
         yield f"no MFU: the peak of this device for {products} products is not known here"
         return
-    yield f"time: about {duration(flops / speed)}, if {assumed}; measured soon"
+    # All updates, those before a resume included; what is left of them is said once it is measured.
+    yield f"time: about {duration(flops / speed)} in all, {assumed}"
 
 
 def _total_memory(device: torch.device) -> float:
@@ -276,3 +278,12 @@ def _gb(amount: float) -> str:
     ('0.027', '1.8', '144')
     """
     return f"{amount / 1e9:.2g}" if amount < 10e9 else f"{amount / 1e9:.0f}"
+
+
+def _count(parameters: int) -> str:
+    """Return a number of weights, in millions where there are any.
+
+    >>> _count(109_518_527), _count(35_856)
+    ('109.5 M', '36 k')
+    """
+    return f"{parameters / 1e6:.1f} M" if parameters >= 100_000 else f"{parameters / 1e3:.0f} k"

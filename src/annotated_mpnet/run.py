@@ -44,6 +44,7 @@ Next: `session.py` for resume, checkpoints, test and export; `tracking.py` for w
 """
 
 import dataclasses
+import logging
 import time
 import traceback
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ from annotated_mpnet.training.checkpoint import CONFIG, TrainState, read_model_c
 from annotated_mpnet.training.compilation import compile_model
 from annotated_mpnet.training.display import finish_line
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
+from annotated_mpnet.training.manifest import library_versions
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory
 from annotated_mpnet.training.optimizer import build_optimizer
 from annotated_mpnet.training.retention import newest_first
@@ -86,6 +88,9 @@ from annotated_mpnet.training.sinks import check_tracking
 from annotated_mpnet.training.throughput import memory_peak
 from annotated_mpnet.training.tracking import Tracker
 from annotated_mpnet.training.trainer import Evaluation, Trainer
+
+log = logging.getLogger(__name__)
+"""For --debug. What a user is to know is the tracker's."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def run_pretraining(
     # What costs nothing to find out comes first: before anybody is waited for.
     config.validate()
     with open_world(config.machine.distributed_timeout) as world:
+        log.debug("%s; libraries: %s", world, library_versions())
         spoken_to = console or Console() if world.is_first else Console(quiet=True)
         with explaining_memory(config, world):
             prepared = _prepare(config, world)
@@ -210,7 +216,9 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
     if saved is not None:
         config = _with_network(config, saved)
     # Minutes may pass here, with a large text that is not in the cache yet.
+    log.debug("reading text and tokenizer, to compute on %s", device)
     text = read_text(config.data, config.run.seed, world.rank, world.size)
+    log.debug("identity of the run: %s", identity_of(config, text, world.size))
     _refuse_different_text(config, text, world)
     model, notes = build_model(config, text)
     notes += check_export(config, text, model)
@@ -226,6 +234,7 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
     # parameters that the optimizer is to move.
     network = SharedNetwork(model, world, device, fsdp=config.machine.fsdp)
     optimizer = build_optimizer(model, config.optimization, device)
+    log.debug("network and optimizer are made, for %s", model.config)
     return _Prepared(config, world, text, network, optimizer, device, bf16, notes)
 
 

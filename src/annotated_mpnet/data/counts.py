@@ -70,7 +70,7 @@ class Counts:
             "blank lines skipped": self.blank_lines,
             "rows without text skipped": self.not_text,
             "short texts skipped": self.too_short,
-            "documents left to the other part of the text": self.left_out,
+            "documents left out, which another part of the text has": self.left_out,
         }
         line = f"{self.documents:,} documents{files}"
         return line + "".join(f"; {count:,} {what}" for what, count in unusual.items() if count)

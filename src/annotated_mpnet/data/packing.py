@@ -61,6 +61,7 @@ Next: `masking.py`, which hides tokens of these rows; or `loader.py`, which orde
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -85,6 +86,8 @@ from annotated_mpnet.data.tokenising import (
 )
 from annotated_mpnet.data.tokenizer import Vocabulary, tokenizer_hash
 from annotated_mpnet.errors import DataError, WriteError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of every cache's name; to be raised when the same input shall give other rows. Forgotten,
@@ -166,7 +169,9 @@ def pack_rows(
         # Whoever comes second, another run or another rank, waits and finds the rows made. It also
         # makes what lies in the scratch directory a leftover, never somebody's work.
         with FileLock(cache_dir / f"{key}.lock"):
-            if not _is_readable(packed):
+            known = _is_readable(packed)
+            log.debug("%s: %s", packed, "packed before" if known else "to be packed")
+            if not known:
                 _pack_anew(packed, job)
             return PackedRows(packed)
     # What goes wrong with the text has become a DataError where it was read. What is left can only

@@ -158,4 +158,11 @@ def _shown(formats: dict[str, Format], metrics: Metrics) -> str:
 
 
 def _thousands(value: float) -> str:
+    """Return a rate in three digits or so.
+
+    >>> [_thousands(value) for value in (45.2, 3020.0, 21480.0, 1.05e6)]
+    ['45', '3.0k', '21.5k', '1.05M']
+    """
+    if value < 1000:
+        return f"{value:.0f}"
     return f"{value / 1000:.1f}k" if value < 1e6 else f"{value / 1e6:.2f}M"
