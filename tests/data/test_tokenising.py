@@ -61,7 +61,7 @@ def test_documents_in_pieces_are_joined_again(tmp_path, monkeypatch, at_least, a
     assert all(each[:-1].sum() < at_least for each in lengths)
 
 
-# Row 14 of the fault matrix. The measurement with 50 MB is in benchmarks/pack.py.
+# Row 14 of the fault matrix. The measurement with 50 MB is in benchmarks/data.py.
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ of 4 x length. So the masking of a row depends on nothing but its place in the r
 neighbours in the batch, on padding, on workers, on how far the run was resumed. A document that
 shares a row has its own, `fold_in(seed, "mask", epoch, row, number)`; but for the first, whose are
 those of the row, so that a document alone in its row is masked alike in all modes. Drawing them is
-about half of the collator's time, which altogether is no matter: `benchmarks/collate.py` measures 6
+about half of the collator's time, which altogether is no matter: `benchmarks/data.py` measures 6
 to 10 million tokens a second on one core.
 
 fairseq: the same thought, `numpy_seed(seed, epoch, index)`, but around numpy's global generator,

@@ -1,0 +1,251 @@
+"""What `data.py` measures, one function for each of its tables; each is called in a new process."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from rich.console import Console
+
+from annotated_mpnet.config import (
+    ArchitectureConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizationConfig,
+    Packing,
+    PretrainingConfig,
+    RunConfig,
+    TrackingConfig,
+)
+from annotated_mpnet.data import (
+    BatchLoader,
+    Counts,
+    DataCollatorForMaskedPermutedLanguageModeling,
+    LocalFiles,
+    Row,
+    Vocabulary,
+    find_text_files,
+    load_tokenizer,
+    pack_rows,
+)
+from annotated_mpnet.data.packing import PACKED_AT_ONCE
+from annotated_mpnet.data.row_cutting import cut_rows
+from annotated_mpnet.data.tokenising import count_tokens, tokenise, windows_of, write_text
+from annotated_mpnet.data.tokenizer_training import train_wordpiece
+from annotated_mpnet.demo.corpus import unpack
+from annotated_mpnet.demo.show import VOCAB_SIZE
+from annotated_mpnet.run import run_pretraining
+from common import SHAPES
+
+PACKINGS: tuple[Packing, ...] = ("full", "none", "documents")
+
+# Name -> what is predicted, and the documents of a row.
+OBJECTIVES = {
+    "mpnet, whole words": (ObjectiveConfig(), 1),
+    "mpnet, single tokens": (ObjectiveConfig(whole_word_mask=False), 1),
+    "plm, whole words": (ObjectiveConfig(input_mode="plm"), 1),
+    "mpnet, 8 documents": (ObjectiveConfig(), 8),
+}
+
+COLLATED_VOCABULARY = 30527
+SPECIAL_IDS = (0, 1, 2, 3, COLLATED_VOCABULARY - 1)
+CONTINUED_SHARE = 0.2
+REPETITIONS = 5
+"""Of which the best is reported: the others measure what else the machine was doing."""
+
+
+def prepare(folder: Path, text: Path | None, tokenizer: str | None) -> tuple[Path, str]:
+    """Return the text and the tokenizer, made in a folder as far as they are not given."""
+    if text is None:
+        unpack(folder / "novels")
+        text = folder / "novels" / "train"
+    if tokenizer is None:
+        train_wordpiece(find_text_files(text, "--text"), VOCAB_SIZE).save_pretrained(
+            folder / "tokenizer"
+        )
+        tokenizer = str(folder / "tokenizer")
+    return text, tokenizer
+
+
+def write_one_line(text: Path, target: Path) -> Path:
+    """Write all documents of a text as a single one, and return where."""
+    documents = LocalFiles.find(text, "--text").documents(Counts())
+    target.write_text(" ".join(" ".join(documents).split("\n")) + "\n", encoding="utf-8")
+    return target
+
+
+def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[str, float]:
+    """Return the seconds of reading, tokenising and cutting, and the tokens that there were."""
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(tokenizer_name)
+    vocabulary = Vocabulary.of(tokenizer)
+    found: dict[str, float] = {}
+    start = time.perf_counter()
+    write_text(LocalFiles.find(text, "--text").documents(Counts()), folder / "text.arrow")
+    found["reading"] = time.perf_counter() - start
+    start = time.perf_counter()
+    table = tokenise(folder / "text.arrow", folder / "tokens.arrow", tokenizer, num_workers=1)
+    found["tokenising"] = time.perf_counter() - start
+    for packing in PACKINGS:
+        start = time.perf_counter()
+        windows = windows_of(table, PACKED_AT_ONCE)
+        for _ in cut_rows(windows, packing, tokens, vocabulary.cls_id, vocabulary.sep_id):
+            pass
+        found[f"cutting, {packing}"] = time.perf_counter() - start
+    return found | {"tokens": count_tokens(table)}
+
+
+def first_batch(
+    text: Path, tokenizer_name: str, tokens: int, packing: Packing, workers: int
+) -> dict[str, float]:
+    """Return what it takes to the first batch."""
+    datasets.disable_progress_bars()
+    start = time.perf_counter()
+    tokenizer = load_tokenizer(tokenizer_name)
+    source = LocalFiles.find(text, "--text")
+    rows = pack_rows(source, tokenizer, tokens, packing=packing, num_workers=workers)
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        Vocabulary.of(tokenizer), ObjectiveConfig(), tokens, seed=1, packing=packing
+    )
+    BatchLoader(rows, collator, batch_size=16, seed=1).batch(0)
+    seconds = time.perf_counter() - start
+    # Of this process, and of the largest of those that it started to tokenise.
+    used = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    report = rows.report
+    return {
+        "seconds": seconds,
+        "tokens": report.tokens,
+        "fill": report.fill,
+        "rows": report.rows,
+        "megabytes": max(used) / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+
+
+def collate(name: str, tokens: int, batch_size: int, seconds: float) -> float:
+    """Return the most tokens per second of several repetitions of an objective."""
+    torch.set_num_threads(1)
+    objective, documents = OBJECTIVES[name]
+    vocabulary = random_vocabulary()
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        vocabulary, objective, tokens, seed=1, packing="full" if documents == 1 else "documents"
+    )
+    rows = random_rows(vocabulary, tokens, batch_size, documents)
+    best = 0.0
+    for _ in range(REPETITIONS):
+        start = time.perf_counter()
+        for epoch in count():
+            collator([Row(row, epoch, index) for index, row in enumerate(rows)])
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds / REPETITIONS:
+                break
+        best = max(best, (epoch + 1) * batch_size * tokens / elapsed)
+    return best
+
+
+def random_vocabulary() -> Vocabulary:
+    """Return a vocabulary whose tokens mean nothing, and form words as English ones do."""
+    is_special_V = np.isin(np.arange(COLLATED_VOCABULARY), SPECIAL_IDS)
+    return Vocabulary(
+        size=COLLATED_VOCABULARY,
+        pad_id=1,
+        mask_id=COLLATED_VOCABULARY - 1,
+        cls_id=0,
+        sep_id=2,
+        unk_id=3,
+        is_special_V=is_special_V,
+        starts_word_V=np.random.default_rng(0).random(COLLATED_VOCABULARY) >= CONTINUED_SHARE,
+        random_ids=np.flatnonzero(~is_special_V),
+    )
+
+
+def random_rows(
+    vocabulary: Vocabulary, tokens: int, batch_size: int, documents: int
+) -> list[np.ndarray]:
+    """Return full rows of so many documents each."""
+    generator = np.random.default_rng(1)
+    ids = generator.choice(vocabulary.random_ids, size=(batch_size, tokens)).astype(np.int32)
+    starts = np.linspace(0, tokens, documents, endpoint=False, dtype=int)
+    ids[:, starts], ids[:, starts - 1] = vocabulary.cls_id, vocabulary.sep_id
+    return list(ids)
+
+
+def wait(
+    text: Path, tokenizer_name: str, shape_name: str, updates: int, folder: Path
+) -> dict[str, float]:
+    """Return the share of a short run's time that its loop waits for batches.
+
+    The network has a shape of `common.py`, but the tokenizer's vocabulary: if that is smaller, an
+    update is shorter, and waiting a larger share of it.
+    """
+    datasets.disable_progress_bars()
+    directory = folder / f"run-{shape_name}"
+    config = waiting_config(text, tokenizer_name, shape_name, updates, directory)
+    run_pretraining(config, Console(quiet=True))
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    shape = SHAPES[shape_name]
+    return waiting_of([json.loads(line) for line in lines], shape.batch * shape.length)
+
+
+def waiting_config(
+    text: Path, tokenizer_name: str, shape_name: str, updates: int, directory: Path
+) -> PretrainingConfig:
+    """Return a run of so many updates, which logs four times, and saves once, at its end."""
+    shape = SHAPES[shape_name]
+    dropout = 0.0 if shape_name == "demo" else 0.1
+    return PretrainingConfig(
+        model=ArchitectureConfig(
+            encoder_layers=shape.layers,
+            encoder_embed_dim=shape.width,
+            encoder_ffn_dim=shape.ffn,
+            encoder_attention_heads=shape.heads,
+            dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=0.0,
+        ),
+        data=DataConfig(train_dir=text, tokenizer_name=tokenizer_name, max_tokens=shape.length),
+        optimization=OptimizationConfig(
+            batch_size=shape.batch, update_freq=1, total_updates=updates
+        ),
+        run=RunConfig(checkpoint_dir=directory, save_optimizer_state=False, export_hf=False),
+        tracking=TrackingConfig(logging_steps=max(1, updates // 4)),
+    )
+
+
+def waiting_of(lines: Sequence[dict[str, float]], update_tokens: int) -> dict[str, float]:
+    """Return the shares of the first line of metrics and of all later ones, weighted by time.
+
+    Of two later lines, one twice as fast as the other, the slow one counts twice as much:
+
+    >>> def line(step, speed, wait):
+    ...     return {"step": step, "perf/tokens_per_second": speed, "perf/data_wait": wait}
+    >>> lines = [line(10, 100.0, 0.5), line(20, 100.0, 0.04), line(30, 50.0, 0.01)]
+    >>> found = waiting_of(lines, update_tokens=100)
+    >>> found["first_quarter"], round(found["then"], 3), found["seconds_per_update"]
+    (0.5, 0.02, 1.5)
+
+    Args:
+        lines: of `metrics.jsonl`; those without a speed are of evaluations.
+        update_tokens: of each update; rows are full.
+
+    Returns:
+        The two shares, and seconds of an update behind the first line.
+    """
+    lines = [line for line in lines if "perf/data_wait" in line]
+    updates = np.diff([0, *(line["step"] for line in lines)])
+    speeds = np.array([line["perf/tokens_per_second"] for line in lines])
+    waits = np.array([line["perf/data_wait"] for line in lines])
+    seconds = updates * update_tokens / speeds
+    return {
+        "first_quarter": float(waits[0]),
+        "then": float((waits * seconds)[1:].sum() / seconds[1:].sum()),
+        "seconds_per_update": float(seconds[1:].sum() / updates[1:].sum()),
+    }
