@@ -1,8 +1,11 @@
 """Whole runs on two ranks, by the command: stop, resume, move, break."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from annotated_mpnet.config import PretrainingConfig
-from ranks import Started, names_below, run_ranks
+from annotated_mpnet.training.checkpoint import load_checkpoint
+from annotated_mpnet.training.retention import newest_first
+from ranks import Started, arguments_of, names_below, run_ranks
 from tiny_run import TinyText, changed, run, tiny_config, write_text
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -73,9 +78,15 @@ def test_two_ranks_train_as_one_process_and_write_what_it_writes(
 
 
 # fault 60
-@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
-def test_two_ranks_resume_byte_for_byte(text: TinyText, tmp_path: Path, fsdp: bool) -> None:
-    config = changed(config_of(text, tmp_path / "run"), fsdp=fsdp)
+@pytest.mark.parametrize(
+    "machine",
+    [{"fsdp": False}, {"fsdp": True, "gradient_checkpointing": True, "precision": "bf16"}],
+    ids=["ddp", "fsdp, recomputed, in bfloat16"],
+)
+def test_two_ranks_resume_byte_for_byte(
+    text: TinyText, tmp_path: Path, machine: dict[str, object]
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), **machine)
     run_ranks(config)
     whole = tensors_of(tmp_path / "run" / "checkpoint8")
     for name in ("checkpoint8", "best_checkpoint"):
@@ -83,6 +94,19 @@ def test_two_ranks_resume_byte_for_byte(text: TinyText, tmp_path: Path, fsdp: bo
     said = run_ranks(changed(config, resume=True))
     assert "after update 4" in said
     assert tensors_of(tmp_path / "run" / "checkpoint8") == whole
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_layers_that_are_computed_twice_change_no_byte_on_two_ranks(
+    text: TinyText, tmp_path: Path, fsdp: bool
+) -> None:
+    # With dropout, and two micro-batches, of which the first exchanges nothing.
+    config = changed(config_of(text, tmp_path / "once"), fsdp=fsdp, update_freq=2, total_updates=4)
+    run_ranks(config)
+    twice = {"checkpoint_dir": tmp_path / "twice", "gradient_checkpointing": True}
+    run_ranks(changed(config, **twice))
+    ends = [tensors_of(tmp_path / name / "checkpoint4") for name in ("once", "twice")]
+    assert ends[0] == ends[1]
 
 
 # fault 60
@@ -135,11 +159,46 @@ def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
     assert len(numbered) == 1, numbered
 
 
+# fault 56
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
+    text: TinyText, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    # torchrun by the name that it has as a module; standalone, to take a port that is free.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*command, "--standalone", "-m", "annotated_mpnet", *arguments_of(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+        process.send_signal(number)
+        said, complained = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    # torchrun says in its own words that it was stopped, and ends with 1; README.md says so.
+    assert process.returncode == 1
+    assert complained.count(f"pretrain-mpnet: stopped by {number.name}\n") == 1
+    (saved,) = (tmp_path / "run").glob("checkpoint*")
+    update = load_checkpoint(saved).state.update
+    assert f"saved after update {update}; --resume goes on there" in said
+
+
 # fault 55
-def test_a_killed_rank_ends_the_run_and_leaves_its_checkpoints(
+def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(
     text: TinyText, tmp_path: Path
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), total_updates=2000)
+    # At a constant rate, so that the run may end earlier than it was meant to and be the same run.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        total_updates=2000,
+        end_learning_rate=1e-3,
+        warmup_updates=0,
+    )
     started = Started(config)
     wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
     killed = time.monotonic()
@@ -149,7 +208,12 @@ def test_a_killed_rank_ends_the_run_and_leaves_its_checkpoints(
     assert code == 1
     assert "lost the others" in complained
     assert "Traceback" not in complained
-    assert (tmp_path / "run" / "checkpoint4" / "manifest.json").exists()
+    newest, *_ = newest_first(tmp_path / "run")
+    end = load_checkpoint(newest).state.update + 2
+    run_ranks(changed(config, total_updates=end, resume=True))
+    run_ranks(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
+    ends = [tensors_of(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
+    assert ends[0] == ends[1]
 
 
 @pytest.fixture(scope="module")
