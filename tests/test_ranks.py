@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -214,6 +217,35 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(
     run_ranks(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
     ends = [tensors_of(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
     assert ends[0] == ends[1]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within the block, processes are started that cannot write a larger file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# faults 43, 62
+def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, valid_file=None)
+    run_ranks(changed(config, total_updates=4, checkpoint_dir=tmp_path / "first"))
+    sizes = [(tmp_path / "first" / "checkpoint4" / name).stat().st_size for name in TENSORS]
+    # The network can be written, and AdamW's means, twice as large, cannot.
+    with largest_file(sum(sizes) // 2):
+        started = Started(config)
+    endings = started.endings()
+    assert [code for code, _, _ in endings] == [6, 6], endings
+    assert "could not be written: File too large" in endings[0][2]
+    assert "Traceback" not in endings[0][2]
+    assert endings[1][2].strip() == ""
+    assert list((tmp_path / "run").glob("*checkpoint*")) == []
 
 
 @pytest.fixture(scope="module")

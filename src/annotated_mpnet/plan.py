@@ -12,7 +12,8 @@ cores of a CPU:
     validation text: ...
     update: 32 rows (32 x 1 micro-batches), up to 2,048 tokens
     training: 1,000 updates, ... epochs of ... rows
-    memory: about 0.1 of ... GB, 0.027 of them weights, gradients and AdamW
+    memory: about 0.12 of ... GB, 0.026 of them weights, gradients and AdamW
+    checkpoints: written beside training, from a copy of 0.02 GB in memory
     no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
     time: about 1 min 32 s in all, if a thread does 50 GFLOP/s (threads: 2)
 
@@ -62,7 +63,7 @@ from annotated_mpnet.data.texts import Text
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.preparation import choose_attention
 from annotated_mpnet.training.display import duration
-from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload
+from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload, copied_bytes
 from annotated_mpnet.training.throughput import device_name, peak_flops
 
 ASSUMED_SHARE_OF_PEAK = 0.33
@@ -116,7 +117,8 @@ def plan(
     yield from _amount(config, text, world_size)
     # Sharding divides what belongs to weights, not what belongs to rows.
     shares = world_size if config.machine.fsdp else 1
-    yield from _memory(work, parameters * BYTES_PER_WEIGHT / shares, device)
+    copied = parameters * copied_bytes(config.run.save_optimizer_state)
+    yield from _memory(work, parameters * BYTES_PER_WEIGHT / shares, copied, device)
     yield from _time(config, work, device, bf16)
 
 
@@ -212,15 +214,18 @@ def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[
         yield f"training: {optimization.total_updates:,} updates, {rows:,} rows of the stream"
 
 
-def _memory(work: Workload, fixed: float, device: torch.device) -> Iterator[str]:
+def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -> Iterator[str]:
     """Say what is needed and what there is.
 
     Args:
         work: a micro-batch; an update of several needs no more than one.
         fixed: bytes that no batch size changes, on this device.
+        copied: bytes of the copy that checkpoints are written from, in the CPU's memory.
         device: whose memory it is. On a CPU that of the whole machine, whoever else is using it.
     """
     needed, there = fixed + work.activation_bytes(), _total_memory(device)
+    if device.type == "cpu":
+        needed += copied
     yield (
         f"memory: about {_gb(needed)} of {_gb(there)} GB, {_gb(fixed)} of them weights, gradients "
         "and AdamW"
@@ -229,6 +234,9 @@ def _memory(work: Workload, fixed: float, device: torch.device) -> Iterator[str]
     # names, and the only one that changes nothing else.
     if needed > 0.9 * there:
         yield ("this may not fit: halve --batch-size and double --update-freq (the same updates)")
+    # Written while others are made: the memory comes on top (`training/saving.py`).
+    where = "memory" if device.type == "cpu" else "the CPU's memory"
+    yield f"checkpoints: written beside training, from a copy of {_gb(copied)} GB in {where}"
 
 
 def _time(

@@ -8,7 +8,7 @@ were one process:
                  rank 0                                      the others
     ---------    -----------------------------------------   ----------------------------------
     beginning    finds a checkpoint, verifies, compares it   wait; take over state and tensors
-    train        makes updates, calls back to save           the same, and hand over their shares
+    train        makes updates, has them saved               the same, and hand over their shares
     test         loads the best model; measures              take it over; measure other rows
     export       writes the best model as Hugging Face's     hand over their shares
 
@@ -37,7 +37,8 @@ test text is looked at once, afterwards. Looked at during the run it would help 
 loss would no longer be that of text that the model has never met in any way. The same model is then
 exported, so that what is tested is what is used.
 
-Next: `training/checkpoint.py` for what is written; `run.py`, which builds all this.
+Next: `training/saving.py`, which writes beside the loop; `training/checkpoint.py` for what is
+written; `run.py`, which builds all this.
 """
 
 import dataclasses
@@ -46,7 +47,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from annotated_mpnet import conversion
@@ -63,27 +63,24 @@ from annotated_mpnet.data.loader import UpdateSource
 from annotated_mpnet.data.reservoir import StreamCounts, StreamState
 from annotated_mpnet.data.streams import StreamLoader
 from annotated_mpnet.data.texts import Text
-from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.preparation import identity_of
 from annotated_mpnet.training.checkpoint import (
     BEST,
     Checkpoint,
-    StreamParts,
     TrainState,
     load_checkpoint,
-    save_checkpoint,
 )
 from annotated_mpnet.training.distributed import share_of
-from annotated_mpnet.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from annotated_mpnet.training.optimizer import load_optimizer_tensors
 from annotated_mpnet.training.resume import (
     Resumable,
     compare_identity,
     compare_model_config,
     newest_valid_checkpoint,
 )
-from annotated_mpnet.training.retention import prune
 from annotated_mpnet.training.run_directory import EXPORT, RunDirectory, nothing_to_resume
+from annotated_mpnet.training.saving import Saver, streams_from
 from annotated_mpnet.training.trainer import Evaluation, Progress, Trainer
 
 
@@ -178,7 +175,10 @@ class Session:
         masks (`data/loader.py`): to keep them would take more memory than to make them takes time.
         """
         validation = None if self.text.valid is None else partial(self._batches, self.text.valid)
-        return self.trainer.train(progress, self.source(), validation, self._save)
+        with Saver(self.trainer, self.directory, self._save_tokenizer) as saver:
+            state = self.trainer.train(progress, self.source(), validation, saver)
+        self._stream_counts = saver.stream_counts
+        return state
 
     def source(self) -> UpdateSource:
         """Return what feeds this rank's loop.
@@ -280,7 +280,7 @@ class Session:
         allowed = self.config.run.allowed_changes
         losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
         state = dataclasses.replace(checkpoint.state, identity=self.identity)
-        streams = [] if checkpoint.stream is None else _streams_from(checkpoint.stream)
+        streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
         if not self.is_complete(state):
             for change in [*changes, *self._changed_settings()]:
                 tracker.say(f"changed since the run began: {change}")
@@ -398,63 +398,6 @@ class Session:
                 if old != new:
                     yield f"{name} was {old} and is {new}"
 
-    def _save(self, name: str, progress: Progress) -> None:
-        """Write a checkpoint, and delete the oldest ones only after it is safely there.
-
-        All ranks come here, in the same update, because each has its share of a tensor: so they are
-        collected here, and rank 0 alone goes on to write.
-
-        Args:
-            name: `checkpoint2500`, or `best_checkpoint`.
-            progress: of this rank; the streams differ.
-        """
-        model, optimizer = self.trainer.model, self.trainer.optimizer
-        means = None
-        if self.config.run.save_optimizer_state:
-            means = self.world.collect(optimizer_tensors(optimizer, model))
-        streams = self.world.gather_objects(progress.stream)
-        tensors = self.world.collect(model.state_dict())
-        self.world.first(lambda: self._write(name, progress.state, streams, (tensors, means)))
-
-    def _write(
-        self,
-        name: str,
-        state: TrainState,
-        streams: list[StreamState | None],
-        tensors: tuple[dict[str, Tensor], dict[str, Tensor] | None],
-    ) -> None:
-        """Write and prune, on rank 0.
-
-        Args:
-            name: of the checkpoint.
-            state: the same on all ranks.
-            streams: of all ranks, in their order; each None for text on the disk.
-            tensors: the network's and the optimizer's, whole; the second None if not wanted.
-
-        Raises:
-            WriteError: the disk is full, or not writable. Former checkpoints are as they were.
-        """
-        assert self.directory is not None
-        path, run_id = self.directory.path, self.directory.run_id
-        known = [each for each in streams if each is not None]
-        if known:
-            # With each checkpoint, so that an interrupted run has said what it did not train on.
-            self._stream_counts = sum((each.counts for each in known), StreamCounts())
-            self.trainer.tracker.say(f"read until update {state.update}: {self._stream_counts}")
-        checkpoint = Checkpoint(
-            run_id=run_id,
-            state=state,
-            stream=_stream_parts(known),
-            model_config=self.trainer.model.config,
-            model_tensors=tensors[0],
-            optimizer_tensors=tensors[1],
-        )
-        save_checkpoint(path, name, checkpoint, self._save_tokenizer)
-        # Behind the return of `save_checkpoint`, and not before: until then the oldest may be the
-        # only one. What cannot be deleted is a warning, and no reason to end a run.
-        for warning in prune(path, self.config.run.keep_checkpoints, run_id, protected={name}):
-            self.trainer.tracker.warn(warning)
-
     def _save_tokenizer(self, directory: Path) -> None:
         # Into each checkpoint: weights without their vocabulary are numbers without a meaning, and
         # the place where the tokenizer came from may be gone by the time that somebody needs it.
@@ -476,69 +419,3 @@ def collator_of(
         config.run.seed,
         packing=config.data.packing,
     )
-
-
-def _stream_parts(states: list[StreamState]) -> StreamParts | None:
-    """Return what a checkpoint keeps of a stream: the ranks' states, side by side.
-
-    Plain values go into `stream.json`, arrays into `stream.safetensors`, which has one flat table
-    of names; so a rank's number stands in front of them.
-
-    >>> plain, tensors = _stream_parts([StreamState(rank=rank, world_size=2) for rank in range(2)])
-    >>> [each["rank"] for each in plain["ranks"]]
-    [0, 1]
-    >>> sorted(tensors)[:2]
-    ['0.pending_ids', '0.pending_lengths']
-    >>> [state.rank for state in _streams_from((plain, tensors))]
-    [0, 1]
-
-    Args:
-        states: of all ranks, in their order; none for text on the disk.
-
-    Returns:
-        Values and tensors; None without a stream.
-    """
-    if not states:
-        return None
-    parts = [state.to_parts() for state in states]
-    tensors = {
-        f"{rank}.{name}": torch.from_numpy(array)
-        for rank, (_, arrays) in enumerate(parts)
-        for name, array in arrays.items()
-    }
-    return {"ranks": [plain for plain, _ in parts]}, tensors
-
-
-def _streams_from(parts: StreamParts) -> list[StreamState]:
-    """Return the states that `_stream_parts` put together.
-
-    The file is whole, or it would not have come so far (`training/manifest.py`). But whole is not
-    yet what one expects: another version may have written it.
-
-    >>> try:
-    ...     _streams_from(({"ranks": 3}, {}))
-    ... except CheckpointError as error:
-    ...     print(str(error).partition(":")[0])
-    the state of the stream has other parts than expected
-
-    Raises:
-        CheckpointError: these are not its parts.
-    """
-    plain, tensors = parts
-    ranks = plain.get("ranks")
-    if not isinstance(ranks, list) or not all(isinstance(each, dict) for each in ranks):
-        raise CheckpointError(
-            "the state of the stream has other parts than expected: it was written by another "
-            "version, or is damaged; go on from another checkpoint with --resume-checkpoint"
-        )
-    return [
-        StreamState.from_parts(
-            each,
-            {
-                name.removeprefix(f"{rank}."): tensor.numpy()
-                for name, tensor in tensors.items()
-                if name.startswith(f"{rank}.")
-            },
-        )
-        for rank, each in enumerate(ranks)
-    ]

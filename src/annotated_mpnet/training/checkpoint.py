@@ -46,12 +46,13 @@ Loading reads nothing that `verify_checkpoint` has not vouched for, and refuses 
 not numbers.
 
 **What it costs.** MPNet-base with AdamW's two means is 1.3 GB: 6 s to save, 2.5 s to load, of
-which 0.8 go into hashes (`docs/log.md`). The loop waits for it: at an interval of 1000 updates that
-is nothing, and a copy that is written in the background would need that much memory once more.
+which 0.8 go into hashes (`docs/log.md`). The loop does not wait for it: it leaves a copy to a
+thread and goes on (`saving.py`).
 
 fairseq: `torch.save`, so a pickle that runs code when it is loaded.
 
-Next: `retention.py`, the checkpoints of one directory; `run_directory.py`; `resume.py`.
+Next: `saving.py`, which does this beside the loop; `retention.py`, the checkpoints of one
+directory; `run_directory.py`; `resume.py`.
 """
 
 import dataclasses

@@ -116,6 +116,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -173,6 +174,25 @@ class Progress:
 
     state: TrainState
     stream: StreamState | None = None
+
+
+class Saving(Protocol):
+    """Where checkpoints go: `saving.py`, which writes them while the loop goes on."""
+
+    def save(self, name: str, progress: Progress) -> None:
+        """Take what a checkpoint is made of, to be written under a name.
+
+        When this returns, weights may change again; on the disk it is behind `finish`.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise what a save has failed with, if one has; does not wait."""
+        ...
+
+    def finish(self) -> None:
+        """Return when everything is on the disk; raise what a save has failed with."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -253,17 +273,23 @@ class Trainer:
     ...     def updates(self, first_update, micro_batches, state=None):
     ...         while True:
     ...             yield [rows(0, 1), rows(1, 3)], None
-    >>> def save(name, progress):
-    ...     known = "" if progress.state.best_valid_bits is None else ", knows the best loss"
-    ...     print(f"{name} after {progress.state.update}{known}")
+    >>> class Told:
+    ...     def save(self, name, progress):
+    ...         known = "" if progress.state.best_valid_bits is None else ", knows the best loss"
+    ...         print(f"{name} after {progress.state.update}{known}")
+    ...     def check(self):
+    ...         pass
+    ...     def finish(self):
+    ...         print("all of it on the disk")
     >>> start = TrainState(
     ...     update=0, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
-    >>> end = trainer.train(Progress(start), TheSameAgain(), lambda: [rows(0, 3)], save)
+    >>> end = trainer.train(Progress(start), TheSameAgain(), lambda: [rows(0, 3)], Told())
     checkpoint2 after 2
     best_checkpoint after 3, knows the best loss
     checkpoint4 after 4, knows the best loss
     best_checkpoint after 5, knows the best loss
     checkpoint5 after 5, knows the best loss
+    all of it on the disk
     >>> end.update, end.tokens_seen, end.predicted_seen
     (5, 75, 20)
 
@@ -301,7 +327,7 @@ class Trainer:
         progress: Progress,
         source: UpdateSource,
         validation: Callable[[], Iterable[Batch]] | None,
-        save: Callable[[str, Progress], None],
+        saving: Saving,
     ) -> TrainState:
         """Train from where a run stands to its last update, and return the state there.
 
@@ -311,18 +337,19 @@ class Trainer:
             evaluate  may find a new best loss, which is part of the state
             save      keeps that state; without the best loss in it, the first evaluation after a
                       resume would pass for the best one
-            stop      is last, with nothing left half done
+            stop      is last, with nothing left half done: it waits for the disk
 
         Args:
             progress: where to begin.
             source: yields the micro-batches of one update after the other.
             validation: makes the validation batches anew for each evaluation; None for none.
-            save: writes a checkpoint under a name.
+            saving: takes checkpoints, and writes them beside the loop.
 
         Raises:
             DivergedError: the loss or the gradient is not a number; before the update is applied.
             DataError: the text ended or broke off; after saving a checkpoint.
             Stopped: a signal asked for it; after saving a checkpoint.
+            WriteError: a checkpoint could not be written, perhaps one of some updates ago.
         """
         run, total = self.config.run, self.config.optimization.total_updates
         # `state` is replaced, never changed: what a checkpoint was given stays as it was given.
@@ -334,6 +361,7 @@ class Trainer:
         ahead = source.updates(first, self.config.optimization.update_freq, stream)
         with closing(prefetch(ahead, PREFETCHED_UPDATES)) as updates, listening(request):
             while state.update < total:
+                saving.check()
                 window.stopwatch.start()
                 # Text may break off on one rank alone. Were the error raised there and then, the
                 # others would wait in the next exchange; so it is a value, and all hear of it.
@@ -342,7 +370,8 @@ class Trainer:
                     # What was trained since the last checkpoint is worth keeping. If it was
                     # nothing, where the run began is saved already, or there is no run yet.
                     if state.update > first:
-                        save(checkpoint_name(state.update), Progress(state, stream))
+                        saving.save(checkpoint_name(state.update), Progress(state, stream))
+                        saving.finish()
                     raise broken or FailedElsewhereError("text broke off", DataError.exit_code)
                 stream = following
                 # The time until here was spent waiting: `perf/data_wait`. It should be nothing; if
@@ -361,16 +390,19 @@ class Trainer:
                     window.log(state.update, rate)
                 self.tracker.progress(state.update)
                 if validation and (last or state.update % run.effective_eval_interval == 0):
-                    state = self._validate(Progress(state, stream), validation(), save)
+                    state = self._validate(Progress(state, stream), validation(), saving)
                 # Asked once, of all ranks, before anything depends on the answer; a signal that
                 # comes a moment later is found behind the next update.
                 due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
                 stop = self._agree_on_stop(request)
                 if last or due or stop is not None:
-                    save(checkpoint_name(state.update), Progress(state, stream))
+                    saving.save(checkpoint_name(state.update), Progress(state, stream))
                 if stop is not None and not last:
+                    # Said when it is true. More signals while this waits are noted, and no more.
+                    saving.finish()
                     self.tracker.say(f"saved after update {state.update}; --resume goes on there")
                     raise Stopped(stop)
+            saving.finish()
         return state
 
     def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
@@ -535,9 +567,7 @@ class Trainer:
                     "--clip-grad-norm"
                 )
 
-    def _validate(
-        self, progress: Progress, batches: Iterable[Batch], save: Callable[[str, Progress], None]
-    ) -> TrainState:
+    def _validate(self, progress: Progress, batches: Iterable[Batch], saving: Saving) -> TrainState:
         """Evaluate, and keep the model if none was better; return the state with the best loss."""
         state, result = progress.state, self.evaluate(batches)
         metrics = {
@@ -552,7 +582,7 @@ class Trainer:
         if result.bits < best:
             # The state first: the best checkpoint must itself know that it is the best.
             state = dataclasses.replace(state, best_valid_bits=result.bits)
-            save(BEST, Progress(state, progress.stream))
+            saving.save(BEST, Progress(state, progress.stream))
         return state
 
 

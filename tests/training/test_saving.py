@@ -1,0 +1,269 @@
+"""Checkpoints that are written while training goes on: what they hold, and what if it fails.
+
+Signals and SIGKILL while the thread writes: ../test_signals_in_phases.py.
+"""
+
+import errno
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
+from annotated_mpnet.errors import DivergedError, WriteError
+from annotated_mpnet.training.checkpoint import load_checkpoint, save_checkpoint
+from annotated_mpnet.training.optimizer import learning_rate
+from annotated_mpnet.training.saving import Writer
+from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+
+WRITE = "annotated_mpnet.training.checkpoint.save_file"
+LOOP = threading.main_thread()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
+    """Eight updates; checkpoints after 3, 6 and 8, no evaluation."""
+    return changed(
+        tiny_config(text, directory),
+        checkpoint_interval=3,
+        valid_file=None,
+        test_file=None,
+        export_hf=False,
+    )
+
+
+def decided(checkpoint: Path) -> dict[str, bytes]:
+    return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
+
+
+def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Do something between the gradient of an update, counted from 1, and its step."""
+
+    def rate(update: int, optimization: OptimizationConfig) -> float:
+        # The rate is asked for once more, to be logged, behind the step.
+        if update == number - 1 and not done:
+            done.append(action())
+        return learning_rate(update, optimization)
+
+    done: list[object] = []
+    patch.setattr("annotated_mpnet.training.trainer.learning_rate", rate)
+
+
+def test_updates_are_made_while_a_checkpoint_is_written_and_do_not_get_into_it(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, beside = (config_of(text, tmp_path / name) for name in ("whole", "beside"))
+    run(whole)
+    later, calls = threading.Event(), itertools.count(1)
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        # Checkpoint 3 is not on the disk before update 5 is made.
+        if next(calls) == 1:
+            assert threading.current_thread() is not LOOP
+            assert later.wait(60), "the loop waits for the disk"
+            assert not (tmp_path / "beside" / "checkpoint3").exists()
+        save_file(tensors, path)
+
+    monkeypatch.setattr(WRITE, slow)
+    at_update(5, later.set, monkeypatch)
+    run(beside)
+    for name in ("checkpoint3", "checkpoint6", "checkpoint8"):
+        assert decided(tmp_path / "beside" / name) == decided(tmp_path / "whole" / name)
+
+
+def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_ended(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), checkpoint_interval=1, keep_checkpoints=2)
+    writing = threading.Lock()
+    updates = []
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        assert writing.acquire(blocking=False), "two are written at once"
+        time.sleep(0.01)
+        updates.append(int(path.parent.name.removeprefix(".tmp-checkpoint")))
+        save_file(tensors, path)
+        writing.release()
+
+    monkeypatch.setattr(WRITE, slow)
+    run(config)
+    # The network's and the optimizer's file of each.
+    assert updates == sorted([*range(1, 9), *range(1, 9)])
+    assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {
+        "checkpoint7",
+        "checkpoint8",
+    }
+
+
+def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Were there a copy for each, the second would wait for the first to be written.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        valid_file=text.valid_file,
+        checkpoint_interval=4,
+        eval_interval_steps=4,
+    )
+    later, calls = threading.Event(), itertools.count(1)
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if next(calls) == 1:
+            assert later.wait(60), "the loop waits for the disk"
+        save_file(tensors, path)
+
+    monkeypatch.setattr(WRITE, slow)
+    at_update(6, later.set, monkeypatch)
+    run(config)
+    best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint8"))
+    assert decided(best) == decided(numbered)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.update == 4
+
+
+def full_at(number: int, patch: pytest.MonkeyPatch) -> threading.Event:
+    """Let the disk be full at the so many-th file of tensors; return what says that it was."""
+    happened, calls = threading.Event(), itertools.count(1)
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if next(calls) == number:
+            happened.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path)
+
+    patch.setattr(WRITE, full)
+    return happened
+
+
+@pytest.mark.parametrize(("file", "whole"), [(2, set()), (4, {3}), (6, {3, 6})])
+def test_a_full_disk_ends_the_run_with_the_same_words_and_spoils_nothing(
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: int,
+    whole: set[int],
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        full_at(file, patch)
+        with pytest.raises(WriteError, match=r"No space left on device; needed 1 MB") as caught:
+            run(config)
+    assert caught.value.exit_code == 6
+    saved = {path.name for path in (tmp_path / "run").glob("*checkpoint*")}
+    assert saved == {f"checkpoint{update}" for update in whole}
+    for update in whole:
+        assert load_checkpoint(tmp_path / "run" / f"checkpoint{update}").state.update == update
+    if whole:
+        run(changed(config, resume=True))
+        run(changed(config, checkpoint_dir=tmp_path / "whole"))
+        ends = [decided(tmp_path / name / "checkpoint8") for name in ("run", "whole")]
+        assert ends[0] == ends[1]
+
+
+def test_a_failed_write_is_noticed_before_the_next_update(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), total_updates=40, checkpoint_interval=20)
+    full_at(1, monkeypatch)
+    later, over, made = threading.Event(), threading.Event(), []
+
+    def save(*arguments: object) -> None:
+        assert later.wait(60)
+        try:
+            save_checkpoint(*arguments)  # type: ignore[arg-type]
+        finally:
+            over.set()
+
+    def count(update: int, optimization: OptimizationConfig) -> float:
+        made.append(update)
+        # The 21st update is being made when the write fails; the next save is far away.
+        if update == 20:
+            later.set()
+            assert over.wait(60)
+            time.sleep(0.5)
+        return learning_rate(update, optimization)
+
+    monkeypatch.setattr("annotated_mpnet.training.saving.save_checkpoint", save)
+    monkeypatch.setattr("annotated_mpnet.training.trainer.learning_rate", count)
+    with pytest.raises(WriteError):
+        run(config)
+    assert max(made) == 20
+
+
+def test_a_signal_that_finds_the_disk_full_does_not_say_saved(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint is asked for by the signal, in update 2, and cannot be written.
+    full_at(1, monkeypatch)
+    at_update(2, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
+    with pytest.raises(WriteError):
+        run(config_of(text, tmp_path / "run"))
+    assert "saved after" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_run_that_fails_waits_for_its_last_checkpoint(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = threading.Event()
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        assert later.wait(60)
+        time.sleep(0.2)
+        save_file(tensors, path)
+
+    def diverge() -> None:
+        later.set()
+        raise DivergedError("the loss is no number")
+
+    monkeypatch.setattr(WRITE, slow)
+    at_update(5, diverge, monkeypatch)
+    with pytest.raises(DivergedError):
+        run(config_of(text, tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run" / "checkpoint3").state.update == 3
+
+
+def test_a_run_that_fails_tells_of_a_failed_write_too(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = full_at(1, monkeypatch)
+
+    def diverge() -> None:
+        assert happened.wait(60)
+        raise DivergedError("the loss is no number")
+
+    at_update(4, diverge, monkeypatch)
+    with pytest.raises(DivergedError):
+        run(config_of(text, tmp_path / "run"))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "warning: and the last checkpoint was not saved" in log
+    assert "No space left on device" in log
+
+
+def test_a_bug_in_the_thread_keeps_its_traceback(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WRITE, lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(config_of(text, tmp_path / "run"))
+
+
+def test_what_is_asked_without_waiting_is_only_what_is_done() -> None:
+    writer: Writer[int] = Writer()
+    first, second = threading.Event(), threading.Event()
+    writer.begin(lambda: first.wait(60) and 1)
+    writer.begin(lambda: second.wait(60) and 2)
+    assert writer.over(wait=False) == []
+    first.set()
+    second.set()
+    assert writer.over(wait=True) == [1, 2]
+    writer.close()
