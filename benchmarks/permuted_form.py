@@ -26,7 +26,7 @@ from annotated_mpnet.modeling.pretraining import cross_entropy_sum
 
 
 class PermutedForm(nn.Module):
-    """Computes the loss of a network in the permuted form; for full rows without padding."""
+    """Computes the loss of a network in the permuted form; each row must predict P tokens."""
 
     def __init__(self, model: MPNetForPretraining) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class PermutedForm(nn.Module):
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Return the summed cross-entropy of a batch in which each row predicts P tokens."""
-        if batch.attention_mask is not None or (batch.predicted_ids == NOT_PREDICTED).any():
-            raise ValueError("the permuted form here takes full rows only")
+        if (batch.predicted_ids == NOT_PREDICTED).any():
+            raise ValueError("a row predicts less than others; the permuted form here takes none")
         encoder = self.model.sentence_encoder
         (B, L), P = batch.input_ids.shape, batch.predicted_ids.shape[1]
 
@@ -57,6 +57,10 @@ class PermutedForm(nn.Module):
         hidden_BQD = encoder.dropout(encoder.emb_layer_norm(hidden_BQD))
         bias_BHQM = encoder.relative_attention_bias.for_pairs(rows_BQ, positions_BM)
         hidden = ~_sees(L - P, P, bias_BHQM.device)
+        if batch.attention_mask is not None:
+            # Nobody sees padding, wherever the permutation has put it.
+            is_token_BM = batch.attention_mask.gather(1, positions_BM) > 0
+            hidden = hidden | ~is_token_BM[:, None, None]
         bias_BHQM = bias_BHQM.masked_fill(hidden, float("-inf"))
         if torch.is_autocast_enabled(bias_BHQM.device.type):
             bias_BHQM = bias_BHQM.to(torch.get_autocast_dtype(bias_BHQM.device.type))

@@ -1,12 +1,12 @@
 """The benchmark of the data side measures all its parts, and reads waiting off the real loop."""
 
-import argparse
 import doctest
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from scripts import checked, run_main
+from scripts import checked, in_this_process, run_main
 
 import data
 import data_parts
@@ -29,14 +29,8 @@ def test_all_tables_are_filled(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # In this process instead of one for each measurement, which would take imports each time.
-    def run_child(arguments: object, *child: str, text: Path | None = None, **_: object) -> object:
-        values = dict(vars(arguments))
-        if text is not None:
-            values["text"] = text
-        return data.measure(argparse.Namespace(**values), *child)
-
-    monkeypatch.setattr(data, "run_child", run_child)
+    # Without a process for each measurement, which would import everything anew.
+    monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=in_this_process(data.main), PIPE=0))
     tiny = Shape(layers=1, width=16, ffn=32, heads=2, vocab=400, batch=2, length=32)
     monkeypatch.setitem(SHAPES, "demo", tiny)
     flags = ["--text", str(text.train_dir), "--tokenizer", str(text.tokenizer), "--tokens", "32"]
@@ -44,25 +38,13 @@ def test_all_tables_are_filled(
     results = run_main(data.main, flags, tmp_path, monkeypatch)
     assert set(results) == {"parts", "start", "collating", "waiting"}
     parts, start, waiting = results["parts"], results["start"], results["waiting"]
-    assert isinstance(parts, dict)
-    assert isinstance(start, list)
-    assert isinstance(waiting, dict)
     assert all(value > 0 for value in parts.values())
     # The same text in four ways: each packing sees all of its tokens.
     assert [row["tokens"] for row in start[:3]] == 3 * [parts["tokens"]]
-    assert set(results["collating"]) == set(data_parts.OBJECTIVES)  # type: ignore[call-overload]
+    assert set(results["collating"]) == set(data_parts.OBJECTIVES)
     assert 0 <= waiting["demo"]["then"] < 1
     assert waiting["demo"]["seconds_per_update"] > 0
     checked(capsys.readouterr().out)
-
-
-def test_a_child_measures_in_a_process_of_its_own(text: TinyText, tmp_path: Path) -> None:
-    arguments = argparse.Namespace(
-        text=text.train_dir, tokenizer=str(text.tokenizer), tokens=32, workers=0, batch_size=4,
-        seconds=0.05, folder=tmp_path,
-    )  # fmt: skip
-    found = data.run_child(arguments, "parts", environment=data.ONE_CORE)
-    assert {"reading", "tokenising", "cutting, full", "tokens"} <= set(found)
 
 
 def test_one_line_is_all_documents_in_one(text: TinyText, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ def permuted_form() -> ModuleType:
     return module
 
 
-def test_loss_and_gradients_are_ours(permuted_form: ModuleType) -> None:
+@pytest.mark.parametrize("lengths", [[24, 24, 24], [24, 9, 17]], ids=["full", "padded"])
+def test_loss_and_gradients_are_ours(permuted_form: ModuleType, lengths: list[int]) -> None:
     model = random_model(TINY).double()
-    batch = random_batch(0, [24, 24, 24], [5, 5, 5])
+    batch = random_batch(0, lengths, [5, 5, 5])
+    assert (batch.attention_mask is None) == (min(lengths) == 24)
     parameters = list(model.parameters())
     losses = model.loss_sum(batch), permuted_form.PermutedForm(model).loss_sum(batch)
     results = [[loss, *torch.autograd.grad(loss, parameters)] for loss in losses]
@@ -32,5 +34,5 @@ def test_loss_and_gradients_are_ours(permuted_form: ModuleType) -> None:
 
 def test_what_it_cannot_do_is_refused(permuted_form: ModuleType) -> None:
     form = permuted_form.PermutedForm(random_model(TINY))
-    with pytest.raises(ValueError, match="full rows"):
-        form.loss_sum(random_batch(0, [24, 12], [5, 5]))
+    with pytest.raises(ValueError, match="predicts less"):
+        form.loss_sum(random_batch(0, [24, 24], [5, 4]))

@@ -1,0 +1,248 @@
+"""Networks in training that `end_to_end.py` compares: ours, twice, and transformers'.
+
+A learner makes updates by number, and gives logits for a batch of the validation text. How many
+there will be it knows from the beginning, for its learning rates. What both kinds do with a text,
+with time and with a yardstick is done once, by the functions at the end.
+
+    B batch   L tokens of a sentence   P predicted tokens   V vocabulary
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
+
+from annotated_mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.config import InputMode, ObjectiveConfig, PretrainingConfig
+from annotated_mpnet.conversion.configuration import to_mpnet_config
+from annotated_mpnet.conversion.names import to_hugging_face
+from annotated_mpnet.data import (
+    BatchLoader,
+    DataCollatorForMaskedPermutedLanguageModeling,
+    PackedRows,
+    evaluation_batches,
+    prefetch,
+)
+from annotated_mpnet.data.texts import Text
+from annotated_mpnet.initial_weights import build_model
+from annotated_mpnet.modeling.pretraining import cross_entropy_sum
+from annotated_mpnet.preparation import choose_attention
+from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.training.distributed import SharedNetwork, World
+from annotated_mpnet.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from annotated_mpnet.training.tracking import Tracker, nats_to_bits
+from annotated_mpnet.training.trainer import PREFETCHED_UPDATES, Trainer
+
+CPU = torch.device("cpu")
+WARMUP_SHARE = 0.05
+WARM_UPDATES = 3
+"""Before a time is taken: kernels are looked for, and memory is asked for."""
+
+# Name -> how the network is asked, and whether whole words are masked.
+YARDSTICKS: dict[str, tuple[InputMode, bool]] = {
+    "tokens": ("mlm", False),
+    "words": ("mlm", True),
+    "mpnet": ("mpnet", True),
+}
+YARDSTICK_SEED = 12345
+"""Of the validation text's masks: whatever the seed of a run is, all are asked the same."""
+
+
+class Learner(Protocol):
+    """A network in training."""
+
+    config: PretrainingConfig
+    text: Text
+
+    def batches(self) -> Iterator[Any]:
+        """Yield what each update learns from, without end."""
+        ...
+
+    def update(self, number: int, batch: Any) -> int:
+        """Make an update, the first of which has number 0, and return its tokens."""
+        ...
+
+    def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
+        """Return logits (B, P, V) at the predicted positions, without dropout."""
+        ...
+
+
+def with_schedule(config: PretrainingConfig, updates: int, mode: InputMode) -> PretrainingConfig:
+    """Return a configuration with an objective, and a schedule for so many updates."""
+    optimization = dataclasses.replace(
+        config.optimization,
+        total_updates=updates,
+        warmup_updates=round(WARMUP_SHARE * updates),
+        update_freq=1,
+    )
+    objective = dataclasses.replace(config.objective, input_mode=mode)
+    return dataclasses.replace(config, optimization=optimization, objective=objective)
+
+
+def loader_of(config: PretrainingConfig, text: Text) -> BatchLoader:
+    """Return the training rows in the order of the run's seed, masked as ours are."""
+    assert isinstance(text.train, PackedRows)
+    return BatchLoader(
+        text.train,
+        collator_of(config.objective, config, text, config.run.seed),
+        config.optimization.batch_size,
+        config.run.seed,
+    )
+
+
+def collator_of(
+    objective: ObjectiveConfig, config: PretrainingConfig, text: Text, seed: int
+) -> DataCollatorForMaskedPermutedLanguageModeling:
+    data = config.data
+    return DataCollatorForMaskedPermutedLanguageModeling(
+        text.vocabulary, objective, data.max_tokens, seed, packing=data.packing
+    )
+
+
+class Ours:
+    """Our network, in our loop."""
+
+    def __init__(
+        self, config: PretrainingConfig, text: Text, updates: int, mode: InputMode
+    ) -> None:
+        keep_memory()  # as a run does (`run.py`)
+        self.config, self.text = with_schedule(config, updates, mode), text
+        self.model, _ = build_model(self.config, text)
+        self.model.use_attention(choose_attention(config.machine.attention, CPU)[0])
+        self._bf16 = config.machine.precision == "bf16"
+        self._trainer = Trainer(
+            SharedNetwork(self.model, World(), CPU),
+            build_optimizer(self.model, self.config.optimization, CPU),
+            self.config,
+            self._bf16,
+            Tracker.silent(),
+        )
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """Yield batches of one micro-batch, as the loop of a run gets them."""
+        return (batches for batches, _ in loader_of(self.config, self.text).updates(0, 1))
+
+    def update(self, number: int, batch: list[Batch]) -> int:
+        """Make an update in our loop."""
+        return self._trainer.update(number, batch).num_tokens
+
+    def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
+        """Return logits (B, P, V), asked in either way."""
+        self.model.eval()
+        places, ids = batch.predicted_positions, batch.predicted_ids
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            return self.model(batch.input_ids, places, ids, batch.attention_mask, mode)
+
+
+class HuggingFace:
+    """transformers' network with the weights of ours, in the loop that its users write."""
+
+    def __init__(self, config: PretrainingConfig, text: Text, updates: int) -> None:
+        self.config, self.text = with_schedule(config, updates, "mlm"), text
+        ours, _ = build_model(self.config, text)
+        vocabulary = text.vocabulary
+        self.model = MPNetForMaskedLM(
+            to_mpnet_config(ours.config, vocabulary.cls_id, vocabulary.sep_id)
+        )
+        theirs = to_hugging_face(ours.state_dict())
+        missing, unexpected = self.model.load_state_dict(theirs, strict=False)
+        # Tied ones, and numbers of positions, which are no weights.
+        assert not unexpected, unexpected
+        assert all("decoder" in name or "position_ids" in name for name in missing), missing
+        self.optimizer = build_optimizer(self.model, self.config.optimization, CPU)
+        self._bf16 = config.machine.precision == "bf16"
+        torch.manual_seed(config.run.seed)
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the rows of ours, masked by transformers' collator."""
+        collator = DataCollatorForLanguageModeling(
+            self.text.tokenizer, mlm_probability=0.15, seed=self.config.run.seed
+        )
+        loader, is_special_V = loader_of(self.config, self.text), self.text.vocabulary.is_special_V
+        for k in count():
+            yield collator(
+                [
+                    # Given, it need not be computed; as `run_mlm.py` does it.
+                    {
+                        "input_ids": row.input_ids.tolist(),
+                        "special_tokens_mask": is_special_V[row.input_ids].astype(int).tolist(),
+                    }
+                    for row in loader.rows_of(k)
+                ]
+            )
+
+    def update(self, number: int, batch: dict[str, torch.Tensor]) -> int:
+        """Make an update as a plain loop of PyTorch does."""
+        optimization = self.config.optimization
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            loss = self.model(**batch).loss
+        loss.backward()
+        if optimization.clip_grad_norm > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), optimization.clip_grad_norm)
+        set_learning_rate(self.optimizer, learning_rate(number, optimization))
+        self.optimizer.step()
+        return batch["input_ids"].numel()
+
+    def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
+        """Return logits (B, P, V), picked from those of all positions."""
+        assert mode == "mlm", "it knows no other"
+        self.model.eval()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            logits_BLV = self.model(batch.input_ids, attention_mask=batch.attention_mask).logits
+        places_BP1 = batch.predicted_positions[:, :, None]
+        return logits_BLV.gather(1, places_BP1.expand(-1, -1, logits_BLV.shape[2]))
+
+
+LEARNERS: dict[str, Callable[[PretrainingConfig, Text, int], Learner]] = {
+    "mpnet": lambda config, text, updates: Ours(config, text, updates, "mpnet"),
+    "mlm": lambda config, text, updates: Ours(config, text, updates, "mlm"),
+    "hf": HuggingFace,
+}
+
+
+def calibrate(learner: Learner, seconds: float) -> float:
+    """Return the seconds of an update, measured for so long; the learner has learned something."""
+    with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
+        for number in range(WARM_UPDATES):
+            learner.update(number, next(batches))
+        started, done = time.perf_counter(), 0
+        while done < WARM_UPDATES or time.perf_counter() - started < seconds:
+            learner.update(WARM_UPDATES + done, next(batches))
+            done += 1
+        return (time.perf_counter() - started) / done
+
+
+def train(learner: Learner, updates: int) -> dict[str, float]:
+    """Make all updates of a learner; return the seconds that they took, and the tokens they saw."""
+    tokens = 0
+    started = time.perf_counter()
+    with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
+        for number in range(updates):
+            tokens += learner.update(number, next(batches))
+    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+
+
+@torch.no_grad()
+def judge(learner: Learner, yardstick: str) -> tuple[float, float]:
+    """Return bits per predicted token on the validation text, and accuracy."""
+    mode, whole_words = YARDSTICKS[yardstick]
+    config, rows = learner.config, learner.text.valid
+    assert rows is not None
+    objective = ObjectiveConfig(input_mode=mode, whole_word_mask=whole_words)
+    collator = collator_of(objective, config, learner.text, YARDSTICK_SEED)
+    loss = correct = predicted = 0.0
+    for batch in evaluation_batches(rows, collator, config.optimization.batch_size):
+        logits_BPV = learner.logits(batch, mode)
+        used_BP = batch.predicted_ids != NOT_PREDICTED
+        loss += cross_entropy_sum(logits_BPV, batch.predicted_ids).item()
+        correct += ((logits_BPV.argmax(-1) == batch.predicted_ids) & used_BP).sum().item()
+        predicted += batch.num_predicted
+    return nats_to_bits(loss / predicted), correct / predicted
