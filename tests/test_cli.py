@@ -85,6 +85,7 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--keep-prob", "0.6", "--rand-prob", "0.6"], ["--keep-prob", "--rand-prob"]),
         (["--resume", "--hf-model-path", "x"], ["--resume", "--hf-model-path"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+        (["--wandb-watch", "--fsdp"], ["--wandb-watch", "--fsdp"]),
         (["--relative-attention-num-buckets", "31"], ["--relative-attention-num-buckets"]),
         (["--encoder-layer", "3"], ["--encoder-layer", "perhaps you meant --encoder-layers"]),
         (["--enc", "3"], ["--enc"]),

@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.training.sinks import read_metrics
 from tiny_run import TinyText, write_text
 
 # From its README and docs/training.md.
@@ -171,8 +173,23 @@ def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "annotated_mpnet", *words_of(STREAM_IN_FULL, SMALL)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "logs" / "my_mpnet_run").rglob("events.out.tfevents.*"))
-    assert list(tmp_path.rglob("offline-run-*"))
+    # All three places know the same numbers, by the same names.
+    events = EventAccumulator(str(tmp_path / "logs" / "my_mpnet_run"))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    records = read_metrics(tmp_path / "checkpoints" / "my_mpnet_run" / "metrics.jsonl")
+    assert names == {name for record in records for name in record} - {"step"}
+    assert names >= {
+        "train/loss",
+        "valid/bits",
+        "perf/tokens_per_second",
+        "perf/predicted_per_second",
+        "perf/data_wait",
+        "memory/peak_gb",
+    }
+    (offline,) = tmp_path.rglob("run-*.wandb")
+    sent = offline.read_bytes()
+    assert all(name.encode() in sent for name in names)
     assert (tmp_path / "checkpoints" / "my_mpnet_run" / "best_checkpoint").is_dir()
 
 

@@ -6,12 +6,14 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.data.masking import count_predicted
 from annotated_mpnet.errors import (
     CheckpointError,
     ConfigError,
@@ -22,6 +24,7 @@ from annotated_mpnet.errors import (
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.run import RunResult, run_pretraining
 from annotated_mpnet.training.checkpoint import load_checkpoint
+from annotated_mpnet.training.throughput import training_flops
 from annotated_mpnet.training.trainer import Evaluation, Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
@@ -89,6 +92,22 @@ def test_metrics_have_their_documented_names(text: TinyText, tmp_path: Path) -> 
     assert training[0]["train/bits"] == pytest.approx(
         training[0]["train/loss"] / 0.693147, rel=1e-5
     )
+
+
+def test_mfu_is_the_share_of_the_peak_that_the_work_of_full_rows_takes(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU has no peak that is known; so here is one.
+    monkeypatch.setattr("annotated_mpnet.training.trainer.peak_flops", lambda *_: 1e12)
+    config = changed(tiny_config(text, tmp_path / "run"), total_updates=2, export_hf=False)
+    run(config)
+    line, *_ = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    network = load_checkpoint(tmp_path / "run" / "checkpoint2").model_config
+    predicted = int(count_predicted(np.array(30), config.objective.pred_prob))
+    work = training_flops(network, "mpnet", 4, 32, predicted)
+    seconds = 4 * 32 / metrics["perf/tokens_per_second"]
+    assert metrics["perf/mfu"] == pytest.approx(work / seconds / 1e12, rel=1e-3)
 
 
 @pytest.mark.parametrize("interval", [3, 4, 1000])

@@ -377,7 +377,8 @@ class TrackingConfig:
     """Id of the run there, to go on with one. Default: the run's own id, so that a resumed run goes
     on with its curves."""
     wandb_watch: bool = False
-    """Send histograms of weights and gradients too, with each line of metrics; slow."""
+    """Send histograms of weights and gradients (of the first process) too, with each line of
+    metrics; slow. Excludes --fsdp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,17 +426,13 @@ class PretrainingConfig:
             "to more than 1; the rest are masks, so that their sum is at most 1",
         )
 
-        # The run: it has one beginning.
+        # The machine.
         _refuse_if(
-            run.resuming and run.hf_model_path is not None,
-            "--resume and --hf-model-path exclude each other: a resumed run has its weights "
-            "already; give one of them (--hf-model-path None takes back that of a preset)",
+            self.tracking.wandb_watch and self.machine.fsdp,
+            "--wandb-watch and --fsdp exclude each other: rank 0, which speaks with W&B, would ask "
+            "the others for their shares of each weight, and wait for ever; give one of them",
         )
-        _refuse_if(
-            run.resuming and run.overwrite,
-            "--resume and --overwrite exclude each other: the one goes on with the run in "
-            "--checkpoint-dir, the other deletes it; give one of them",
-        )
+        _check_run(run)
 
 
 def _check_text(data: DataConfig) -> None:
@@ -465,6 +462,20 @@ def _check_text(data: DataConfig) -> None:
         f"--valid-fraction {data.valid_fraction} and --valid-file {data.valid_file} exclude each "
         "other: give one source of text for validation (--valid-fraction 0 takes back that of a "
         "preset or file)",
+    )
+
+
+def _check_run(run: RunConfig) -> None:
+    # A run has one beginning.
+    _refuse_if(
+        run.resuming and run.hf_model_path is not None,
+        "--resume and --hf-model-path exclude each other: a resumed run has its weights "
+        "already; give one of them (--hf-model-path None takes back that of a preset)",
+    )
+    _refuse_if(
+        run.resuming and run.overwrite,
+        "--resume and --overwrite exclude each other: the one goes on with the run in "
+        "--checkpoint-dir, the other deletes it; give one of them",
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import threading
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -75,6 +76,32 @@ def test_every_row_comes_once_in_every_epoch(rows, collator, batch_size):
         of_epoch = positions[30 * epoch : 30 * (epoch + 1)]
         assert {row_epoch for row_epoch, _ in of_epoch} == {epoch}
         assert sorted(index for _, index in of_epoch) == list(range(30))
+
+
+# fault 58
+def test_of_13_rows_two_ranks_read_each_once_an_epoch_and_none_waits(
+    collator, tmp_path, monkeypatch
+):
+    words = [a + b for a in "abcdefgh" for b in "abcdefgh"][:13]
+    (tmp_path / "text.txt").write_text("\n".join(2 * word for word in words) + "\n")
+    packed = pack_rows(
+        [tmp_path / "text.txt"], toy_tokenizer.word_piece(), 6, packing="none", cache_dir=tmp_path
+    )
+    assert len(packed) == 13
+    # Which rows they are, instead of what is made of them.
+    monkeypatch.setattr(BatchLoader, "batch", BatchLoader.rows_of)
+    loaders = [BatchLoader(packed, collator, 2, seed=1, rank=r, world_size=2) for r in range(2)]
+    # 13 updates of 2 rows on each rank are 4 epochs, of which three end within an update.
+    updates = [islice(loader.updates(0, 1), 13) for loader in loaders]
+    read = [
+        (row.epoch, row.index)
+        for of_all in zip(*updates, strict=True)
+        for (rows,), _ in of_all
+        for row in rows
+    ]
+    assert len(read) == 52
+    assert sorted(read) == [(epoch, index) for epoch in range(4) for index in range(13)]
+    assert [epoch for epoch, _ in read] == sorted(epoch for epoch, _ in read)
 
 
 def test_order_is_another_one_in_the_next_epoch_and_for_the_next_seed(rows, collator):
