@@ -114,6 +114,54 @@ import torch
 
 from annotated_mpnet.batch import NOT_PREDICTED
 
+FOR_EVER = 2**30
+"""A time that no row has: later than the rank of any prediction."""
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees whom: a time for each row, a span of time for each key, and everybody's document.
+
+    A key can be seen from one time on until another. Both sides of the rule are of this kind, and
+    so are the keys of all three objectives:
+
+        key                               since      until
+        position p of the masked sentence 0          order(p)
+        content of number k               k          for ever
+        empty slot of content             never
+        token of `plm`                    its rank   for ever
+
+    These are a few numbers for each row and key, where a matrix has one for each pair; the matrix
+    is what most ways to compute attention want, but a kernel can do without (`tiled_attention.py`).
+
+    Attributes:
+        time: (B, Q) or (1, Q), each row's tau.
+        since: (B, M), the first time at which a key is seen.
+        until: (B, M), the first time at which it is not seen any more.
+        documents: (B, Q) of the rows and (B, M) of the keys, 0 for padding; None if there is one
+            document and no padding.
+    """
+
+    time: torch.Tensor
+    since: torch.Tensor
+    until: torch.Tensor
+    documents: tuple[torch.Tensor, torch.Tensor] | None
+
+    def of_all_pairs(self) -> torch.Tensor:
+        """Return the matrix (B, Q, M)."""
+        time = self.time[:, :, None]  # of one sample, if it is the same for all
+        seen_BQM = (self.since[:, None, :] <= time) & (time < self.until[:, None, :])
+        if self.documents is None:
+            return seen_BQM
+        return seen_BQM & _same_document(*self.documents)
+
+    def of_rows(self, first: int) -> "Visibility":
+        """Return the same for the rows from number `first` on."""
+        documents = self.documents
+        if documents is not None:
+            documents = documents[0][:, first:], documents[1]
+        return replace(self, time=self.time[:, first:], documents=documents)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -127,13 +175,18 @@ class Block:
         query_positions: (B, Q), or (1, Q) when the same for the whole batch: where they stand in
             the sentence.
         key_positions: (B, M) or (1, M): where the keys stand. The block asks the first M keys.
-        visible: (B, Q, M): who sees whom; None where everybody sees everything.
+        visibility: who sees whom; None where everybody sees everything.
     """
 
     rows: slice
     query_positions: torch.Tensor
     key_positions: torch.Tensor
-    visible: torch.Tensor | None
+    visibility: Visibility | None
+
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """(B, Q, M): who sees whom, pair by pair; None where everybody sees everything."""
+        return None if self.visibility is None else self.visibility.of_all_pairs()
 
 
 @dataclass(frozen=True)
@@ -172,10 +225,10 @@ def sentence_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) 
     (None, (1, 512))
     """
     length, place_1L = input_ids.shape[1], _places(input_ids)
-    visible = None
+    visibility = None
     if attention_mask is not None:
-        visible = _same_document(attention_mask, attention_mask)
-    block = Block(slice(0, length), place_1L, place_1L, visible)
+        visibility = _at_any_time(attention_mask, attention_mask)
+    block = Block(slice(0, length), place_1L, place_1L, visibility)
     positions = _absolute_positions(input_ids, attention_mask)
     return Rows(input_ids, positions, length, (block,), None, block)
 
@@ -193,14 +246,13 @@ def mlm_rows(
     """
     sentence = sentence_rows(input_ids, attention_mask)
     slots = Slots.of(predicted_positions, predicted_ids)
-    visible_BPL = None
+    visibility = None
     if attention_mask is not None:
-        document_BP = attention_mask.gather(1, slots.positions_BP)
-        visible_BPL = _same_document(document_BP, attention_mask)
+        visibility = _at_any_time(attention_mask.gather(1, slots.positions_BP), attention_mask)
     # Layers before the last run the sentence's block: its rows are everybody's keys. The last one
     # runs only the P of them that predict, gathered from their places.
     place_1L = sentence.last_block.key_positions
-    last_block = Block(slots.rows, slots.positions_BP, place_1L, visible_BPL)
+    last_block = Block(slots.rows, slots.positions_BP, place_1L, visibility)
     return replace(sentence, loss_rows=slots.positions_BP, last_block=last_block)
 
 
@@ -227,33 +279,38 @@ def mpnet_rows(
     slots = Slots.of(predicted_positions, predicted_ids)
     length, num_slots = input_ids.shape[1], slots.rank_1P.shape[1]
 
-    # The rule of the chapter, for the content rows (tau = j) and the query rows (tau = j - 1). An
-    # order "later than any prediction" stands for the infinity of what is not predicted.
-    #     rank  [0, 2, 0, 1, 0]     order  [3, 2, 3, 1, 3]     tau  [1, 2, 0, 1]
+    # The rule of the chapter, for the content rows (tau = j) and the query rows (tau = j - 1).
+    # FOR_EVER, an order later than any prediction, is the infinity of what is not predicted.
+    #     rank  [0, 2, 0, 1, 0]     until of the sentence's keys  [ever, 2, ever, 1, ever]
+    #     tau   [1, 2, 0, 1]        since of the content's keys   [1, 2]
+    # The last row, query 2 with tau = 1, sees of the sentence all but position 3, whose time is
+    # over at 1, and of the content number 1. An empty slot's content must be ruled out by name: its
+    # rank is like any other's.
     rank_BL = slots.ranks_in_sentence(length)
-    order_BL = torch.where(rank_BL == 0, num_slots + 1, rank_BL)
+    until_BL = torch.where(rank_BL == 0, FOR_EVER, rank_BL)
+    since_BP = torch.where(slots.used_BP, slots.rank_1P, FOR_EVER)
     tau_1S = torch.cat([slots.rank_1P, slots.rank_1P - 1], dim=1)
-
-    # All pairs at once, by broadcasting: (B, 1, L) > (1, S, 1) gives (B, S, L). The last row, query
-    # 2 with tau = 1: [3, 2, 3, 1, 3] > 1 hides position 3 alone, and [1, 2] <= 1 shows content 1.
-    # An empty slot's content must be ruled out by name: its rank is like any other's.
-    sees_sentence_BSL = order_BL[:, None, :] > tau_1S[:, :, None]
-    sees_content_BSP = (slots.rank_1P[:, None, :] <= tau_1S[:, :, None]) & slots.used_BP[:, None, :]
-    visible_BSM = torch.cat([sees_sentence_BSL, sees_content_BSP], dim=2)
 
     # Where rows and keys stand: keys at [0, 1, 2, 3, 4, 3, 1], the staircase's rows at
     # [3, 1, 3, 1]. A revealed token stands where its mask stood, so the bias treats both alike.
     place_BL = _places(input_ids).expand_as(input_ids)
     place_BM = torch.cat([place_BL, slots.positions_BP], dim=1)
     twice_BS = slots.positions_BP.repeat(1, 2)
+    documents = None
     if attention_mask is not None:
-        document_BM = attention_mask.gather(1, place_BM)
-        visible_BSM = visible_BSM & _same_document(attention_mask.gather(1, twice_BS), document_BM)
+        documents = attention_mask.gather(1, twice_BS), attention_mask.gather(1, place_BM)
+    visibility = Visibility(
+        time=tau_1S,
+        since=torch.cat([torch.zeros_like(rank_BL), since_BP], dim=1),
+        until=torch.cat([until_BL, torch.full_like(since_BP, FOR_EVER)], dim=1),
+        documents=documents,
+    )
 
     # In the network the staircase stands behind the sentence. In the last layer its lower half, the
     # queries, is all there is, and the slots are the rows 0..P-1 of those that ask.
-    staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visible_BSM)
-    last_block = Block(slots.rows, slots.positions_BP, place_BM, visible_BSM[:, num_slots:])
+    staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visibility)
+    queries = visibility.of_rows(num_slots)
+    last_block = Block(slots.rows, slots.positions_BP, place_BM, queries)
 
     # What each row reads: content the original, a query the very stand-in of the masked sentence,
     # which for one in ten is a random token and for another the token itself. -100 is no row of the
@@ -288,20 +345,21 @@ def plm_rows(
 
     # What is not predicted has rank 0: known from the start, and knowing nothing but its like.
     #     rank  [0, 2, 0, 1, 0]     tau  [0, 2, 0, 1, 0, 0, 1]
-    # "<=" and not "<": a content row sees itself. A query of the same place has a tau one less,
-    # and that one less is the whole difference between knowing the token and predicting it.
+    # A key is seen from its own rank on, so that a content row sees itself. A query of the same
+    # place has a tau one less, and that is the whole difference between knowing the token and
+    # predicting it.
     rank_BL = slots.ranks_in_sentence(length)
     query_tau_BP = (slots.rank_1P - 1).expand_as(slots.positions_BP)
     tau_BR = torch.cat([rank_BL, query_tau_BP], dim=1)
-    visible_BRL = rank_BL[:, None, :] <= tau_BR[:, :, None]
 
     # No block of this is dense: even the sentence's own rows must not look ahead. So one block of
     # L + P rows has to carry a mask and a bias of its own for each sample.
     place_1L = _places(input_ids)
     place_BR = torch.cat([place_1L.expand_as(input_ids), slots.positions_BP], dim=1)
+    documents = None
     if attention_mask is not None:
-        document_BR = attention_mask.gather(1, place_BR)
-        visible_BRL = visible_BRL & _same_document(document_BR, attention_mask)
+        documents = attention_mask.gather(1, place_BR), attention_mask
+    visibility = Visibility(tau_BR, rank_BL, torch.full_like(rank_BL, FOR_EVER), documents)
     position_BL = _absolute_positions(input_ids, attention_mask).expand_as(input_ids)
     position_BP = position_BL.gather(1, slots.positions_BP)
     masks_BP = torch.full_like(slots.positions_BP, mask_token_id)
@@ -309,9 +367,9 @@ def plm_rows(
         input_ids=torch.cat([input_ids, masks_BP], dim=1),
         positions=torch.cat([position_BL, position_BP], dim=1),
         num_keys=length,
-        blocks=(Block(slice(0, place_BR.shape[1]), place_BR, place_1L, visible_BRL),),
+        blocks=(Block(slice(0, place_BR.shape[1]), place_BR, place_1L, visibility),),
         loss_rows=slots.rows_behind(length),
-        last_block=Block(slots.rows, slots.positions_BP, place_1L, visible_BRL[:, length:]),
+        last_block=Block(slots.rows, slots.positions_BP, place_1L, visibility.of_rows(length)),
     )
 
 
@@ -365,6 +423,14 @@ class Slots:
 
 def _places(input_ids: torch.Tensor) -> torch.Tensor:
     return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+
+def _at_any_time(asking_BQ: torch.Tensor, answering_BM: torch.Tensor) -> Visibility:
+    """Let documents alone decide: where nothing is revealed, all rows and keys are of time 0."""
+    start_BM = torch.zeros_like(answering_BM)
+    forever_BM = torch.full_like(answering_BM, FOR_EVER)
+    documents = asking_BQ, answering_BM
+    return Visibility(torch.zeros_like(asking_BQ), start_BM, forever_BM, documents)
 
 
 def _same_document(asking_BQ: torch.Tensor, answering_BM: torch.Tensor) -> torch.Tensor:
