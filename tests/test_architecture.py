@@ -79,7 +79,7 @@ MAY_IMPORT = {
 }
 # Which third-party packages a part may use, where that is part of its promise.
 MAY_USE = {
-    "modeling": {"torch"},
+    "modeling": {"torch", "triton"},
     "config": set(),
     "options": set(),
     "errors": set(),
@@ -253,3 +253,14 @@ def test_scan_lets_harmless_code_pass(source: str) -> None:
 )
 def test_imports_are_found_however_they_are_written(source: str, name: str) -> None:
     assert list(imports_of(ast.parse(source))) == [name]
+
+
+@every_file
+def test_triton_is_imported_only_when_kernels_are_asked_for(file: Path) -> None:
+    # It exists for Linux only.
+    if file.name == "triton_kernels.py":
+        return
+    assert not any(name.split(".")[0] == "triton" for name in imports_in(file))
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    at_the_top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("triton_kernels" in name for name in imports_of(ast.Module(at_the_top, [])))

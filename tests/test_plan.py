@@ -134,6 +134,7 @@ def test_each_way_to_save_memory_saves_some() -> None:
     for change in (
         {"on_gpu": True},
         {"attention": "blocked"},
+        {"attention": "triton"},
         {"bf16": True},
         {"recompute": True},
         {"batch_size": 2},

@@ -389,6 +389,7 @@ def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path:
         ({"train_dir": Path("nowhere")}, DataError, "--train-dir.*nowhere"),
         ({"tokenizer_name": "nowhere/at/all"}, ConfigError, "--tokenizer-name"),
         ({"device": "cuda"}, ConfigError, "--device is cuda"),
+        ({"attention": "triton"}, ConfigError, "--attention triton needs a GPU"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_written(

@@ -43,7 +43,7 @@ ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gel
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
 HeadBias = Literal["zeros", "frequencies"]
-Attention = Literal["auto", "sdpa", "blocked", "eager"]
+Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +339,10 @@ class MachineConfig:
     fastest at, and a CPU too, if it has instructions for it (AMX, AVX512-BF16). auto: bf16 on CUDA,
     fp32 elsewhere."""
     attention: Attention = "auto"
-    """How attention is computed. sdpa: PyTorch's fused kernels. blocked: sample by sample in memory
-    that is used again, for CPUs. eager: the formula, line by line, to compare with. auto: the
-    fastest that the device has; the plan says which, and why."""
+    """How attention is computed. sdpa: PyTorch's fused kernels. triton: our own kernels for CUDA,
+    which work out bias and visibility inside and give the same bits each time. blocked: sample by
+    sample in memory that is used again, for CPUs. eager: the formula, line by line, to compare
+    with. auto: blocked on a CPU, sdpa elsewhere; the plan says which, and why."""
     compile: bool = False
     """Let torch.compile generate kernels for the network. The first updates take minutes, the rest
     less time each; results agree to rounding, and checkpoints are the same files. On a CPU it needs

@@ -33,6 +33,7 @@ Next: `run.py`, which puts these together.
     V vocabulary
 """
 
+import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -128,12 +129,30 @@ def choose_attention(wanted: Attention, device: torch.device) -> tuple[Attention
     ('blocked', 'auto: the fastest on a CPU')
     >>> choose_attention("eager", torch.device("cpu"))
     ('eager', 'asked for')
+
+    Raises:
+        ConfigError: it cannot be computed so on this device.
     """
+    if wanted == "triton":
+        _refuse_without_triton(device)
     if wanted != "auto":
         return wanted, "asked for"
     if device.type == "cpu":
         return "blocked", "auto: the fastest on a CPU"
+    if device.type == "cuda":
+        return "sdpa", "auto: PyTorch's own kernels; --attention triton was not measured yet"
     return "sdpa", "auto: PyTorch's own kernels"
+
+
+def _refuse_without_triton(device: torch.device) -> None:
+    """Raise a `ConfigError` where Triton's kernels could not be compiled."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"--attention triton needs a GPU with CUDA, and the device is {device}; leave it out, "
+            "or choose blocked (CPU) or sdpa"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("--attention triton needs Triton, which is missing: pip install triton")
 
 
 def identity_of(

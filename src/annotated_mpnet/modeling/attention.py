@@ -50,14 +50,15 @@ busier than many small ones, and the three kinds of rows share their weights any
 fairseq: query, key and value weights are one stacked matrix of 3D x D, with these names.
 HF: `MPNetSelfAttention` computes the same from three matrices.
 
-**Two ways to compute it.** `attend_eager` is the formula above, a line for each of its steps. What
+**How it is computed.** `attend_eager` is the formula above, a line for each of its steps. What
 it costs is memory: for the sentence's block of one row of 512 tokens, the scores of 12 heads are
 12.6 MB in float32, and the sum with the bias, the weights and the weights after dropout are as much
 again, each. `attend_sdpa` leaves it to PyTorch's `scaled_dot_product_attention`, which takes the
 best kernel that can do with what it is given: a fused one goes through the keys piece by piece and
 never holds all scores of a row at once. On a CPU there is none that could send a gradient into the
-bias, and so it takes the steps of the formula while it trains. `--attention` chooses, and the
-results agree to rounding:
+bias, and so it takes the steps of the formula while it trains; `blocked_attention.py` does better
+there. `triton_attention.py` is for GPUs, and takes the bias as a rule instead of a matrix.
+`--attention` chooses, and the results agree to rounding:
 
 >>> query, key, value = torch.randn(3, 2, 4, 6, 16).unbind()  # 2 sentences, 4 heads, 6 tokens, K 16
 >>> bias_1HQM = torch.randn(1, 4, 6, 6)
@@ -81,6 +82,7 @@ from torch import nn
 from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.modeling.blocked_attention import attend_blocked
 from annotated_mpnet.modeling.dropout import dropout as drop
+from annotated_mpnet.modeling.triton_attention import BiasRule, attend_triton
 
 
 def attend_eager(
@@ -130,14 +132,17 @@ def attend_sdpa(
     )
 
 
-AttentionName = Literal["eager", "sdpa", "blocked"]
+AttentionName = Literal["eager", "sdpa", "blocked", "triton"]
 """The ways to compute attention that are the user's to choose (`--attention`)."""
 
 ATTENTIONS: dict[AttentionName, Callable[..., torch.Tensor]] = {
     "eager": attend_eager,
     "sdpa": attend_sdpa,
     "blocked": attend_blocked,
+    "triton": attend_triton,
 }
+TAKES_RULES: frozenset[AttentionName] = frozenset({"triton"})
+"""Those that are told by a rule what to add to scores; the others want a tensor."""
 
 
 class BiasedBlock(NamedTuple):
@@ -150,12 +155,13 @@ class BiasedBlock(NamedTuple):
     Attributes:
         rows: which of the rows that ask.
         num_keys: they ask the first `num_keys` keys.
-        bias: (B or 1, H or 1, Q or 1, M) in the type of the queries; None adds nothing.
+        bias: (B or 1, H or 1, Q or 1, M) in the type of the queries; None adds nothing. Or the rule
+            by which a kernel works it out (`TAKES_RULES`).
     """
 
     rows: slice
     num_keys: int
-    bias: torch.Tensor | None
+    bias: torch.Tensor | BiasRule | None
 
 
 class RelativeMultiHeadAttention(nn.Module):
@@ -173,7 +179,7 @@ class RelativeMultiHeadAttention(nn.Module):
         self.dropout = config.attention_dropout
         # How it is computed is no property of the network: it stands in no configuration and in no
         # checkpoint, and may change from one call to the next.
-        self.attend = attend_sdpa
+        self.attend: Callable[..., torch.Tensor] = attend_sdpa
         # Rows 0..D-1 make queries, D..2D-1 keys, 2D..3D-1 values: fairseq's order. Each third holds
         # the heads one after the other, `head_dim` rows each.
         self.in_proj_weight = nn.Parameter(torch.empty(3 * self.embed_dim, self.embed_dim))

@@ -107,6 +107,7 @@ from annotated_mpnet.config import ActivationName, ModelConfig
 from annotated_mpnet.modeling.attention import BiasedBlock, RelativeMultiHeadAttention
 from annotated_mpnet.modeling.dropout import Dropout
 from annotated_mpnet.modeling.positions import RelativePositionBias, build_position_embedding
+from annotated_mpnet.modeling.triton_attention import BiasRule
 from annotated_mpnet.modeling.two_stream import Block, Rows
 
 LayerInput = torch.Tensor | int | tuple[BiasedBlock, ...] | None
@@ -237,6 +238,8 @@ class SentenceEncoder(nn.Module):
         # Gradient checkpointing: a matter of memory and time, not of the network, and so neither in
         # the configuration nor in a checkpoint. It may change from one call to the next.
         self.recompute_layers = False
+        # So is how attention is computed: some ways take the bias as a rule, most as a tensor.
+        self.bias_as_rule = False
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Run rows through the network.
@@ -285,20 +288,27 @@ class SentenceEncoder(nn.Module):
         The learned part comes first, (B or 1, H, Q, M); then -inf is written over it where a row
         must not see, the same for all heads. Written over and not added: a hidden pair then sends
         no gradient into the table, which should learn from what was seen.
+
+        Or into the rule itself, for a kernel that works out both parts for each pair that it meets.
         """
+        num_keys = block.key_positions.shape[1]
+        if self.bias_as_rule:
+            rule = BiasRule.of(block, self.relative_attention_bias, len(hidden_BRD))
+            return BiasedBlock(block.rows, num_keys, rule)
         bias: torch.Tensor | None = None
+        visible_BQM = block.visible
         if self.relative_attention_bias is not None:
             bias = self.relative_attention_bias.for_pairs(
                 block.query_positions, block.key_positions
             )
-        elif block.visible is not None:
+        elif visible_BQM is not None:
             # No learned bias to write -inf over: a single zero, which spreads to (B, 1, Q, M).
             bias = hidden_BRD.new_zeros(())
         if bias is not None:
-            if block.visible is not None:
-                bias = bias.masked_fill(~block.visible[:, None], float("-inf"))
+            if visible_BQM is not None:
+                bias = bias.masked_fill(~visible_BQM[:, None], float("-inf"))
             bias = bias.to(_compute_dtype(hidden_BRD))
-        return BiasedBlock(block.rows, block.key_positions.shape[1], bias)
+        return BiasedBlock(block.rows, num_keys, bias)
 
 
 def _take_rows(hidden_BRD: torch.Tensor, wanted_BP: torch.Tensor) -> torch.Tensor:

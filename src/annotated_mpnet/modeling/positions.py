@@ -57,15 +57,20 @@ annotated-mpnet: rescales the buckets for long sequences; here they are what the
 Next: `attention.py` adds the bias to the scores.
 
     B batch   L tokens of a sentence   D embed_dim   H heads   Q rows that ask   M keys
+    S steps of the bias   E their ends, S + 1
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from annotated_mpnet.config import ModelConfig
+
+NO_DISTANCE = 2**30
+"""A distance that no two positions have."""
 
 
 class LearnedPositionalEmbedding(nn.Embedding):
@@ -174,6 +179,42 @@ def relative_position_bucket(
     return bucket + one_direction * (distance > 0)
 
 
+class BiasSteps(NamedTuple):
+    """The buckets in the order of distance: the bias, as a function of it, is a staircase.
+
+    Attributes:
+        bucket_S: (S,), the bucket of each step, from far to the left to far to the right.
+        first_E: (S + 1,), the distance at which each step begins, and where the last one ends.
+        far: the least distance from which on nothing changes any more, to either side.
+    """
+
+    bucket_S: torch.Tensor
+    first_E: torch.Tensor
+    far: int
+
+
+def bias_steps(num_buckets: int, max_distance: int) -> BiasSteps:
+    """Return the steps of T5's buckets.
+
+    With 8 buckets, 4 in each direction, of which 2 are exact, up to a distance of 8:
+
+    >>> steps = bias_steps(num_buckets=8, max_distance=8)
+    >>> steps.bucket_S.tolist(), steps.first_E[1:-1].tolist(), steps.far
+    ([3, 2, 1, 0, 5, 6, 7], [-3, -1, 0, 1, 2, 4], 4)
+
+    So bucket 3 reaches from the left end to -4, bucket 2 from -3 to -2, and bucket 7 from 4 to the
+    right end.
+    """
+    distances = torch.arange(-max_distance, max_distance + 1, device="cpu")
+    buckets = relative_position_bucket(distances, num_buckets, max_distance)
+    bucket_S, length_S = torch.unique_consecutive(buckets, return_counts=True)
+    # Behind the ends of what was looked at, the outer steps go on.
+    inner = distances[length_S.cumsum(0)[:-1]]
+    ends = torch.tensor([-NO_DISTANCE, NO_DISTANCE], device="cpu")
+    far = max(1 - int(inner[0]), int(inner[-1]))
+    return BiasSteps(bucket_S, torch.cat([ends[:1], inner, ends[1:]]), far)
+
+
 class RelativePositionBias(nn.Embedding):
     """The table of buckets x heads that all layers share.
 
@@ -182,9 +223,25 @@ class RelativePositionBias(nn.Embedding):
     look before it knows a single word.
     """
 
+    bucket_of_step: torch.Tensor
+    first_distance: torch.Tensor
+    step_of_distance: torch.Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.relative_attention_num_buckets, config.encoder_attention_heads)
         self.max_distance = config.relative_attention_max_distance
+        # The same function as steps, for kernels that work it out themselves: the bucket of each
+        # step (S,), where it begins (S + 1,), and the step of each distance from -far to far.
+        # Buffers go along to the device; not persistent, they are in no checkpoint.
+        steps = bias_steps(self.num_embeddings, self.max_distance)
+        distances = torch.arange(-steps.far, steps.far + 1, device="cpu")
+        numbers = {
+            "bucket_of_step": steps.bucket_S,
+            "first_distance": steps.first_E,
+            "step_of_distance": torch.searchsorted(steps.first_E, distances, right=True) - 1,
+        }
+        for name, each in numbers.items():
+            self.register_buffer(name, each.int(), persistent=False)
 
     def for_pairs(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """Return what is added to each head's scores of all pairs of a query and a key.

@@ -79,6 +79,7 @@ from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import ActivationName, InputMode, ModelConfig
 from annotated_mpnet.modeling.attention import (
     ATTENTIONS,
+    TAKES_RULES,
     AttentionName,
     RelativeMultiHeadAttention,
 )
@@ -196,6 +197,7 @@ class MPNetForPretraining(nn.Module):
         for module in self.modules():
             if isinstance(module, RelativeMultiHeadAttention):
                 module.attend = ATTENTIONS[name]
+        self.sentence_encoder.bias_as_rule = name in TAKES_RULES
 
     def use_gradient_checkpointing(self, on: bool) -> None:
         """Keep each layer's input only, and compute the rest twice (`encoder.py`), or keep all."""

@@ -166,13 +166,15 @@ class Workload:
         heads, drops = self.model.encoder_attention_heads, self.model.attention_dropout > 0
         if self.attention == "blocked":
             return heads * (size + drops)
-        if self.attention == "sdpa" and self.on_gpu:
+        if self.attention == "triton" or (self.attention == "sdpa" and self.on_gpu):
             return 0
         # In float32 whatever the precision is: the softmax is computed in it.
         return heads * 4 * (3 if drops else 1)
 
     def _bias_bytes(self) -> float:
         """Return what a sample's own relative bias takes, its gradient and its buckets."""
+        if self.attention == "triton":
+            return 0  # a rule, of a few numbers for each row and key
         # The sentence's block has one bias for the whole batch, which is nothing beside the rest.
         # The staircase, and all of `plm`, have one for each sample, because their order differs.
         length, P = self.length, self.num_predicted

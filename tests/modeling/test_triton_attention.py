@@ -1,0 +1,305 @@
+"""The Triton kernels are the formula, in values and in every gradient, that of the table included.
+
+Without a GPU they run in Triton's interpreter, in small tiles, so that every loop runs several
+times and every tile at an end sticks out.
+"""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from samples import (
+    GOLDEN_NAMES,
+    GRADIENT_TOLERANCE,
+    LOGIT_TOLERANCE,
+    LOSS_TOLERANCE,
+    TINY,
+    load_golden,
+    logits_of,
+    random_batch,
+    random_model,
+    relative_difference,
+)
+
+from annotated_mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.modeling import MPNetForPretraining, triton_attention
+from annotated_mpnet.modeling.attention import attend_eager
+from annotated_mpnet.modeling.dropout import scale, threshold
+from annotated_mpnet.modeling.positions import RelativePositionBias
+from annotated_mpnet.modeling.pretraining import cross_entropy_sum
+from annotated_mpnet.modeling.triton_attention import BiasRule, Tiles, attend_triton
+from annotated_mpnet.modeling.two_stream import Block, Rows, mpnet_rows, plm_rows
+from interpreted import DEVICE, triton_runs
+
+pytestmark = [triton_runs, pytest.mark.interpreted]
+
+B, H, K, L, P = 2, 2, 8, 40, 6
+CONFIG = ModelConfig(
+    encoder_attention_heads=H,
+    encoder_embed_dim=H * K,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=12,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_attention, "TILES", Tiles(16, 32))
+        yield
+
+
+def rows_of(mode: InputMode, documents: bool = False) -> Rows:
+    lengths = [L, L - 7] if documents else [L, L]
+    batch = random_batch(3, lengths, [P, P - 2], input_mode=mode)
+    mask = batch.attention_mask
+    if documents:
+        assert mask is not None
+        mask = mask * torch.where(torch.arange(L) < L // 3, 1, 2)
+    tensors = batch.input_ids, batch.predicted_positions, batch.predicted_ids, mask
+    return plm_rows(*tensors, mask_token_id=4) if mode == "plm" else mpnet_rows(*tensors)
+
+
+def on_device(block: Block) -> Block:
+    def moved(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return value.to(DEVICE)
+        if isinstance(value, tuple):
+            return tuple(moved(each) for each in value)
+        if hasattr(value, "__dataclass_fields__"):
+            return type(value)(**{name: moved(each) for name, each in vars(value).items()})
+        return value
+
+    return moved(block)  # type: ignore[return-value]
+
+
+BLOCKS = {
+    "sentence": lambda: rows_of("mpnet").blocks[0],
+    "staircase": lambda: rows_of("mpnet").blocks[1],
+    "last layer": lambda: rows_of("mpnet").last_block,
+    "sentence, documents and padding": lambda: rows_of("mpnet", documents=True).blocks[0],
+    "staircase, documents and padding": lambda: rows_of("mpnet", documents=True).blocks[1],
+    "plm, documents and padding": lambda: rows_of("plm", documents=True).blocks[0],
+}
+
+
+class Case:
+    """Queries, keys and values of a block, a table, and both forms of what is added to scores."""
+
+    def __init__(
+        self, block: Block, config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float32
+    ) -> None:
+        torch.manual_seed(1)
+        block = on_device(block)
+        head_dim = config.encoder_embed_dim // config.encoder_attention_heads
+        heads = config.encoder_attention_heads
+        Q, M = block.query_positions.shape[1], block.key_positions.shape[1]
+        # As in the network: heads side by side, keys and values halves of one tensor.
+        query = torch.randn(B, Q + 3, heads * head_dim, device=DEVICE)[:, 2 : 2 + Q]
+        both = torch.randn(B, M, 2 * heads * head_dim, device=DEVICE)
+        halves = query, *both.chunk(2, dim=2)
+        self.inputs = [each.to(dtype).detach().requires_grad_() for each in halves]
+        self.heads = [each.unflatten(2, (heads, -1)).transpose(1, 2) for each in self.inputs]
+        self.table: RelativePositionBias | None = None
+        if config.relative_attention_num_buckets:
+            self.table = RelativePositionBias(config).to(DEVICE)
+            self.inputs.append(self.table.weight)
+        self.rule = BiasRule.of(block, self.table, B)
+        self.bias = torch.zeros((), device=DEVICE)
+        if self.table is not None:
+            self.bias = self.table.for_pairs(block.query_positions, block.key_positions)
+        if block.visible is not None:
+            self.bias = self.bias.masked_fill(~block.visible[:, None], -torch.inf)
+        self.wanted = torch.randn(B, heads, Q, head_dim, device=DEVICE)
+
+    def gradients(self, gathered: torch.Tensor) -> list[torch.Tensor]:
+        loss = (gathered.float() * self.wanted).sum()
+        return list(torch.autograd.grad(loss, self.inputs, retain_graph=True))
+
+
+def test_the_last_tile_of_rows_and_of_keys_sticks_out() -> None:
+    for name in ("staircase", "plm, documents and padding"):
+        block = BLOCKS[name]()
+        assert block.query_positions.shape[1] % 16 != 0
+        assert block.key_positions.shape[1] % 32 != 0
+        assert block.key_positions.shape[1] > 32
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_values_and_gradients_are_those_of_the_formula(name: str) -> None:
+    case = Case(BLOCKS[name]())
+    wanted = attend_eager(*case.heads, case.bias, dropout=0.0)
+    found = attend_triton(*case.heads, case.rule, dropout=0.0)
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=2e-5)
+    assert len(case.inputs) == 4
+    for one, other in zip(case.gradients(found), case.gradients(wanted), strict=True):
+        assert relative_difference(one, other) < 2e-6
+
+
+def test_a_tile_far_from_the_diagonal_has_one_bias() -> None:
+    # 40 tokens and a last step from 8 on: tiles of 16 x 32 do lie beyond it.
+    block = BLOCKS["sentence"]()
+    table = RelativePositionBias(CONFIG)
+    far = len(table.step_of_distance) // 2
+    place_Q, place_M = block.query_positions[0, :16], block.key_positions[0, 32:]
+    assert place_M.min() - place_Q.max() >= far
+
+
+@pytest.mark.parametrize("buckets", [0, 4, 32])
+def test_any_number_of_buckets_and_any_size_of_heads(buckets: int) -> None:
+    config = ModelConfig(
+        encoder_attention_heads=3, encoder_embed_dim=15, relative_attention_num_buckets=buckets
+    )
+    case = Case(BLOCKS["staircase"](), config)
+    wanted = attend_eager(*case.heads, case.bias, dropout=0.0)
+    found = attend_triton(*case.heads, case.rule, dropout=0.0)
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=2e-5)
+    for one, other in zip(case.gradients(found), case.gradients(wanted), strict=True):
+        assert relative_difference(one, other) < 2e-6
+
+
+def kept_of(seeds_BH2: torch.Tensor, num_rows: int, num_keys: int, p: float) -> torch.Tensor:
+    """Return what the kernels' hash keeps, (B, H, Q, M), in integers of 64 bits."""
+    word = 2**32 - 1
+    seed, salt = (seeds_BH2[..., i, None, None].long() for i in range(2))
+    bits = torch.arange(num_rows * num_keys, device=seeds_BH2.device).view(num_rows, num_keys)
+    bits = (bits & word) ^ seed
+    bits = ((bits ^ bits >> 16) * 0x7FEB352D) & word
+    bits = ((bits ^ bits >> 15) * 0x846CA68B) & word
+    bits = ((bits ^ bits >> 16 ^ salt) * 0x9E3779B1) & word
+    return bits >> 16 >= threshold(p)
+
+
+@pytest.mark.parametrize("name", ["sentence", "staircase"])
+def test_dropout_drops_weights_and_sends_back_what_the_formula_does(name: str) -> None:
+    case, p = Case(BLOCKS[name]()), 0.3
+    torch.manual_seed(5)
+    found = attend_triton(*case.heads, case.rule, dropout=p)
+    torch.manual_seed(5)
+    seeds = torch.randint(2**31 - 1, (B, H, 2), dtype=torch.int32, device=DEVICE)
+    query, key, value = case.heads
+    kept = kept_of(seeds, query.shape[2], key.shape[2], p)
+    scores = query @ key.transpose(2, 3) / math.sqrt(K) + case.bias
+    wanted = (scores.softmax(3) * kept * scale(p)) @ value
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=2e-5)
+    for one, other in zip(case.gradients(found), case.gradients(wanted), strict=True):
+        assert relative_difference(one, other) < 2e-6
+
+
+def test_the_hash_drops_evenly_and_each_head_something_else() -> None:
+    seeds = torch.randint(
+        2**31 - 1, (4, 8, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
+    )
+    kept = kept_of(seeds, 256, 300, 0.1).float()
+    n = kept[0, 0].numel()
+    # Five standard deviations, of each head, each row and each key.
+    for mean, count in ((kept.mean((2, 3)), n), (kept.mean((0, 1, 3)), 32 * 300)):
+        assert (mean - 0.9).abs().max() < 5 * math.sqrt(0.09 / count)
+    # No two heads, rows or keys drop the same: what two of them keep is as good as independent.
+    heads = kept.flatten(0, 1).flatten(1)
+    rows, keys = kept[0, 0], kept[0, 0].T
+    for each in (heads, rows, keys):
+        correlation = torch.corrcoef(each) - torch.eye(len(each))
+        assert correlation.abs().max() < 6 / math.sqrt(each.shape[1])
+
+
+def test_no_dropout_draws_nothing() -> None:
+    case = Case(BLOCKS["staircase"]())
+    before = torch.get_rng_state()
+    attend_triton(*case.heads, case.rule, dropout=0.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_gradient_of_the_table_is_the_same_to_the_last_bit() -> None:
+    case = Case(BLOCKS["staircase"]())
+    found = attend_triton(*case.heads, case.rule, dropout=0.0)
+    first, second = case.gradients(found)[-1], case.gradients(found)[-1]
+    assert torch.equal(first, second)
+
+
+def test_half_precision_is_as_close_to_the_truth_as_the_formula() -> None:
+    # The interpreter (Triton 3.9) multiplies the bit patterns of bfloat16, as if they were whole
+    # numbers; float16 goes the same way through the kernels.
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    exact = Case(BLOCKS["staircase"]())
+    rounded = Case(BLOCKS["staircase"](), dtype=dtype)
+    truth = exact.gradients(attend_eager(*exact.heads, exact.bias, dropout=0.0))
+    bias = rounded.bias.to(dtype)
+
+    def error(gathered: torch.Tensor) -> float:
+        gradients = rounded.gradients(gathered)
+        return sum(map(relative_difference, gradients, truth))
+
+    ours = error(attend_triton(*rounded.heads, rounded.rule, dropout=0.0))
+    formulas = error(attend_eager(*rounded.heads, bias, dropout=0.0))
+    assert ours < 1.5 * formulas
+
+
+def test_the_operators_are_what_they_tell_pytorch() -> None:
+    case = Case(BLOCKS["staircase"]())
+    assert case.rule.by_step_HS is not None
+    rule = case.rule._replace(by_step_HS=case.rule.by_step_HS.detach().requires_grad_())
+    heads = [each.transpose(1, 2).detach().requires_grad_() for each in case.heads]
+    arguments = (*heads, *rule, None, 0)
+    torch.library.opcheck(torch.ops.annotated_mpnet.attend.default, arguments)
+
+
+def test_a_layer_that_is_computed_twice_drops_the_same() -> None:
+    config = dataclasses.replace(TINY, encoder_layers=1, dropout=0.1, attention_dropout=0.2)
+    batch = random_batch(1, [18, 12], [3, 2]).to(torch.device(DEVICE))
+    gradients = []
+    for recompute in (False, True):
+        model = random_model(config).to(DEVICE).train()
+        model.use_attention("triton")
+        model.use_gradient_checkpointing(recompute)
+        torch.manual_seed(4)
+        model.loss_sum(batch).backward()  # type: ignore[no-untyped-call]
+        gradients.append([p.grad for p in model.parameters()])
+    for kept, again in zip(*gradients, strict=True):
+        assert kept is not None
+        assert again is not None
+        assert torch.equal(kept, again)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_logits_loss_and_every_gradient_are_the_originals(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention, "TILES", Tiles())
+    golden = load_golden(name)
+    model = MPNetForPretraining(golden.config)
+    model.load_fairseq_state_dict(golden.weights)
+    model.to(DEVICE).use_attention("triton")
+    batch = golden.batch.to(torch.device(DEVICE))
+    logits_BPV = logits_of(model, batch, golden.input_mode)
+    assert (logits_BPV.cpu() - golden.logits).abs().max() < LOGIT_TOLERANCE
+    loss_sum = cross_entropy_sum(logits_BPV, batch.predicted_ids)
+    assert abs(loss_sum.item() - golden.loss_sum) < LOSS_TOLERANCE
+    loss_sum.backward()  # type: ignore[no-untyped-call]
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        wanted = golden.gradients[f"decoder.{key}"]
+        assert relative_difference(parameter.grad.cpu(), wanted) < GRADIENT_TOLERANCE, key
+
+
+def test_the_kernels_compile_for_tensor_cores_and_fit_into_shared_memory(tmp_path: Path) -> None:
+    # The interpreter forgives much that the compiler does not. It needs no GPU, but a process
+    # in which nothing is interpreted.
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 12
+    for name, _, tensor_cores, shared in lines:
+        assert int(tensor_cores) > 0, name
+        assert int(shared) < 99 * 1024, name  # what a consumer's GPU has
