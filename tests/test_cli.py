@@ -90,7 +90,7 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--encoder-layer", "3"], ["--encoder-layer", "perhaps you meant --encoder-layers"]),
         (["--enc", "3"], ["--enc"]),
         (["--preset", "giant"], ["--preset"]),
-        (["--config", "nowhere.toml"], ["--config", "nowhere.toml"]),
+        (["--config", "nowhere.toml"], ["--config nowhere.toml cannot be read: No such file"]),
     ],
 )
 def test_a_wrong_command_exits_2_with_one_line(

@@ -231,8 +231,10 @@ def read_config_file(path: Path) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not UTF-8: {error}") from error
     read = arguments_from_yaml if path.suffix.lower() in YAML_ENDINGS else arguments_from_toml
     return read(text, str(path))
 

@@ -188,7 +188,8 @@ def test_what_is_no_checkpoint_directory_is_refused(tmp_path: Path, kind: str) -
         path.write_bytes(b"weights")
     elif kind == "torch_zip":
         torch.save({"model": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="checkpoint5"):
+    wanted = {"missing": "does not exist", "empty": "has no manifest.json"}.get(kind, "is a file")
+    with pytest.raises(CheckpointError, match=f"checkpoint5 {wanted}"):
         load_checkpoint(path)
 
 

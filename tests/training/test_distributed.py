@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -117,6 +117,14 @@ def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
     world.first(lambda: None)
 
 
+def stumble_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
+    trainer = trainer_of(world, fsdp=fsdp)
+    with closing(trainer.network):
+        if world.rank == 1:
+            raise KeyError("a bug of ours")
+        trainer.update(0, [batch(0, 3)])
+
+
 def run_out_of_memory_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
     with closing(trainer.network), explaining_memory(trainer.config, world):
@@ -145,7 +153,11 @@ def in_process(
 
 
 def on_two_ranks(
-    action: Callable[[World, Path, bool], None], directory: Path, *, fsdp: bool = False
+    action: Callable[[World, Path, bool], None],
+    directory: Path,
+    *,
+    fsdp: bool = False,
+    codes: Sequence[int] = (0, 0),
 ) -> None:
     context, store = multiprocessing.get_context("spawn"), open_store()
     processes = [
@@ -160,7 +172,7 @@ def on_two_ranks(
     for process in processes:
         process.join(120)
     said = [path.read_text() for path in directory.glob("failed*")]
-    assert [process.exitcode for process in processes] == [0, 0], said
+    assert [process.exitcode for process in processes] == list(codes), said
 
 
 # fault 59
@@ -198,6 +210,13 @@ def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path:
     assert (
         tmp_path / "error0"
     ).read_text() == "FailedElsewhereError 2 rank 1: rank 1 has another file"
+
+
+# fault 57
+def test_a_bug_on_one_rank_keeps_its_traceback_and_the_other_does_not_wait(tmp_path: Path) -> None:
+    on_two_ranks(stumble_on_rank_1, tmp_path, codes=(0, 1))
+    assert "KeyError: 'a bug of ours'" in (tmp_path / "failed1").read_text()
+    assert (tmp_path / "error0").read_text().startswith("ProcessLostError 1 rank 0 of 2 lost")
 
 
 # fault 57

@@ -179,7 +179,7 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name!r} is no directory here, and the Hub does not give it: {type(error).__name__} "
-            f"{repr(str(error))[:80]}; check name and connection, or give a directory"
+            f"{' '.join(str(error).split())[:80]!r}; check name and connection, or give a directory"
         ) from error
     return path
 

@@ -202,7 +202,8 @@ def read_manifest(directory: Path) -> Manifest:
     # gives a wrong path, and "cannot be read" would send him to look for a broken disk.
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is no checkpoint: expected a directory")
+        seen = "is a file" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory} {seen}; expected the directory of a checkpoint")
     if not path.exists():
         raise CheckpointError(
             f"{directory} has no {MANIFEST}: not a checkpoint of this program, or incomplete"
