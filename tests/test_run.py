@@ -42,7 +42,8 @@ def tensors_of(checkpoint: Path) -> dict[str, bytes]:
 
 def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:
     said = io.StringIO()
-    result = run_pretraining(config, Console(file=said, width=120), dry_run=True)
+    # Narrow, and no terminal: lines are not broken.
+    result = run_pretraining(config, Console(file=said, width=40), dry_run=True)
     return result, said.getvalue()
 
 

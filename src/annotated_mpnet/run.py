@@ -252,10 +252,10 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
         if session.is_complete(progress.state):
             # Said, but not kept: a run that is complete is left as it is, to the byte. So a job
             # that is started once too often does no harm, and ends with 0.
-            console.print(
+            _print(
+                console,
                 f"the run in {path} is complete, with {progress.state.update} updates; a larger "
                 "--total-updates would go on with it",
-                highlight=False,
             )
             return RunResult(path, progress.state, None, None, None)
         planned = prepared.plan()
@@ -414,7 +414,12 @@ def _rehearse(prepared: _Prepared, console: Console) -> None:
         "dry run: nothing was trained, and no run was begun",
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        _print(console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    # As the tracker does, but into no log: on a terminal broken between words, else whole.
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _where(config: PretrainingConfig) -> tuple[Path, bool, bool]:
