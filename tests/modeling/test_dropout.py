@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from annotated_mpnet.modeling.dropout import Dropout, draw_kept, dropout, scale, threshold
+from annotated_mpnet.modeling.dropout import (
+    Dropout,
+    draw_kept,
+    dropout,
+    mark_dropped,
+    scale,
+    threshold,
+)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -55,3 +62,15 @@ def test_draws_are_the_same_for_any_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_what_is_marked_is_what_would_be_dropped_and_keeps_its_size(dtype: torch.dtype) -> None:
+    values = torch.rand(7, 9).to(dtype) + 1
+    marked = values.clone()
+    torch.manual_seed(3)
+    mark_dropped(marked, 0.3)
+    torch.manual_seed(3)
+    kept = draw_kept(values, 0.3)
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.equal(marked, torch.where(kept, values, -values))

@@ -205,24 +205,31 @@ class RelativeMultiHeadAttention(nn.Module):
         # Two products, though the weights are stacked, because those who ask and those who answer
         # are different rows. One product for all would make keys of the P query rows, which nobody
         # asks, and in the last layer queries of L + P rows whose answer nobody reads.
-        D = self.embed_dim
-        query_BQD = F.linear(asking_BQD, self.in_proj_weight[:D], self.in_proj_bias[:D])
-        key_value_BMG = F.linear(answering_BMD, self.in_proj_weight[D:], self.in_proj_bias[D:])
+        #
+        # Split and not sliced, here and below: on the way back the pieces are put together again,
+        # where each slice would make a whole of zeros around itself, to be added to the others.
+        weights, biases = (
+            torch.split(each, [self.embed_dim, 2 * self.embed_dim])
+            for each in (self.in_proj_weight, self.in_proj_bias)
+        )
+        query_BQD = F.linear(asking_BQD, weights[0], biases[0])
+        key_value_BMG = F.linear(answering_BMD, weights[1], biases[1])
         query_BHQK = self._split_heads(query_BQD)
-        key_BHMK = self._split_heads(key_value_BMG[..., :D])
-        value_BHMK = self._split_heads(key_value_BMG[..., D:])
+        key_BHMK, value_BHMK = (self._split_heads(each) for each in key_value_BMG.chunk(2, dim=2))
 
         # The keys of a block are the first so many, so that they are a view and not a copy. Outside
         # of training dropout has to be switched off by hand: a function knows nothing of `eval()`.
+        sizes = [block.rows.stop - block.rows.start for block in blocks]
+        queries = torch.split(query_BHQK, sizes, dim=2)
         gathered = [
             self.attend(
-                query_BHQK[:, :, block.rows],
+                query,
                 key_BHMK[:, :, : block.num_keys],
                 value_BHMK[:, :, : block.num_keys],
                 bias=block.bias,
                 dropout=self.dropout if self.training else 0.0,
             ).transpose(1, 2)
-            for block in blocks
+            for query, block in zip(queries, blocks, strict=True)
         ]
         # Blocks in order, so that row number r of what was asked is row number r of the answer;
         # the heads side by side again, (B, Q, H, K) to (B, Q, D), and mixed by one last matrix.

@@ -87,9 +87,38 @@ def scale(p: float) -> float:
 
 def draw_kept(like: torch.Tensor, p: float) -> torch.Tensor:
     """Draw what is kept: booleans of the shape of a tensor, contiguous, on the CPU."""
+    return _draw_levels(like) >= threshold(p) - LEVELS // 2
+
+
+def mark_dropped(positive: torch.Tensor, p: float) -> None:
+    """Draw what is dropped, and write it into the signs of a tensor of numbers >= 0, in place.
+
+    It costs no memory: that of the numbers says it. What was dropped is negative then, and the
+    number itself is still there.
+
+    >>> _ = torch.manual_seed(8)
+    >>> weights = torch.full((2, 6), 0.25)
+    >>> mark_dropped(weights, 0.5)
+    >>> weights
+    tensor([[ 0.2500,  0.2500,  0.2500,  0.2500, -0.2500,  0.2500],
+            [ 0.2500,  0.2500, -0.2500,  0.2500, -0.2500,  0.2500]])
+
+    Args:
+        positive: contiguous; of a floating-point type, whose first bit is the sign.
+        p: how many, as a share.
+    """
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[positive.element_size()]
+    # Compared in place, the 16-bit numbers become ones and zeros: nothing is converted to booleans
+    # and back, which takes longer than the comparison.
+    dropped = _draw_levels(positive).lt_(threshold(p) - LEVELS // 2)
+    sign = dropped.to(whole).bitwise_left_shift_(8 * positive.element_size() - 1)
+    positive.view(whole).bitwise_or_(sign)
+
+
+def _draw_levels(like: torch.Tensor) -> torch.Tensor:
+    """Draw 16 random bits for each number of a tensor, as signed numbers."""
     count = like.numel()
     # Whole words of 64 bits. Of their 2^64 values the largest is left out, which nobody will miss.
     words = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), dtype=torch.int64)
     # As signed numbers, 16 bits go from -32768 on.
-    levels = words.view(torch.int16)[:count].view(like.shape)
-    return levels >= threshold(p) - LEVELS // 2
+    return words.view(torch.int16)[:count].view(like.shape)

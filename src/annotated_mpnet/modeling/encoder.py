@@ -37,8 +37,9 @@ two operations):
 >>> with torch.device("meta"):
 ...     layer = SentenceEncoderLayer(ModelConfig()).eval()
 ...     hidden_BRD, queries_BP = torch.empty(1, 664, 768), torch.empty(1, 76, dtype=torch.long)
->>> dense, staircase = BiasedBlock(slice(512), 512, None), BiasedBlock(slice(512, 664), 588, None)
->>> gflop(None, dense, staircase), gflop(queries_BP, BiasedBlock(slice(76), 588, None))
+>>> dense = BiasedBlock(slice(0, 512), 512, None)
+>>> staircase, last = (BiasedBlock(rows, 588, None) for rows in (slice(512, 664), slice(0, 76)))
+>>> gflop(None, dense, staircase), gflop(queries_BP, last)
 (10.3, 2.42)
 
 The head, for 76 rows, takes another 3.65 (`pretraining.py`). A forward pass is then 11 x 10.30 +
