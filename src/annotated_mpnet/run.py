@@ -400,8 +400,10 @@ def _rehearse(prepared: _Prepared, console: Console) -> None:
     # The first time memory is asked for and kernels are looked for, or compiled; so the second
     # counts. The optimizer's step is made too, for its memory; its weights go with this process.
     trainer.update(0, micro_batches)
+    trainer.catch_up()
     started = time.perf_counter()
     result = trainer.update(1, micro_batches)
+    trainer.catch_up()
     seconds = time.perf_counter() - started
 
     optimization = prepared.config.optimization

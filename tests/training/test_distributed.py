@@ -104,6 +104,23 @@ def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer.network.close()
 
 
+def diverge_on_rank_1_and_look_later(world: World, directory: Path, fsdp: bool) -> None:
+    trainer = trainer_of(world, fsdp=fsdp)
+    trainer.look_later()
+    trainer.update(0, [batch(world.rank, 3)])
+    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    for update in (1, 2):
+        # The loss of one rank only, and only for an update; its gradient is as it should be.
+        with pytest.MonkeyPatch.context() as patch:
+            if (world.rank, update) == (1, 1):
+                patch.setattr(torch.Tensor, "detach", lambda self: self * float("inf"))
+            trainer.update(update, [batch(world.rank, 3)])
+    with pytest.raises(DivergedError, match="the loss of update 2 is inf"):
+        trainer.catch_up()
+    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    trainer.network.close()
+
+
 def agree(world: World, directory: Path, fsdp: bool) -> None:
     assert world.gather(world.rank, 7) == [(0, 7), (1, 7)]
     assert world.sum(world.rank + 1) == [3]
@@ -197,6 +214,13 @@ def test_a_gradient_that_is_no_number_on_one_rank_stops_all_before_the_update(
     tmp_path: Path,
 ) -> None:
     on_two_ranks(diverge_on_rank_1, tmp_path)
+
+
+# fault 64
+def test_a_loss_that_is_no_number_on_one_rank_stops_all_where_nobody_looks_at_once(
+    tmp_path: Path,
+) -> None:
+    on_two_ranks(diverge_on_rank_1_and_look_later, tmp_path)
 
 
 def test_ranks_agree(tmp_path: Path) -> None:

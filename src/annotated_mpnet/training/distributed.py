@@ -161,6 +161,22 @@ class World:
         """Return the sums over all ranks, one for each number."""
         return [sum(column) for column in zip(*self.gather(*numbers), strict=True)]
 
+    def sum_on_device(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a scalar over all ranks, where it is, without a look at it.
+
+        A GPU adds it to those of the others when it gets there; the CPU goes on. In float64, in
+        which the order of a few float32 numbers makes a difference that is rounded away again.
+
+        >>> World().sum_on_device(torch.tensor(2.5))
+        tensor(2.5000)
+        """
+        if self.size == 1:
+            return tensor
+        total = tensor.double()
+        with self.noticing_loss():
+            dist.all_reduce(total)
+        return total.to(tensor.dtype)
+
     def gather_objects(self, value: T) -> list[T]:
         """Return the value of each rank, in order; for small things, they are serialised.
 
@@ -380,6 +396,11 @@ class SharedNetwork:
             # Gradients live in the very memory from which they are sent; otherwise there would be
             # two of each, 438 MB more for MPNet-base.
             self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the parameters of this rank are shares: --fsdp, and more than one process."""
+        return isinstance(self.model, FSDPModule)
 
     def close(self) -> None:
         """Let go of what belongs to the exchange; before the exchange itself is ended.

@@ -277,8 +277,8 @@ class Stopwatch:
     """Measures the time spent in training itself, and the part of it spent waiting for data.
 
     A GPU works through what it was told while the clock goes on, so that the time of a single
-    update means little; but the loop asks for the loss of each update, and waits for it, and so
-    their sum is right.
+    update means little. But before a line is logged, or anything else is done, the loop waits until
+    the GPU is through, and so their sum is right.
 
     Attributes:
         training: seconds within updates, the waiting included; evaluations, checkpoints and logging

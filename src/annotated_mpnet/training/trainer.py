@@ -80,8 +80,40 @@ either, and by that everything is divided:
 
 AdamW would carry that into each weight, and the next checkpoint would keep it. (HF: the Trainer
 takes the step, and by default writes, in place of a loss that is no number, the mean of those
-before into its log: `logging_nan_inf_filter`.) A signal is honoured between two updates, after a
-checkpoint. Text that breaks off (a stream whose network is gone) also leaves a checkpoint first.
+before into its log: `logging_nan_inf_filter`.)
+
+**A GPU is not asked in between.** To decide by an `if`, the CPU must know a number, and so wait
+until the GPU has computed it; then the GPU waits until the CPU has said what is next:
+
+    asked each time     CPU  u1 ....wait.... u2 ....wait.... u3 ....wait
+                        GPU     u1 u1 u1        u2 u2 u2        u3 u3 u3
+    not asked           CPU  u1 u2 u3  ...and so on, until a line is logged
+                        GPU     u1 u1 u1 u2 u2 u2 u3 u3 u3
+
+So there the decision is the GPU's. A number in its memory becomes 1 with the first update whose
+loss or gradient is not a number, and stays 1; the optimizer's kernel looks at it and, where it is
+1, leaves all as it is. The CPU looks when it has to wait anyway, before it logs, evaluates or saves
+(`catch_up`), and ends the run with the same words about the same update. What is said later is said
+about weights that have not changed since: of the updates behind the first bad one, none was
+applied.
+
+>>> weight = nn.Parameter(torch.ones(1))
+>>> optimizer = torch.optim.AdamW([weight], fused=True)
+>>> optimizer.found_inf = halted = torch.tensor(0.0)
+>>> for gradient in (1.0, math.nan, 1.0):
+...     weight.grad = torch.tensor([gradient])
+...     _ = torch.maximum(halted, (~weight.grad.isfinite()).float().squeeze(), out=halted)
+...     optimizer.step()
+...     print(round(weight.item(), 3), optimizer.state[weight]["step"].item())
+0.999 1.0
+0.999 1.0
+0.999 1.0
+
+A CPU has its numbers at once and is asked each time, so that an error comes when it happens. So is
+a GPU with --fsdp, where PyTorch promises nothing about the flag.
+
+**A signal** is honoured between two updates, after a checkpoint. Text that breaks off (a stream
+whose network is gone) also leaves a checkpoint first.
 
 **What makes a resume exact.** Everything random is a function of u and m (`randomness.py`), and an
 evaluation draws nothing. So a run that was interrupted and resumed, or evaluated more often, is the
@@ -119,7 +151,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
@@ -150,17 +182,19 @@ class UpdateResult:
 
     Attributes:
         loss_sum: cross-entropy in nats, summed over the predicted tokens. A sum, so that a line of
-            metrics over many updates can weigh each token alike.
+            metrics over many updates can weigh each token alike. A scalar on the device, whose
+            value may not be computed yet: to look at it is to wait for it.
         num_predicted: predicted tokens.
         num_tokens: tokens of the sentences, padding not counted.
-        gradient_norm: Euclidean length of the gradient, before it was clipped.
+        gradient_norm: Euclidean length of the gradient, before it was clipped; like the loss, a
+            scalar on the device.
         flops: operations of this rank, forward and backward (`throughput.py`).
     """
 
-    loss_sum: float
+    loss_sum: Tensor
     num_predicted: int
     num_tokens: int
-    gradient_norm: float
+    gradient_norm: Tensor
     flops: float
 
 
@@ -321,6 +355,34 @@ class Trainer:
         self._device = self._parameters[0].device
         self._bf16 = bf16
         self._autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16)
+        # Updates whose loss and gradient nobody has looked at yet, by their numbers.
+        self._unread: list[tuple[int, UpdateResult]] = []
+        # The sentinel on the device: 1 as soon as one of them was not a number. None: no sentinel.
+        self._halted: Tensor | None = None
+        if self._device.type == "cuda" and not network.is_sharded:
+            self.look_later()
+
+    def look_later(self) -> None:
+        """Leave it to the device to refuse updates, and look at them in `catch_up`: for a GPU.
+
+        On a CPU, where tensors are there at once, it gives the same, later.
+        """
+        # The name and its meaning are PyTorch's, made for float16, in which gradients overflow now
+        # and then: where the fused AdamW finds 1 there, weights, means and step counts stay.
+        self._halted = torch.zeros((), device=self._device)
+        self.optimizer.found_inf = self._halted  # type: ignore[attr-defined]
+
+    def catch_up(self) -> None:
+        """Wait for the device, and look at the updates that were made since the last time.
+
+        Raises:
+            DivergedError: the loss or the gradient of one was not a number. It was not applied, and
+                none behind it.
+        """
+        unread, self._unread = self._unread, []
+        losses, norms = _values([result for _, result in unread])
+        for (number, result), loss, norm in zip(unread, losses, norms, strict=True):
+            self._refuse_non_finite(number, loss / result.num_predicted, norm)
 
     def train(
         self,
@@ -370,7 +432,7 @@ class Trainer:
                     # What was trained since the last checkpoint is worth keeping. If it was
                     # nothing, where the run began is saved already, or there is no run yet.
                     if state.update > first:
-                        saving.save(checkpoint_name(state.update), Progress(state, stream))
+                        self._save(saving, checkpoint_name(state.update), Progress(state, stream))
                         saving.finish()
                     raise broken or FailedElsewhereError("text broke off", DataError.exit_code)
                 stream = following
@@ -378,25 +440,30 @@ class Trainer:
                 # it is not, the device is faster than the thread that makes batches.
                 window.stopwatch.data_arrived()
                 result = self.update(state.update, micro_batches)
-                window.stopwatch.stop()
                 window.add(result)
                 state = _advance(state, result)
 
                 # The last update is always logged, evaluated and saved, whatever the intervals.
                 # `state.update` counts the updates done: the one just made is number `- 1`.
                 last = state.update == total
-                if last or state.update % self.config.tracking.logging_steps == 0:
+                logs = last or state.update % self.config.tracking.logging_steps == 0
+                evaluates = last or state.update % run.effective_eval_interval == 0
+                due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
+                if logs or evaluates or due:
+                    # What the GPU still has to do is training, and belongs to its time.
+                    self.catch_up()
+                window.stopwatch.stop()
+                if logs:
                     rate = learning_rate(state.update - 1, self.config.optimization)
                     window.log(state.update, rate)
                 self.tracker.progress(state.update)
-                if validation and (last or state.update % run.effective_eval_interval == 0):
+                if validation and evaluates:
                     state = self._validate(Progress(state, stream), validation(), saving)
                 # Asked once, of all ranks, before anything depends on the answer; a signal that
                 # comes a moment later is found behind the next update.
-                due = run.checkpoint_interval > 0 and state.update % run.checkpoint_interval == 0
                 stop = self._agree_on_stop(request)
                 if last or due or stop is not None:
-                    saving.save(checkpoint_name(state.update), Progress(state, stream))
+                    self._save(saving, checkpoint_name(state.update), Progress(state, stream))
                 if stop is not None and not last:
                     # Said when it is true. More signals while this waits are noted, and no more.
                     saving.finish()
@@ -421,7 +488,8 @@ class Trainer:
 
         Raises:
             DivergedError: the loss or the gradient is not a number. Weights and optimizer are as
-                they were.
+                they were. (Where the device is not waited for, they are, too, and `catch_up` says
+                so.)
         """
         # Both counts are plain numbers, which the CPU knows without asking the device (`batch.py`).
         predicted, tokens = self.world.sum(
@@ -435,7 +503,8 @@ class Trainer:
             # all ranks that is 0, so all of them leave here; one that has nothing to predict while
             # others have goes on, with a loss of 0, for they wait for its gradients.
             self.tracker.warn(f"update {number + 1} has no token to predict; nothing was changed")
-            return UpdateResult(0.0, 0, num_tokens, 0.0, 0.0)
+            nothing = torch.zeros((), device=self._device)
+            return UpdateResult(nothing, 0, num_tokens, nothing, 0.0)
 
         self.model.train()
         # To None, not to 0: the first micro-batch then writes its gradient, where it would have to
@@ -464,14 +533,20 @@ class Trainer:
 
         # Loss and length are those of all ranks: either all refuse the update, or none does. It is
         # refused here, between the gradient and the step; a line later would be too late.
-        norm = self._clip_gradients()
-        (loss_sum,) = self.world.sum(own_loss.item())
-        self._refuse_non_finite(number, loss_sum / num_predicted, norm)
+        norm, loss_sum = self._clip_gradients(), self.world.sum_on_device(own_loss)
+        flops = sum(self._flops(batch) for batch in micro_batches)
+        result = UpdateResult(loss_sum, num_predicted, num_tokens, norm, flops)
+        self._unread.append((number, result))
+        if self._halted is None:
+            self.catch_up()
+        else:
+            # In place, since the optimizer holds on to this tensor; and never from 1 back to 0.
+            no_number = ~(norm.isfinite() & loss_sum.isfinite())
+            torch.maximum(self._halted, no_number.float(), out=self._halted)
         # A function of the number: no scheduler that a resume could put back one step off.
         set_learning_rate(self.optimizer, learning_rate(number, self.config.optimization))
         self.optimizer.step()
-        flops = sum(self._flops(batch) for batch in micro_batches)
-        return UpdateResult(loss_sum, num_predicted, num_tokens, norm, flops)
+        return result
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
@@ -520,7 +595,7 @@ class Trainer:
             return Evaluation(math.nan, math.nan)
         return Evaluation(nats_to_bits(loss_sum / num_predicted), correct / num_predicted)
 
-    def _clip_gradients(self) -> float:
+    def _clip_gradients(self) -> Tensor:
         """Shorten the gradient to the longest allowed; return the length that it had.
 
         The former length is what to look at: that of a shortened gradient says what the limit is.
@@ -537,7 +612,7 @@ class Trainer:
         longest = self.config.optimization.clip_grad_norm
         if longest > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, longest, norm)
-        return whole(norm).item()
+        return whole(norm)
 
     def _flops(self, batch: Batch) -> float:
         # Of shapes, not of counts: padding and empty slots are computed too (`throughput.py`).
@@ -567,6 +642,11 @@ class Trainer:
                     "--clip-grad-norm"
                 )
 
+    def _save(self, saving: Saving, name: str, progress: Progress) -> None:
+        """Have a checkpoint written; of updates that have been looked at."""
+        self.catch_up()
+        saving.save(name, progress)
+
     def _validate(self, progress: Progress, batches: Iterable[Batch], saving: Saving) -> TrainState:
         """Evaluate, and keep the model if none was better; return the state with the best loss."""
         state, result = progress.state, self.evaluate(batches)
@@ -582,7 +662,7 @@ class Trainer:
         if result.bits < best:
             # The state first: the best checkpoint must itself know that it is the best.
             state = dataclasses.replace(state, best_valid_bits=result.bits)
-            saving.save(BEST, Progress(state, progress.stream))
+            self._save(saving, BEST, Progress(state, progress.stream))
         return state
 
 
@@ -645,6 +725,15 @@ def _advance(state: TrainState, result: UpdateResult) -> TrainState:
     )
 
 
+def _values(results: list[UpdateResult]) -> tuple[list[float], list[float]]:
+    """Return losses and lengths of gradients as numbers; waits for the device, once for all."""
+    if not results:
+        return [], []
+    both = [*(each.loss_sum for each in results), *(each.gradient_norm for each in results)]
+    values: list[float] = torch.stack(both).tolist()
+    return values[: len(results)], values[len(results) :]
+
+
 class _Window:
     """What happened since the last line of metrics.
 
@@ -652,11 +741,12 @@ class _Window:
     of the chapter, one of 90 tokens at 5 nats and one of 10 at 2, says 4.7, and not 3.5.
 
     >>> window = _Window(Tracker.silent(), torch.device("cpu"), bf16=False)
-    >>> window.add(UpdateResult(450.0, 90, 600, gradient_norm=0.7, flops=1e9))
-    >>> window.add(UpdateResult(20.0, 10, 70, gradient_norm=0.9, flops=1e8))
+    >>> losses, norms = torch.tensor([450.0, 20.0]), torch.tensor([0.75, 1.5])
+    >>> window.add(UpdateResult(losses[0], 90, 600, norms[0], flops=1e9))
+    >>> window.add(UpdateResult(losses[1], 10, 70, norms[1], flops=1e8))
     >>> metrics = window.metrics(rate=1e-3)
     >>> metrics["train/loss"], metrics["train/gradient_norm"]
-    (4.7, 0.9)
+    (4.7, 1.5)
 
     A loss is a mean, because single updates jump; the length of the gradient is the last one's,
     because a mean would hide the jump that one looks for. A CPU has no known peak, and so no MFU:
@@ -686,13 +776,14 @@ class _Window:
         predicted = sum(result.num_predicted for result in self._results)
         tokens = sum(result.num_tokens for result in self._results)
         # Updates without a predicted token are possible, and so is a line of nothing but these.
-        loss = sum(result.loss_sum for result in self._results) / max(predicted, 1)
+        losses, norms = _values(self._results)
+        loss = sum(losses) / max(predicted, 1)
         seconds = max(self.stopwatch.training, 1e-9)
         metrics = {
             "train/loss": loss,
             "train/bits": nats_to_bits(loss),
             "train/learning_rate": rate,
-            "train/gradient_norm": self._results[-1].gradient_norm,
+            "train/gradient_norm": norms[-1],
             "perf/tokens_per_second": tokens / seconds,
             "perf/predicted_per_second": predicted / seconds,
             "perf/data_wait": self.stopwatch.waiting / seconds,
