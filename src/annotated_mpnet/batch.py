@@ -28,6 +28,7 @@ Next: `modeling/two_stream.py`, which makes rows of it; or `data/collator.py`, w
     B batch   L tokens of a sentence   P predicted tokens
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,12 +74,19 @@ class Batch:
         after their copy by itself. Memory that is not pinned may be moved by the operating system
         at any time, and then the CPU has to wait.
         """
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """Copy the tensors into pinned memory; without a GPU there is none."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         mask = self.attention_mask
         return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            predicted_positions=self.predicted_positions.to(device, non_blocking=True),
-            predicted_ids=self.predicted_ids.to(device, non_blocking=True),
-            attention_mask=None if mask is None else mask.to(device, non_blocking=True),
+            input_ids=change(self.input_ids),
+            predicted_positions=change(self.predicted_positions),
+            predicted_ids=change(self.predicted_ids),
+            attention_mask=None if mask is None else change(mask),
             num_tokens=self.num_tokens,
             num_predicted=self.num_predicted,
         )

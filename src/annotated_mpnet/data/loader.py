@@ -78,6 +78,7 @@ Next: `training/trainer.py`, which asks for the batches.
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -105,6 +106,10 @@ CHUNK = 64
 or in two; where the next one starts, the lengths jump."""
 
 
+Update = tuple[list[Batch], StreamState | None]
+"""The micro-batches of an update, and the state of the stream behind them."""
+
+
 class UpdateSource(Protocol):
     """What a run is fed by: `BatchLoader` here, or `streams.StreamLoader`.
 
@@ -114,7 +119,7 @@ class UpdateSource(Protocol):
 
     def updates(
         self, first_update: int, micro_batches: int, state: StreamState | None = None
-    ) -> Generator[tuple[list[Batch], StreamState | None]]:
+    ) -> Generator[Update]:
         """Yield this rank's micro-batches of each update, without end, and the state behind them.
 
         Args:
@@ -302,6 +307,25 @@ def _without_predictions(batch: Batch) -> Batch:
     """
     nothing_BP = torch.full_like(batch.predicted_ids, NOT_PREDICTED)
     return replace(batch, predicted_ids=nothing_BP, num_tokens=0, num_predicted=0)
+
+
+def pinned(updates: Generator[Update], device: torch.device) -> Generator[Update]:
+    """Yield updates whose batches lie in pinned memory, from which a GPU fetches them by itself.
+
+    Asked by the thread of `prefetch`, it copies them there beside the loop; the way to the GPU is
+    then its own business (`Batch.to`), and the loop waits for neither.
+
+    Args:
+        updates: is closed with this.
+        device: the GPU.
+    """
+    with closing(updates):
+        for batches, state in updates:
+            # A thread begins with the first GPU of the machine, whichever one the process uses, and
+            # would take memory of it, once for each rank.
+            with torch.cuda.device(device):
+                ready = [batch.pinned() for batch in batches]
+            yield ready, state
 
 
 def prefetch(batches: Iterator[T], depth: int) -> Generator[T]:

@@ -123,7 +123,8 @@ point numbers depend on their order, which other kernels and thread counts choos
 >>> (0.1 + 0.2) + 0.3 == 0.1 + (0.2 + 0.3)
 False
 
-**Batches come from ahead.** A thread makes those of the next updates while this one is computed.
+**Batches come from ahead.** A thread makes those of the next updates while this one is computed,
+for a GPU in memory that it can fetch them from by itself (`data/loader.py`).
 Text on the disk does not mind, because its batch k is a function of k. A stream does: it is further
 than what has been trained on. So each update brings along the state of the stream *behind it*,
 and that is what a checkpoint keeps. In a picture, with two updates made ahead:
@@ -156,7 +157,7 @@ from torch.optim import Optimizer
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.data.loader import UpdateSource, prefetch
+from annotated_mpnet.data.loader import UpdateSource, pinned, prefetch
 from annotated_mpnet.data.streams import StreamState
 from annotated_mpnet.errors import DataError, DivergedError, FailedElsewhereError
 from annotated_mpnet.modeling.pretraining import cross_entropy_sum
@@ -421,6 +422,8 @@ class Trainer:
         # `closing`, because an error must not leave behind a thread that goes on to read text for
         # nobody. Signals are only noted from here on.
         ahead = source.updates(first, self.config.optimization.update_freq, stream)
+        if self._device.type == "cuda":
+            ahead = pinned(ahead, self._device)
         with closing(prefetch(ahead, PREFETCHED_UPDATES)) as updates, listening(request):
             while state.update < total:
                 saving.check()

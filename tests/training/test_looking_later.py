@@ -1,0 +1,200 @@
+"""What a GPU decides by itself: the same updates, the same refusals, said later.
+
+On a CPU, where it gives the same as on a GPU and is slower than to look at once. Looking at once:
+test_numerics.py. On two ranks: test_distributed.py.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from threading import current_thread, main_thread
+
+import pytest
+import torch
+from test_distributed import batch, trainer_of
+from test_numerics import assert_same, everything, spoil_gradient, spoil_loss
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from annotated_mpnet.batch import Batch
+from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.data.loader import Update, pinned, prefetch
+from annotated_mpnet.errors import DivergedError
+from annotated_mpnet.training.distributed import World
+from annotated_mpnet.training.trainer import Trainer
+from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def looking_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each trainer do as on a GPU."""
+    initialise = Trainer.__init__
+
+    def later(self: Trainer, *arguments: object) -> None:
+        initialise(self, *arguments)  # type: ignore[arg-type]
+        self.look_later()
+
+    monkeypatch.setattr(Trainer, "__init__", later)
+
+
+def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
+    """Eight updates, of which nobody looks at any but the third, the sixth and the last."""
+    return changed(
+        tiny_config(text, directory),
+        logging_steps=100,
+        checkpoint_interval=3,
+        eval_interval_steps=100,
+        test_file=None,
+        export_hf=False,
+    )
+
+
+def decided(directory: Path) -> dict[str, bytes]:
+    """Return all that checkpoints hold but the dates in their manifests."""
+    return {
+        name: content
+        for name, content in tree(directory).items()
+        if "checkpoint" in name and not name.endswith("manifest.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def at_once(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    config = config_of(text, tmp_path_factory.mktemp("at_once") / "run")
+    run(config)
+    return decided(config.run.checkpoint_dir)
+
+
+@pytest.mark.usefixtures("looking_later")
+def test_updates_are_the_same_to_the_byte(
+    text: TinyText, tmp_path: Path, at_once: dict[str, bytes]
+) -> None:
+    run(config_of(text, tmp_path / "run"))
+    assert decided(tmp_path / "run") == at_once
+    assert {Path(name).parts[0] for name in at_once} >= {"checkpoint3", "checkpoint6"}
+
+
+@pytest.mark.usefixtures("looking_later")
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
+def test_the_first_bad_update_is_named_and_nothing_is_saved_after_it(
+    text: TinyText,
+    tmp_path: Path,
+    at_once: dict[str, bytes],
+    spoil: Callable[[float, int, pytest.MonkeyPatch], None],
+    value: str,
+) -> None:
+    # Bad in update 4, looked at behind update 6, when there would be a checkpoint.
+    config = config_of(text, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(float(value), 4, patch)
+        with pytest.raises(DivergedError, match=r"of update 4 is (nan|inf)"):
+            run(config)
+    assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {"checkpoint3"}
+    run(changed(config, resume=True))
+    assert decided(tmp_path / "run") == at_once
+
+
+def test_nothing_moves_from_the_bad_update_on() -> None:
+    trainer = trainer_of(World(), fsdp=False)
+    trainer.look_later()
+    for update in range(3):
+        trainer.update(update, [batch(update, 3)])
+    before = everything(trainer)
+    parameter = next(trainer.model.parameters())
+    hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+    trainer.update(3, [batch(3, 3)])
+    hook.remove()
+    # Good ones behind it: means, weights and step counts stay.
+    for update in (4, 5):
+        assert trainer.update(update, [batch(update, 3)]).gradient_norm.isfinite()
+        assert_same(everything(trainer), before)
+    with pytest.raises(DivergedError, match="gradient norm of update 4 is nan"):
+        trainer.catch_up()
+
+
+class Asking(TorchDispatchMode):
+    """Within the block, to ask for a number, or for how many there are, is an error."""
+
+    def __torch_dispatch__(
+        self,
+        operation: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        name = operation.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            indices = [each for each in args[1] if each is not None]  # type: ignore[attr-defined]
+            assert not any(each.dtype == torch.bool for each in indices), name
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_update_asks_the_device_for_no_number(
+    monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    trainer = trainer_of(World(), fsdp=False)
+    trainer.model.use_attention(attention)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        # This one does not come by an operation, where the tensor is on the CPU.
+        patch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("tolist"))
+        with Asking(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+            torch.ones(1).item()
+        with Asking(), pytest.raises(pytest.fail.Exception, match="tolist"):
+            trainer.update(0, [batch(0, 3)])
+        trainer.look_later()
+        with Asking():
+            for update in range(2):
+                trainer.update(update, [batch(update, 3), batch(update + 1, 2)])
+    trainer.catch_up()
+
+
+def test_batches_for_a_gpu_are_pinned_by_the_thread_that_makes_them_and_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # There is no pinned memory without a GPU: a stand-in copies, and notes who calls.
+    callers, closed, devices = [], [], []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        callers.append(current_thread())
+        return tensor.clone()
+
+    def on(device: torch.device) -> nullcontext[None]:
+        devices.append(device)
+        return nullcontext()
+
+    def updates() -> Generator[Update]:
+        try:
+            for number in range(100):
+                yield [batch(number, 3), batch(number, 1)], None
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    gpu = torch.device("cuda", 1)
+    ahead: Iterator[Update] = prefetch(pinned(updates(), gpu), 2)
+    for number in range(3):
+        (first, second), _ = next(ahead)
+        for found, made in ((first, batch(number, 3)), (second, batch(number, 1))):
+            assert_same_batch(found, made)
+    ahead.close()  # type: ignore[attr-defined]
+    assert closed == [True]
+    assert main_thread() not in callers
+    assert set(devices) == {gpu}
+    # Three tensors of a batch; there is no mask.
+    assert len(callers) == 3 * 2 * len(devices)
+
+
+def assert_same_batch(found: Batch, made: Batch) -> None:
+    assert torch.equal(found.input_ids, made.input_ids)
+    assert torch.equal(found.predicted_positions, made.predicted_positions)
+    assert torch.equal(found.predicted_ids, made.predicted_ids)
+    assert (found.num_tokens, found.num_predicted) == (made.num_tokens, made.num_predicted)
+    assert found.attention_mask is made.attention_mask is None
