@@ -319,7 +319,7 @@ class Copy:
                 shape, dtype = complete.shape, complete.dtype
                 self.tensors[name] = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
             # Into pinned memory the GPU writes by itself, one tensor behind the other ...
-            self.tensors[name].copy_(complete.detach(), non_blocking=True)
+            self.tensors[name].copy_(complete.detach(), non_blocking=on_gpu)
         # ... and before it is through, there is nothing to write to a disk.
         if on_gpu:
             torch.cuda.current_stream().synchronize()
