@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -249,11 +250,14 @@ class Worker:
     def _ask(self, what: str) -> float:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(what, file=self._process.stdin, flush=True)
+        # One that has ended does not read any more, and answers with nothing.
+        with suppress(BrokenPipeError):
+            print(what, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             # It has said on stderr what went wrong.
-            raise SystemExit(f"a worker has ended, with code {self._process.wait()}")
+            self._process.communicate()
+            raise SystemExit(f"a worker has ended, with code {self._process.returncode}")
         return float(answer)
 
 

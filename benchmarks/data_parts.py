@@ -42,6 +42,9 @@ from annotated_mpnet.demo.corpus import unpack
 from annotated_mpnet.demo.show import VOCAB_SIZE
 from annotated_mpnet.run import run_pretraining
 from common import SHAPES
+from contestants import memory_now
+
+CPU = torch.device("cpu")
 
 PACKINGS: tuple[Packing, ...] = ("full", "none", "documents")
 
@@ -116,17 +119,15 @@ def first_batch(
     BatchLoader(rows, collator, batch_size=16, seed=1).batch(0)
     seconds = time.perf_counter() - start
     # Of this process, and of the largest of those that it started to tokenise.
-    used = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    used = memory_now(CPU, "VmHWM"), children * (1 if sys.platform == "darwin" else 2**10) / 1e9
     report = rows.report
     return {
         "seconds": seconds,
         "tokens": report.tokens,
         "fill": report.fill,
         "rows": report.rows,
-        "megabytes": max(used) / (2**20 if sys.platform == "darwin" else 2**10),
+        "megabytes": max(used) * 1e3,
     }
 
 

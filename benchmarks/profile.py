@@ -1,7 +1,7 @@
 """Where the time of a training step goes, part by part, each against its own floor.
 
     python benchmarks/profile.py [--shape base4|demo|base] [--dropout 0.1] [--precision fp32|bf16]
-            [--with ours|permuted|hf|ours-mlm] [--steps 3] [--json FILE]
+            [--with ours|permuted|hf|ours-mlm] [--steps 3] [--compile] [--json FILE]
 
 PyTorch's profiler gives the time that each operation took by itself, without those that it called;
 here they are added up in parts that have a name, and beside each stands the time that the same
@@ -10,7 +10,8 @@ at the rate of large products, all else at the rate at which memory is copied. T
 something is to be gained by computing the same in a better way; the seconds, how much.
 
 The profiler takes some time itself: shares are right, the sum is a little too large. What stands
-under "other" is shown by name, so that no part hides there.
+under "other" is shown by name, so that no part hides there. With --compile, generated kernels are a
+part of their own, and there is one floor, that of the operations as they are written.
 """
 
 import sys

@@ -43,6 +43,8 @@ from torch.utils.flop_counter import flop_registry
 
 # The first that fits counts; names are those of PyTorch's operations.
 PARTS = {
+    # First: their names list what they were made of.
+    "generated kernels": r"Compiled|triton_",
     "products": r"aten::(add|baddb|b)?mm(_|$)",
     "fused attention": r"scaled_dot_product|flash|efficient_attention",
     "loss": r"log_softmax|nll_loss|cross_entropy|linear_cross",

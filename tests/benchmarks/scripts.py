@@ -39,7 +39,8 @@ def run_main(
 ) -> Any:
     """Run a script's `main` in this process, and return the results in its JSON file."""
     file = directory / "result.json"
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--json", str(file), *flags])
+    script = BENCHMARKS / f"{main.__module__}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--json", str(file), *flags])
     main()
     return results_of(file)
 
