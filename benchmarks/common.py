@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,14 +111,15 @@ def make_batch(shape: Shape, rows: int) -> Batch:
 
 
 def machine(device: torch.device) -> str:
-    """Return processor or GPU, threads and versions, in a line for the head of a table."""
+    """Return processor or GPU, threads and versions, for the head of a table."""
     name = device_name(device) if device.type == "cuda" else processor()
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     found = versions()
-    return (
+    line = (
         f"{name}{threads}, PyTorch {found['torch']}, transformers {found['transformers']}, "
         f"Python {found['python']}"
     )
+    return textwrap.fill(line, 100)
 
 
 def processor() -> str:

@@ -118,7 +118,9 @@ def table(times: dict[str, float], floors: dict[str, float], *, by_part: bool) -
         against = f"{floor:>10.4f}{seconds / floor:>8.2f}" if floor > 0 else f"{'-':>10}{'-':>8}"
         print(f"{part:<18}{seconds:>10.4f}{seconds / total:>8.1%}{against}")
     largest = sorted(others.items(), key=lambda item: -item[1])[:3]
-    print("other:", ", ".join(f"{name[:40]} {seconds:.4f}" for name, seconds in largest))
+    print("the largest of other:")
+    for name, seconds in largest:
+        print(f"  {name[:70]} {seconds:.4f}")
     return {
         "parts": {
             part: {
