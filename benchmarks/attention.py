@@ -79,9 +79,8 @@ def show(
     """Print the table, and return what is in it."""
     B, L, H = work.batch_size, work.length, work.config.encoder_attention_heads
     print(f"{B} x {L} tokens, {num_predicted(L)} of each row predicted, {H} heads")
-    print(
-        f"{arguments.precision}, dropout {arguments.dropout}; {machine(work.table.weight.device)}"
-    )
+    print(f"{arguments.precision}, dropout {arguments.dropout}")
+    print(machine(work.table.weight.device))
     print(f"{'':<16}{'ms':>10}{'ratio':>8}{'GB':>8}{'off by':>10}  same bits")
     first = next(iter(seconds.values()))
     results: dict[str, object] = {}
