@@ -111,7 +111,8 @@ def table(times: dict[str, float], floors: dict[str, float], *, by_part: bool) -
             others[name] = seconds
     total = sum(parts.values())
     # What is left over moves next to nothing: it is views, Python and PyTorch's own book-keeping.
-    known = {part: floors.get(part, 0.0) * (by_part and part != OTHER) for part in parts}
+    floors = {part: floor for part, floor in floors.items() if part != OTHER}
+    known = {part: floors.get(part, 0.0) * by_part for part in parts}
     rows = {part: (parts[part], known[part]) for part in (*PARTS, OTHER) if part in parts}
     print(f"{'':<18}{'seconds':>10}{'share':>8}{'floor':>10}{'ratio':>8}")
     for part, (seconds, floor) in {**rows, "together": (total, sum(floors.values()))}.items():

@@ -66,7 +66,7 @@ def test_profile_gives_each_part_a_floor(tmp_path: Path) -> None:
     assert all((part["floor"] is None) == (name == "other") for name, part in parts.items())
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
     floors = sum(part["floor"] or 0 for part in parts.values())
-    assert floors == pytest.approx(total["floor"], rel=1e-3)
+    assert floors == pytest.approx(total["floor"])
     assert "ratio" in printed
 
 
