@@ -66,7 +66,8 @@ there. `triton_attention.py` is for GPUs, and takes the bias as a rule instead o
 >>> torch.allclose(attend_sdpa(query, key, value, bias_1HQM, dropout=0.0), eager, atol=1e-5)
 True
 
-Next: `encoder.py`, the layer around it.
+Next: `encoder.py`, the layer around it; or how it becomes fast: `dropout.py` and
+`blocked_attention.py` on a CPU, `triton_attention.py` on a GPU.
 
     B batch   R rows   Q rows that ask   M keys   D embed_dim   H heads   K head_dim   G 2D
 """

@@ -35,7 +35,7 @@ The bits are drawn from PyTorch's global generator like all others, so that `see
 
 On a GPU, PyTorch draws within the kernel that multiplies, in no time; there this is `F.dropout`.
 
-Next: `attention.py`, whose weights are most of what is dropped.
+Next: `blocked_attention.py`, whose weights are most of what is dropped.
 """
 
 import torch
