@@ -152,11 +152,15 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> dict[str, object]:
         bench.updates(1)
         copies.append(timed(bench.save))
         writes.append(timed(bench.saver.finish))
-    # Three times as long as the write with nothing beside it.
-    number = max(3, round(3 * max(writes) / update))
-    rounds = [
-        {kind: bench.stretch(kind, number) for kind in STRETCHES} for _ in range(arguments.rounds)
-    ]
+    # Twice as long as the write with nothing beside it.
+    number = max(3, round(2 * statistics.median(writes) / update))
+    print(
+        f"update {update:.3f} s, write {statistics.median(writes):.2f} s, copy {copies[-1]:.2f} s"
+    )
+    rounds = []
+    for _ in range(arguments.rounds):
+        rounds.append({kind: bench.stretch(kind, number) for kind in STRETCHES})
+        print("  ".join(f"{kind} {seconds:.2f} s" for kind, seconds in rounds[-1].items()))
     update = statistics.median(each["none"] for each in rounds) / number
     return {
         "parameters": sum(each.numel() for each in bench.trainer.model.parameters()),
