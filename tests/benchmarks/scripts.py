@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# As in conftest.py.
+# Scripts import each other by name. At the end of the path: at its beginning, `profile.py` would
+# hide Python's module of that name.
+sys.path.append(str(BENCHMARKS))
+# Two threads that wait for each other are slow on a machine that has other work.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 TINY = ["--shape", "demo", "--layers", "2", "--width", "32", "--length", "32", "--batch", "2"]

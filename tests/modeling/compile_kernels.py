@@ -45,8 +45,11 @@ def compile_for(name: str, capability: int, flags: dict[str, bool]) -> str:
     return f"{name} sm_{capability} {tensor_cores} {compiled.metadata.shared}"
 
 
-for kernel_name, target in product(
-    ("attend_forward", "attend_backward_keys", "attend_backward_queries"), (80, 90)
-):
-    for on in (False, True):
-        print(compile_for(kernel_name, target, dict.fromkeys(("BIASED", "HIDES", "DROPS"), on)))
+def main() -> None:
+    kernels = ("attend_forward", "attend_backward_keys", "attend_backward_queries")
+    for name, capability, on in product(kernels, (80, 90), (False, True)):
+        print(compile_for(name, capability, dict.fromkeys(("BIASED", "HIDES", "DROPS"), on)))
+
+
+if __name__ == "__main__":
+    main()

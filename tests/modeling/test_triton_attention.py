@@ -143,7 +143,7 @@ def test_values_and_gradients_are_those_of_the_formula(name: str) -> None:
 
 
 def test_a_tile_far_from_the_diagonal_has_one_bias() -> None:
-    # 40 tokens and a last step from 8 on: tiles of 16 x 32 do lie beyond it.
+    # 40 tokens and a maximal distance of 12: tiles of 16 x 32 do lie beyond it.
     block = BLOCKS["sentence"]()
     table = RelativePositionBias(CONFIG)
     far = len(table.step_of_distance) // 2

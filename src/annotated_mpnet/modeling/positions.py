@@ -57,7 +57,7 @@ annotated-mpnet: rescales the buckets for long sequences; here they are what the
 Next: `attention.py` adds the bias to the scores.
 
     B batch   L tokens of a sentence   D embed_dim   H heads   Q rows that ask   M keys
-    S steps of the bias   E their ends, S + 1
+    S steps of the bias   E their ends, S + 1   W distances
 """
 
 import math
@@ -185,34 +185,42 @@ class BiasSteps(NamedTuple):
     Attributes:
         bucket_S: (S,), the bucket of each step, from far to the left to far to the right.
         first_E: (S + 1,), the distance at which each step begins, and where the last one ends.
-        far: the least distance from which on nothing changes any more, to either side.
+        step_W: (W,), the step of each distance from `-max_distance` to `max_distance`; beyond,
+            nothing changes any more.
     """
 
     bucket_S: torch.Tensor
     first_E: torch.Tensor
-    far: int
+    step_W: torch.Tensor
 
 
 def bias_steps(num_buckets: int, max_distance: int) -> BiasSteps:
-    """Return the steps of T5's buckets.
+    """Return the steps of T5's buckets, on the CPU.
 
     With 8 buckets, 4 in each direction, of which 2 are exact, up to a distance of 8:
 
     >>> steps = bias_steps(num_buckets=8, max_distance=8)
-    >>> steps.bucket_S.tolist(), steps.first_E[1:-1].tolist(), steps.far
-    ([3, 2, 1, 0, 5, 6, 7], [-3, -1, 0, 1, 2, 4], 4)
+    >>> steps.bucket_S.tolist(), steps.first_E[1:-1].tolist()
+    ([3, 2, 1, 0, 5, 6, 7], [-3, -1, 0, 1, 2, 4])
+    >>> steps.step_W.tolist()
+    [0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 6, 6, 6, 6]
 
     So bucket 3 reaches from the left end to -4, bucket 2 from -3 to -2, and bucket 7 from 4 to the
-    right end.
+    right end. (Bucket 4 would be distance 0 to the right, and is never used.)
     """
-    distances = torch.arange(-max_distance, max_distance + 1, device="cpu")
-    buckets = relative_position_bucket(distances, num_buckets, max_distance)
-    bucket_S, length_S = torch.unique_consecutive(buckets, return_counts=True)
-    # Behind the ends of what was looked at, the outer steps go on.
-    inner = distances[length_S.cumsum(0)[:-1]]
-    ends = torch.tensor([-NO_DISTANCE, NO_DISTANCE], device="cpu")
-    far = max(1 - int(inner[0]), int(inner[-1]))
-    return BiasSteps(bucket_S, torch.cat([ends[:1], inner, ends[1:]]), far)
+    with torch.device("cpu"):
+        distance_W = torch.arange(-max_distance, max_distance + 1)
+        one_direction = num_buckets // 2
+        bucket_S = torch.arange(num_buckets - 1)
+        bucket_S = torch.where(bucket_S < one_direction, one_direction - 1 - bucket_S, bucket_S + 1)
+        bucket_W = relative_position_bucket(distance_W, num_buckets, max_distance)
+        to_the_left_W = bucket_W < one_direction
+        step_W = torch.where(to_the_left_W, one_direction - 1 - bucket_W, bucket_W - 1)
+        # A step that no distance lies on begins where the next one does. Behind the ends of what
+        # was looked at, the outer steps go on.
+        inner = distance_W[torch.searchsorted(step_W, torch.arange(1, num_buckets - 1))]
+        end = torch.tensor([NO_DISTANCE])
+        return BiasSteps(bucket_S, torch.cat([-end, inner, end]), step_W)
 
 
 class RelativePositionBias(nn.Embedding):
@@ -231,14 +239,13 @@ class RelativePositionBias(nn.Embedding):
         super().__init__(config.relative_attention_num_buckets, config.encoder_attention_heads)
         self.max_distance = config.relative_attention_max_distance
         # The same function as steps, for kernels that work it out themselves: the bucket of each
-        # step (S,), where it begins (S + 1,), and the step of each distance from -far to far.
+        # step (S,), where it begins (S + 1,), and the step of each distance (W,).
         # Buffers go along to the device; not persistent, they are in no checkpoint.
         steps = bias_steps(self.num_embeddings, self.max_distance)
-        distances = torch.arange(-steps.far, steps.far + 1, device="cpu")
         numbers = {
             "bucket_of_step": steps.bucket_S,
             "first_distance": steps.first_E,
-            "step_of_distance": torch.searchsorted(steps.first_E, distances, right=True) - 1,
+            "step_of_distance": steps.step_W,
         }
         for name, each in numbers.items():
             self.register_buffer(name, each.int(), persistent=False)

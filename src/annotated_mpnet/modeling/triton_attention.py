@@ -31,16 +31,17 @@ ones at the ends, from 91 on:
 
 >>> from annotated_mpnet.modeling.positions import bias_steps
 >>> steps = bias_steps(num_buckets=32, max_distance=128)
->>> steps.far, len(steps.bucket_S), steps.bucket_S[:4].tolist(), steps.bucket_S[-4:].tolist()
-(91, 31, [15, 14, 13, 12], [28, 29, 30, 31])
+>>> len(steps.bucket_S), steps.bucket_S[:4].tolist(), steps.bucket_S[-4:].tolist()
+(31, [15, 14, 13, 12], [28, 29, 30, 31])
 >>> steps.first_E[1:5].tolist(), steps.first_E[-5:-1].tolist()
 ([-90, -63, -45, -31], [32, 46, 64, 91])
 
 In natural order, a tile away from the diagonal lies within one of those two, so that its whole
-bias is one number. Of the 64 tiles of a row of 512 tokens it is nearly half:
+bias is one number. That is seen from the maximal distance on, 128, without a look at any table. Of
+the 64 tiles of a row of 512 tokens it is nearly half:
 
 >>> starts = range(0, 512, 64)
->>> far = [abs(there - here) - 63 >= steps.far for here in starts for there in starts]
+>>> far = [abs(there - here) - 63 >= 128 for here in starts for there in starts]
 >>> sum(far), len(far)
 (30, 64)
 
@@ -100,7 +101,7 @@ class BiasRule(NamedTuple):
 
     Attributes:
         by_step_HS: (H, S) float32, each head's bias for each step of distance; None for no bias.
-        step_of_distance: (W,) int32, the step of each distance from -far to far.
+        step_of_distance: (W,) int32, the step of each distance up to the longest that matters.
         first_distance: (S + 1,) int32, where each step begins, and where the last one ends.
         rows: (3, B, Q) int32: position, time, document of each row that asks.
         keys: (4, B, M) int32: position, since, until, document of each key.
@@ -288,7 +289,7 @@ def _heads_side_by_side(rows_BRHK: torch.Tensor) -> torch.Tensor:
 def _by_distance(
     by_step_HS: torch.Tensor | None, step_of_distance_W: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return each head's bias for each distance from -far to far: (H, W)."""
+    """Return each head's bias for each distance that is looked up: (H, W)."""
     if by_step_HS is None or step_of_distance_W is None:
         return None
     return by_step_HS.float()[:, step_of_distance_W.long()].contiguous()
