@@ -55,7 +55,7 @@ kernel (catie-aq, flashT5) writes the gradients of all scores, and its backward 
 PyTorch's for that.
 
 **Who sees whom** is the rule of `two_stream.Visibility`: three comparisons of numbers that rows and
-keys bring along, 28 bytes for each of them instead of a byte for each pair.
+keys bring along, 12 bytes a row and 16 a key instead of a byte for each pair.
 
 **Dropout** decides by a hash of the pair's number and of two random words for each sample and head.
 These are drawn from PyTorch's generator, so that `seed_dropout` (`training/trainer.py`) decides

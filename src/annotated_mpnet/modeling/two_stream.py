@@ -131,8 +131,8 @@ class Visibility:
         empty slot of content             never
         token of `plm`                    its rank   for ever
 
-    These are a few numbers for each row and key, where a matrix has one for each pair; the matrix
-    is what most ways to compute attention want, but a kernel can do without (`tiled_attention.py`).
+    These are a few numbers for each row and key, where a matrix has one for each pair. The matrix
+    is what most ways to compute attention want; a kernel can do without (`triton_attention.py`).
 
     Attributes:
         time: (B, Q) or (1, Q), each row's tau.
