@@ -8,6 +8,7 @@ cores of a CPU:
     device: cpu (the best that PyTorch finds here), float32
     attention: blocked (auto: the fastest on a CPU)
     model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 0.287 GFLOP a row
+    start: local, some heads prefer a neighbouring token (--relative-bias-init)
     training text: ...
     validation text: ...
     update: 32 rows (32 x 1 micro-batches), up to 2,048 tokens
@@ -106,6 +107,7 @@ def plan(
         f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens, "
         f"{work.flops() / work.batch_size / 1e9:.3g} GFLOP a row"
     )
+    yield from _start(config)
     if isinstance(text.train, PackedRows):
         yield f"training text: {text.train.report}"
     else:
@@ -173,6 +175,18 @@ def _machine(
     yield f"attention: {attention} ({reason})"
     if machine.compile:
         yield "compiled: the first update takes minutes"
+
+
+def _start(config: PretrainingConfig) -> Iterator[str]:
+    """Say that the relative position bias starts locally, where weights are drawn.
+
+    >>> list(_start(PretrainingConfig()))
+    ['start: local, some heads prefer a neighbouring token (--relative-bias-init)']
+    """
+    run, start = config.run, config.optimization.relative_bias_init
+    has_table = config.model.relative_attention_num_buckets > 0
+    if has_table and start != "normal" and not run.resuming and run.initial_weights is None:
+        yield "start: local, some heads prefer a neighbouring token (--relative-bias-init)"
 
 
 def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[str]:

@@ -51,8 +51,9 @@ so that each is as likely as the next, and the first line of metrics should show
 More, and the weights fit together badly: a fresh head on somebody's trained encoder began at 19
 bits (`docs/log.md`). Less, and something is known already: frequencies, with `--head-bias
 frequencies`, or all that a former training has learned. Then the loss falls to the unigram plateau
-(`data/statistics.py`) and rests there for a while: the network knows how often words occur, and not
-yet how to look at others. If it ever falls towards 0, a query sees the token that it predicts.
+(`data/statistics.py`), where the network knows how often words occur and nothing of the context. It
+leaves the plateau within some hundred updates (`modeling/local_start.py`), and the run says so
+(`plateau.py`). If the loss ever falls towards 0, a query sees the token that it predicts.
 
 **Clipping.** Now and then an update has a gradient many times as long as usual. All of it is made
 shorter by one factor, so that it keeps its direction. For two weights, with a longest of 1:
