@@ -35,11 +35,13 @@ where a mean of the micro-batches' means, which most training loops take, says
 and would give a token of the short documents nine times the weight of one of the long. Divided by
 N, the gradient is that of one large batch, however it was cut.
 
-Paper and fairseq: as here. HF: since 2024 the Trainer counts the tokens of all micro-batches, gives
-the count to any model that takes keyword arguments, and trusts it to divide. `MPNetForMaskedLM`
-takes them and does not look (transformers 5.23): the gradient is the *sum* of the means, k times
-as long with k micro-batches, and so is the loss that is logged. AdamW divides the length of a
-gradient out again, so that the run gets along; clipping, below, then comes k times as early.
+fairseq: also divides once, by the sum of B x P over the update. That counts predicted padding, the
+loss of which it leaves out. HF: since 2024 the Trainer counts the tokens of all micro-batches,
+gives the count to any model that takes keyword arguments, and trusts it to divide.
+`MPNetForMaskedLM` takes them and does not look (transformers 5.23): the gradient is the *sum* of
+the means, k times as long with k micro-batches, and so is the loss that is logged. AdamW divides
+the length of a gradient out again, so that the run gets along; clipping, below, then comes k times
+as early.
 
 **What a loss should be at the beginning.** Fresh weights of N(0, 0.02) say nothing about any token,
 so that each is as likely as the next, and the first line of metrics should show about
