@@ -14,7 +14,7 @@ cores of a CPU:
     training: 1,000 updates, ... epochs of ... rows
     memory: about 0.12 of ... GB, 0.026 of them weights, gradients and AdamW
     checkpoints: written beside training, from a copy of 0.02 GB in memory
-    no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
+    no CUDA: about 17 rows of MPNet-base a minute here, 54,680 on an H200; no MFU
     time: about 1 min 32 s in all, if a thread does 50 GFLOP/s (threads: 2)
 
 What each line can show in time:
@@ -41,8 +41,7 @@ update (`training/throughput.py`) and a speed that is assumed and said: a third 
 for which the plan says a minute and a half.) The paper's run, 500,000 updates of 8192 rows, on a
 single H200:
 
->>> row = Workload(ModelConfig(), "mpnet", batch_size=1, length=512, num_predicted=77).flops()
->>> print(f"{500_000 * 8192 * row / H200_FLOPS / 86_400:.0f} days")
+>>> print(f"{500_000 * 8192 * _base_row().flops() / H200_FLOPS / 86_400:.0f} days")
 52 days
 
 HF: the Trainer logs the number of examples, epochs, batch and steps.
@@ -56,7 +55,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from annotated_mpnet.config import ModelConfig, PretrainingConfig
+from annotated_mpnet.config import ModelConfig, ObjectiveConfig, PretrainingConfig
 from annotated_mpnet.data import PackedRows
 from annotated_mpnet.data.masking import count_predicted
 from annotated_mpnet.data.texts import Text
@@ -126,21 +125,29 @@ def _workload(
     config: PretrainingConfig, model: ModelConfig, device: torch.device, bf16: bool
 ) -> Workload:
     """Return the largest micro-batch that can come, and how it is computed."""
-    # Rows are full, or padded to the longest of the batch. Of a row, <s> and </s> cannot be
-    # predicted, and so a row of 512 tokens predicts 15 % of 510.
+    # Rows are full, or padded to the longest of the batch.
     length = config.data.max_tokens
-    predicted = int(count_predicted(np.array(length - 2), config.objective.pred_prob))
     return Workload(
         model,
         config.objective.input_mode,
         config.optimization.batch_size,
         length,
-        predicted,
+        _predicted(length, config.objective),
         bf16=bf16,
         attention=choose_attention(config.machine.attention, device)[0],
         on_gpu=device.type == "cuda",
         recompute=config.machine.gradient_checkpointing,
     )
+
+
+def _base_row() -> Workload:
+    """Return a full row of MPNet-base, the unit in which machines are compared."""
+    return Workload(ModelConfig(), "mpnet", 1, 512, _predicted(512, ObjectiveConfig()))
+
+
+def _predicted(length: int, objective: ObjectiveConfig) -> int:
+    """Return P of a full row: of 512 tokens, 15 % of the 510 that are neither <s> nor </s>."""
+    return int(count_predicted(np.array(length - 2), objective.pred_prob))
 
 
 def _machine(
@@ -255,7 +262,7 @@ def _time(
         threads = torch.get_num_threads()
         speed = threads * ASSUMED_FLOPS_PER_THREAD
         assumed = f"if a thread does 50 GFLOP/s (threads: {threads})"
-        row = Workload(ModelConfig(), "mpnet", 1, 512, 77).flops()
+        row = _base_row().flops()
         here, there = (60 * flops_per_s / row for flops_per_s in (speed, H200_FLOPS))
         yield (
             f"no CUDA: about {here:,.0f} rows of MPNet-base a minute here, {there:,.0f} on an "

@@ -16,8 +16,10 @@ predicted. No device holds that, so an update is cut into micro-batches, whose g
 up before a single step is made. A GPU that holds 32 rows needs 256 of them, eight such GPUs need 32
 each, and what the step sees is the same: N, in both cases, is about
 
->>> 8192 * round(0.15 * 512)
-630784
+>>> import numpy as np
+>>> from annotated_mpnet.data.masking import count_predicted
+>>> 8192 * int(count_predicted(np.array(512 - 2), pred_prob=0.15))  # <s> and </s> are not predicted
+622592
 
 **What the loss is divided by.** N is the number of predicted tokens of the *whole update*, known
 before its first backward pass because the batches of an update are fetched together. Take an
@@ -562,8 +564,8 @@ class Trainer:
         as large as those of training: without a backward pass no layer's numbers are kept, and what
         takes most is the logits, for 32 rows of MPNet-base
 
-        >>> 4 * 32 * 77 * 30_527 / 1e6                      # MB, of B x P x V numbers
-        300.874112
+        >>> 4 * 32 * 76 * 30_527 / 1e6                      # MB, of B x P x V numbers
+        296.966656
 
         Args:
             batches: this rank's share. With --fsdp the ranks must have as many, because a layer's
