@@ -201,8 +201,8 @@ def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[
     rises while that of the training falls.
     """
     optimization = config.optimization
-    # The three factors are interchangeable (`trainer.py`): their product is what a run is, how it
-    # is divided is what a machine can do.
+    # The product of the three factors is what an update sees; how it is divided is what a machine
+    # can do, and changes nothing but dropout's masks (`trainer.py`).
     per_update = optimization.batch_size * optimization.update_freq * world_size
     factors = f"{optimization.batch_size} x {optimization.update_freq}"
     processes = f" x {world_size} processes" if world_size > 1 else ""
@@ -238,9 +238,9 @@ def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -
         "and AdamW"
     )
     # A tenth for what the estimate leaves out. Halving is the first of the ways that `memory.py`
-    # names, and the only one that changes nothing else.
+    # names, and changes nothing but dropout's masks.
     if needed > 0.9 * there:
-        yield ("this may not fit: halve --batch-size and double --update-freq (the same updates)")
+        yield "this may not fit: halve --batch-size, double --update-freq (same rows per update)"
     # Written while others are made: the memory comes on top (`training/saving.py`).
     where = "memory" if device.type == "cpu" else "the CPU's memory"
     yield f"checkpoints: written beside training, from a copy of {_gb(copied)} GB in {where}"

@@ -35,7 +35,8 @@ where a mean of the micro-batches' means, which most training loops take, says
 3.5
 
 and would give a token of the short documents nine times the weight of one of the long. Divided by
-N, the gradient is that of one large batch, however it was cut.
+N, the gradient without dropout is that of one large batch, however it was cut. Dropout draws new
+masks for each micro-batch (`seed_dropout`), so with it another cut gives other masks.
 
 fairseq: also divides once, by the sum of B x P over the update. That counts predicted padding, the
 loss of which it leaves out. HF: since 2024 the Trainer counts the tokens of all micro-batches,
@@ -281,7 +282,8 @@ class Trainer:
     ...     shared = SharedNetwork(network, World(), cpu)
     ...     return Trainer(shared, optimizer, config, False, Tracker.silent())
 
-    *An update is the same however it is cut.* All three rows at once, or the one and the others:
+    *Without dropout, an update is the same however it is cut.* All three rows at once, or the one
+    and the others:
 
     >>> at_once = new_trainer().update(0, [rows(0, 3)])
     >>> cut = new_trainer().update(0, [rows(0, 1), rows(1, 3)])
