@@ -149,8 +149,10 @@ class OptimizationConfig:
     """The optimisation: batch, learning rate, AdamW."""
 
     batch_size: int = option(16, at_least=1, at_most=1048576)
-    """Sequences per device and micro-batch: as many as fit into memory. The gradient is that of
-    batch-size x update-freq x devices sequences, however they are divided."""
+    """Sequences per device and micro-batch: as many as fit into memory. An update sees batch-size x
+    update-freq x devices sequences. Smaller micro-batches and more of them predict the same tokens
+    of the same sequences. Without dropout the gradient is the same too, to rounding; dropout draws
+    new masks for each micro-batch."""
     update_freq: int = option(8, at_least=1, at_most=1048576, aliases=("-gc_steps",))
     """Micro-batches per update. One update sees batch-size x update-freq x devices sequences; the
     paper's saw 8192."""
