@@ -29,12 +29,12 @@ from pathlib import Path
 
 import torch
 
-from annotated_mpnet.config import ModelConfig
-from annotated_mpnet.modeling import triton_attention
-from annotated_mpnet.modeling.attention import ATTENTIONS, attend_triton
-from annotated_mpnet.modeling.positions import RelativePositionBias
-from annotated_mpnet.modeling.triton_attention import BiasRule, Tiles
-from annotated_mpnet.modeling.two_stream import Block, mpnet_rows
+from annotated_mpnet.fast import triton_attention
+from annotated_mpnet.fast.triton_attention import BiasRule, Tiles
+from annotated_mpnet.mpnet.attention import ATTENTIONS, attend_triton
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.positions import RelativePositionBias
+from annotated_mpnet.mpnet.two_stream import Block, mpnet_entries
 from annotated_mpnet.training.throughput import memory_peak
 from common import SHAPES, machine, make_batch, num_predicted, write_json
 
@@ -145,7 +145,7 @@ class Work:
         )
         sizes = type(shape)(**{**vars(shape), "length": self.length})
         batch = make_batch(sizes, self.batch_size).to(device)
-        rows = mpnet_rows(batch.input_ids, batch.predicted_positions, batch.predicted_ids, None)
+        rows = mpnet_entries(batch.input_ids, batch.predicted_positions, batch.predicted_ids, None)
         self.table = RelativePositionBias(self.config).to(device)
         torch.manual_seed(0)
         torch.nn.init.normal_(self.table.weight)

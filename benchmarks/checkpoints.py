@@ -4,7 +4,7 @@
             [--interval 100] [--directory PATH] [--json FILE]
 
 Real updates of a real network, MPNet-base with AdamW, by the loop's own `Trainer.update`, and
-checkpoints by its own `Saver` (`training/saving.py`). Three stretches of as many updates take
+checkpoints by its own `Saver` (`checkpoints/saving.py`). Three stretches of as many updates take
 turns, A B C A B C:
 
     none      no checkpoint
@@ -33,18 +33,19 @@ from pathlib import Path
 
 import torch
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import OptimizationConfig, PretrainingConfig, RunConfig
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.preparation import choose_attention
-from annotated_mpnet.training.allocator import keep_memory
-from annotated_mpnet.training.checkpoint import TrainState, checkpoint_name
+from annotated_mpnet.checkpoints.checkpoint import TrainState, checkpoint_name
+from annotated_mpnet.checkpoints.run_directory import RunDirectory
+from annotated_mpnet.checkpoints.saving import Saver
+from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.mpnet.loop import Progress, Trainer
+from annotated_mpnet.mpnet.optimizer import build_optimizer
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.preparation import choose_attention
+from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
+from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World
-from annotated_mpnet.training.optimizer import build_optimizer
-from annotated_mpnet.training.run_directory import RunDirectory
-from annotated_mpnet.training.saving import Saver
-from annotated_mpnet.training.tracking import Tracker
-from annotated_mpnet.training.trainer import Progress, Trainer
 from common import SHAPES, machine, make_batch, model_config, write_json
 
 CONVENTION = (

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import ModelConfig, ObjectiveConfig
-from annotated_mpnet.data.masking import count_predicted
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig
+from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.training.throughput import device_name
 
 

@@ -10,7 +10,7 @@
 A step is forward, backward and AdamW, on one micro-batch of full rows.
 
 Each contestant can run in a process of its own (`Worker`), as its user would start it: then what
-one of them does to the memory of its process (`training/allocator.py`) is no gift to the others,
+one of them does to the memory of its process (`fast/allocator.py`) is no gift to the others,
 and its peak of memory is its own.
 """
 
@@ -27,11 +27,12 @@ from typing import Self
 import torch
 from torch import nn
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import Attention, InputMode
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.preparation import choose_attention
-from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.preparation import choose_attention
+from annotated_mpnet.settings.config import Attention
 from annotated_mpnet.training.throughput import layer_shape, memory_peak
 from common import SHAPES, Shape, hugging_face, make_batch, model_config, num_predicted
 from permuted_form import PermutedForm
@@ -153,7 +154,7 @@ def our_model(setting: Setting) -> MPNetForPretraining:
     model = _plain(setting)
     model.use_attention(choose_attention(setting.attention, setting.device)[0])
     if setting.compile:
-        from annotated_mpnet.training.compilation import compile_model
+        from annotated_mpnet.fast.compilation import compile_model
 
         compile_model(model, setting.device, lengths_vary=False)
     return model

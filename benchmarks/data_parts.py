@@ -13,34 +13,28 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from annotated_mpnet.config import (
+from annotated_mpnet.demo.corpus import unpack
+from annotated_mpnet.demo.show import VOCAB_SIZE
+from annotated_mpnet.mpnet.collator import (
+    DataCollatorForMaskedPermutedLanguageModeling,
+    NumberedSequence,
+    Vocabulary,
+)
+from annotated_mpnet.mpnet.config import (
     ArchitectureConfig,
-    DataConfig,
     ObjectiveConfig,
     OptimizationConfig,
     Packing,
-    PretrainingConfig,
-    RunConfig,
-    TrackingConfig,
 )
-from annotated_mpnet.data import (
-    BatchLoader,
-    Counts,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    LocalFiles,
-    Row,
-    Vocabulary,
-    find_text_files,
-    load_tokenizer,
-    pack_rows,
-)
-from annotated_mpnet.data.packing import PACKED_AT_ONCE
-from annotated_mpnet.data.row_cutting import cut_rows
-from annotated_mpnet.data.tokenising import count_tokens, tokenise, windows_of, write_text
-from annotated_mpnet.data.tokenizer_training import train_wordpiece
-from annotated_mpnet.demo.corpus import unpack
-from annotated_mpnet.demo.show import VOCAB_SIZE
-from annotated_mpnet.run import run_pretraining
+from annotated_mpnet.runs.run import run_pretraining
+from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, RunConfig, TrackingConfig
+from annotated_mpnet.text.cutting import cut_sequences
+from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.packing import PACKED_AT_ONCE, pack_sequences
+from annotated_mpnet.text.sources import Counts, LocalFiles, find_text_files
+from annotated_mpnet.text.tokenization import count_tokens, tokenise, windows_of, write_text
+from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
+from annotated_mpnet.training.loader import BatchLoader
 from common import SHAPES
 from contestants import memory_now
 
@@ -87,7 +81,7 @@ def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[st
     """Return the seconds of reading, tokenising and cutting, and the tokens that there were."""
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(tokenizer_name)
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     found: dict[str, float] = {}
     start = time.perf_counter()
     write_text(LocalFiles.find(text, "--text").documents(Counts()), folder / "text.arrow")
@@ -98,7 +92,7 @@ def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[st
     for packing in PACKINGS:
         start = time.perf_counter()
         windows = windows_of(table, PACKED_AT_ONCE)
-        for _ in cut_rows(windows, packing, tokens, vocabulary.cls_id, vocabulary.sep_id):
+        for _ in cut_sequences(windows, packing, tokens, vocabulary.cls_id, vocabulary.sep_id):
             pass
         found[f"cutting, {packing}"] = time.perf_counter() - start
     return found | {"tokens": count_tokens(table)}
@@ -112,9 +106,9 @@ def first_batch(
     start = time.perf_counter()
     tokenizer = load_tokenizer(tokenizer_name)
     source = LocalFiles.find(text, "--text")
-    rows = pack_rows(source, tokenizer, tokens, packing=packing, num_workers=workers)
+    rows = pack_sequences(source, tokenizer, tokens, packing=packing, num_workers=workers)
     collator = DataCollatorForMaskedPermutedLanguageModeling(
-        Vocabulary.of(tokenizer), ObjectiveConfig(), tokens, seed=1, packing=packing
+        vocabulary_of(tokenizer), ObjectiveConfig(), tokens, seed=1, packing=packing
     )
     BatchLoader(rows, collator, batch_size=16, seed=1).batch(0)
     seconds = time.perf_counter() - start
@@ -144,7 +138,7 @@ def collate(name: str, tokens: int, batch_size: int, seconds: float) -> float:
     for _ in range(REPETITIONS):
         start = time.perf_counter()
         for epoch in count():
-            collator([Row(row, epoch, index) for index, row in enumerate(rows)])
+            collator([NumberedSequence(row, epoch, index) for index, row in enumerate(rows)])
             elapsed = time.perf_counter() - start
             if elapsed >= seconds / REPETITIONS:
                 break

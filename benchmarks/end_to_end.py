@@ -8,7 +8,7 @@ Tokens per second say how fast a network reads, not what it learns. MPNet's step
 token than plain masked language modelling, and so reads less. Here every contestant trains for the
 same minutes, and its loss at the end counts:
 
-    mpnet           ours, the full objective, local start (`modeling/local_start.py`)
+    mpnet           ours, the full objective, local start (`mpnet/local_start.py`)
     mpnet-normal    the same with the paper's start, N(0, 0.02)
     mlm             ours, plain masked language modelling, local start
     mlm-normal      the same with the paper's start
@@ -53,10 +53,10 @@ from typing import Any
 import datasets
 import torch
 
-from annotated_mpnet.data.texts import read_text
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.parsing import parse_pretrain
-from annotated_mpnet.preparation import measure_plateau
+from annotated_mpnet.runs.preparation import measure_plateau
+from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.settings.parsing import parse_pretrain
 from common import machine, write_json
 from data_parts import prepare
 from learners import LEARNERS, YARDSTICKS, Curve, calibrate, judge, time_to, train

@@ -19,31 +19,23 @@ import torch
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import (
-    InputMode,
-    ObjectiveConfig,
-    PretrainingConfig,
-    RelativeBiasInit,
-)
 from annotated_mpnet.conversion.configuration import to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
-from annotated_mpnet.data import (
-    BatchLoader,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    PackedRows,
-    evaluation_batches,
-    prefetch,
-)
-from annotated_mpnet.data.texts import Text
-from annotated_mpnet.initial_weights import build_model
-from annotated_mpnet.modeling.pretraining import cross_entropy_sum
-from annotated_mpnet.preparation import choose_attention
-from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
+from annotated_mpnet.mpnet.loop import PREFETCHED_UPDATES, Trainer
+from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
+from annotated_mpnet.mpnet.pretraining import cross_entropy_sum
+from annotated_mpnet.runs.initial_weights import build_model
+from annotated_mpnet.runs.preparation import choose_attention
+from annotated_mpnet.runs.texts import Text
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.tracking.tracker import Tracker, nats_to_bits
 from annotated_mpnet.training.distributed import SharedNetwork, World
-from annotated_mpnet.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from annotated_mpnet.training.tracking import Tracker, nats_to_bits
-from annotated_mpnet.training.trainer import PREFETCHED_UPDATES, Trainer
+from annotated_mpnet.training.loader import BatchLoader, evaluation_batches, prefetch
 
 CPU = torch.device("cpu")
 WARMUP_SHARE = 0.05
@@ -96,7 +88,7 @@ def with_schedule(
 
 def loader_of(config: PretrainingConfig, text: Text) -> BatchLoader:
     """Return the training rows in the order of the run's seed, masked as ours are."""
-    assert isinstance(text.train, PackedRows)
+    assert isinstance(text.train, PackedSequences)
     return BatchLoader(
         text.train,
         collator_of(config.objective, config, text, config.run.seed),
@@ -125,7 +117,7 @@ class Ours:
         mode: InputMode,
         start: RelativeBiasInit,
     ) -> None:
-        keep_memory()  # as a run does (`run.py`)
+        keep_memory()  # as a run does (`runs/run.py`)
         self.config, self.text = with_schedule(config, updates, mode, start), text
         self.model, _ = build_model(self.config, text)
         self.model.use_attention(choose_attention(config.machine.attention, CPU)[0])

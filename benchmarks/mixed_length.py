@@ -29,7 +29,7 @@ tokens are predicted, 9 in a padded batch of 3 x 500 places.
 
 Documents longer than a row are cut off at its end, where ours go on in the next row. (To read the
 tokens that are cut off would need further rows, and is not counted against the padded ways.) All of
-them have the memory that ours keeps (`training/allocator.py`).
+them have the memory that ours keeps (`fast/allocator.py`).
 
 Convention: a step is forward, backward and AdamW; predicted tokens are those with a target; ratio:
 predicted tokens/s of packed over the other's, in the same round, the median of all rounds.
@@ -47,19 +47,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data import (
-    Counts,
+from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.collator import (
     DataCollatorForMaskedPermutedLanguageModeling,
-    LocalFiles,
-    Row,
-    Vocabulary,
-    load_tokenizer,
+    NumberedSequence,
 )
-from annotated_mpnet.data.row_cutting import Ragged, cut_rows, framed
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.text.cutting import Ragged, cut_sequences, framed
+from annotated_mpnet.text.sources import Counts, LocalFiles
+from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 from common import machine, write_json
 from contestants import Setting, add_flags, our_model, timed, training_step
 from data_parts import prepare
@@ -115,7 +113,7 @@ class Documents:
     def read(cls, text: Path, tokenizer: PreTrainedTokenizerFast) -> "Documents":
         """Return all documents in which there is something to predict."""
         texts = list(LocalFiles.find(text, "--text").documents(Counts()))
-        is_special_V = Vocabulary.of(tokenizer).is_special_V
+        is_special_V = vocabulary_of(tokenizer).is_special_V
         tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
         kept = [i for i, each in enumerate(tokens) if not is_special_V[each].all()]
         return cls([tokens[i] for i in kept], [len(texts[i]) for i in kept])
@@ -143,7 +141,7 @@ def main() -> None:
     results = {}
     for length in arguments.lengths:
         arguments.length = length
-        collator = Collator(Vocabulary.of(tokenizer), ObjectiveConfig(), length, seed=1)
+        collator = Collator(vocabulary_of(tokenizer), ObjectiveConfig(), length, seed=1)
         results[str(length)] = compare(Setting.of(arguments), documents, collator, arguments.rounds)
     write_json("mixed_length", arguments, setting.device, CONVENTION, results)
 
@@ -166,7 +164,7 @@ def rows_of(way: Way, documents: Documents, collator: Collator) -> list[np.ndarr
     length = collator.max_tokens
     kept = documents.of_at_least(way.min_characters)
     if way.packed:
-        windows = cut_rows([Ragged.of(kept)], "full", length, *special_ids)
+        windows = cut_sequences([Ragged.of(kept)], "full", length, *special_ids)
         return [row for window in windows for row in window if len(row) == length]
     return list(framed(Ragged.of([each[: length - 2] for each in kept]), *special_ids))
 
@@ -178,7 +176,9 @@ def batches_of(
     rows = rows_of(way, documents, collator)
     places = cycle(np.random.default_rng(1).permutation(len(rows)).tolist())
     while True:
-        batch = collator([Row(rows[i], 0, i) for i in (next(places) for _ in range(batch_size))])
+        batch = collator(
+            [NumberedSequence(rows[i], 0, i) for i in (next(places) for _ in range(batch_size))]
+        )
         yield as_the_shortest(batch) if way.as_the_shortest else batch
 
 

@@ -5,7 +5,7 @@
 
 The sentence is permuted so that what is predicted comes last; each row has an order of its own, and
 with it a bias of its own and a mask of its own, (B, H, L + P, L + P). That is what the formulation
-in `annotated_mpnet/modeling/two_stream.py` avoids, and what the benchmark weighs.
+in `annotated_mpnet/mpnet/two_stream.py` avoids, and what the benchmark weighs.
 
 Nothing here is slow on purpose. The bias is built once for all layers; both streams share their
 feed-forward part; attention is `scaled_dot_product_attention`, the optimizer is fused. The weights
@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.encoder import SentenceEncoderLayer, activate
-from annotated_mpnet.modeling.pretraining import cross_entropy_sum
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.encoder import SentenceEncoderLayer, activate
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 
 
 class PermutedForm(nn.Module):

@@ -3,7 +3,7 @@
     python benchmarks/plateau.py [--updates 0 50 250] [--json FILE] [-- FLAGS OF pretrain-mpnet ...]
 
 Two runs of the preset `demo`, the same but for the start of the relative position bias: `normal`,
-N(0, 0.02) as in the paper, and `local` (`modeling/local_start.py`). After so many updates each run
+N(0, 0.02) as in the paper, and `local` (`mpnet/local_start.py`). After so many updates each run
 is asked, on the same batch of validation text,
 
     where each head looks   the mean attention weight on the distances -4 to 4 (key - query), in
@@ -25,13 +25,13 @@ from pathlib import Path
 import datasets
 import torch
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import RelativeBiasInit
-from annotated_mpnet.data import evaluation_batches, prefetch
-from annotated_mpnet.data.texts import read_text
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.modeling.attention import RelativeMultiHeadAttention
-from annotated_mpnet.parsing import parse_pretrain
+from annotated_mpnet.mpnet.attention import RelativeMultiHeadAttention
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import RelativeBiasInit
+from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.settings.parsing import parse_pretrain
+from annotated_mpnet.training.loader import evaluation_batches, prefetch
 from common import machine, write_json
 from data_parts import prepare
 from learners import CPU, YARDSTICK_SEED, Ours, collator_of

@@ -26,20 +26,14 @@ import torch
 from rich.console import Console
 from transformers import MPNetModel
 
-from annotated_mpnet.config import (
-    ArchitectureConfig,
-    DataConfig,
-    OptimizationConfig,
-    PretrainingConfig,
-    RunConfig,
-    TrackingConfig,
-)
 from annotated_mpnet.conversion import load_any
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.data import load_tokenizer
 from annotated_mpnet.demo.corpus import unpack
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.run import run_pretraining
+from annotated_mpnet.mpnet.config import ArchitectureConfig, OptimizationConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.run import run_pretraining
+from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, RunConfig, TrackingConfig
+from annotated_mpnet.text.tokenizer import load_tokenizer
 
 SENTENCES = 32
 HELD_OUT = 20

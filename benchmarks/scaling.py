@@ -51,8 +51,8 @@ from pathlib import Path
 
 import torch
 
-from annotated_mpnet.config import ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload
 from annotated_mpnet.training.throughput import BF16_TFLOPS, layer_shape
 from common import Shape, machine, model_config, num_predicted, write_json

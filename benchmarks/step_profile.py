@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.training.throughput import training_flops
 from common import machine, model_config, num_predicted, write_json
 from contestants import CONTESTANTS, Setting, Step, add_flags, build, mode_of

@@ -7,7 +7,7 @@ Who takes part, and what a step is, stands in `contestants.py`. Each runs in a p
 as its user would start it, and they take turns: A B C A B C. The ratios are those of the same
 round, so that what else the machine does in the meantime hits all of them alike, and the median of
 the ratios is what can be repeated. `--same-allocator` gives all of them the memory that ours keeps
-(`training/allocator.py`).
+(`fast/allocator.py`).
 
 Convention: tokens are input tokens without padding; MFU is what `training/throughput.py` says, on a
 GPU whose peak is known. Memory is the most that a process took above what it had before the network

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.config_file import arguments_from_toml, to_toml
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.settings.config_file import arguments_from_toml, to_toml
 
 
 def arguments_of(config: PretrainingConfig) -> list[str]:

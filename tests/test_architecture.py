@@ -1,12 +1,7 @@
-"""The house stands as it was drawn: who may import whom, and what may stand nowhere.
+"""The house: which room may import which, and what may appear nowhere in the source.
 
 Imports are read from the source, those inside functions too: a dependency that is put off until
-later is a dependency still. Floors, from the ground up:
-
-    ground (config, batch, errors, ...)  <-  modeling, data  <-  training  <-  cli
-
-`conversion` stands beside `training`: same floor, and neither needs the other. `demo` is a user of
-the whole house, like `cli`.
+later is still a dependency. `MAY_IMPORT` is in order, from the ground up, so there is no circle.
 """
 
 import ast
@@ -23,80 +18,74 @@ PACKAGE = "annotated_mpnet"
 SOURCE = Path(annotated_mpnet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-GROUND = {
-    "config",
-    "options",
-    "settings",
-    "preset_files",
-    "config_file",
-    "batch",
-    "errors",
-    "randomness",
-    "signals",
-}
 MAY_IMPORT = {
-    "ground": {"ground"},
-    "modeling": {"ground", "modeling"},
-    "data": {"ground", "data"},
-    "training": {"ground", "modeling", "data", "training"},
-    # Conversion reads our own checkpoints; that the loop exports is the business of `run`.
-    "conversion": {"ground", "modeling", "data", "training", "conversion"},
-    "initial_weights": {"ground", "modeling", "data", "conversion", "initial_weights"},
-    "preparation": {"ground", "modeling", "data", "training"},
-    "session": {"ground", "modeling", "data", "training", "conversion", "preparation"},
-    "run": {
-        "ground",
-        "modeling",
-        "data",
-        "training",
-        "conversion",
-        "initial_weights",
-        "preparation",
-        "session",
-        "plan",
-        "report",
-    },
-    "plan": {"ground", "modeling", "data", "training", "preparation"},
-    "report": {"ground", "training", "loss_picture"},
-    "loss_picture": {"ground"},
-    "demo": {
-        "ground",
-        "data",
-        "conversion",
-        "training",
-        "initial_weights",
-        "preparation",
-        "run",
-        "demo",
-    },
-    "commands": {"ground"},
-    "parsing": {"ground", "commands"},
-    "reference": {"ground", "commands"},
-    "cli": {"ground", "commands", "parsing", "data", "conversion", "run", "demo", "cli"},
-    "__main__": {"cli"},
-    # `import annotated_mpnet` brings in nothing, so that it costs nothing.
-    "package": set(),
-}
-# Which third-party packages a part may use, where that is part of its promise.
-MAY_USE = {
-    "modeling": {"torch", "triton"},
-    "config": set(),
-    "options": set(),
+    "mpnet": set(),
     "errors": set(),
-    "batch": {"torch"},
-    "randomness": {"numpy"},
+    "signals": {"errors"},
+    "fast": {"mpnet", "errors"},
+    "settings": {"mpnet", "errors"},
+    "text": {"mpnet", "errors", "settings"},
+    "streams": {"mpnet", "errors", "settings", "text"},
+    "training": {"mpnet", "errors", "settings", "text", "streams", "fast", "signals"},
+    "checkpoints": {"mpnet", "errors", "settings", "streams", "training"},
+    "tracking": {"mpnet", "errors", "settings", "training", "checkpoints"},
+    "conversion": {"mpnet", "errors", "settings", "text", "checkpoints"},
+    "runs": {
+        "mpnet",
+        "errors",
+        "signals",
+        "fast",
+        "settings",
+        "text",
+        "streams",
+        "training",
+        "checkpoints",
+        "tracking",
+        "conversion",
+    },
+    "demo": {
+        "mpnet",
+        "errors",
+        "settings",
+        "text",
+        "training",
+        "checkpoints",
+        "conversion",
+        "runs",
+    },
+    "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo"},
+    "__main__": {"cli"},
+    # The public names, imported when they are first asked for.
+    "package": {"mpnet", "conversion"},
+    # What users of annotated-mpnet import.
+    "modeling": {"mpnet"},
+    "data": {"mpnet"},
+}
+# The third-party packages that a room may use, where that is part of its promise.
+MAY_USE: dict[str, set[str]] = {
+    "mpnet": {"torch", "numpy"},
+    "fast": {"torch", "triton"},
+    "errors": set(),
     "signals": set(),
+}
+# Left to do: what the redesign has not reached yet.
+NOT_YET = {
+    "mpnet/attention.py",
+    "mpnet/encoder.py",
+    "mpnet/loop.py",
+    "mpnet/optimizer.py",
+    "text/tokenizer.py",
 }
 
 
 def part_of(module: str) -> str:
-    """Return the part of the house to which `annotated_mpnet.a.b` belongs: `a`, by and large."""
+    """Return the room to which `annotated_mpnet.a.b` belongs: `a`."""
     names = module.split(".")
     if names[0] != PACKAGE:
         raise ValueError(f"{module} is not ours")
     if len(names) == 1:
         return "package"
-    return "ground" if names[1] in GROUND else names[1]
+    return names[1]
 
 
 def module_of(file: Path) -> str:
@@ -132,7 +121,11 @@ def test_dependencies_point_one_way(file: Path) -> None:
     part = part_of(module_of(file))
     assert part in MAY_IMPORT, f"{name_of(file)} belongs to no floor; give it one in this test"
     ours = [name for name in imports_in(file) if name.split(".")[0] == PACKAGE]
-    upwards = [name for name in ours if part_of(name) not in MAY_IMPORT[part]]
+    allowed = MAY_IMPORT[part] | {part}
+    upwards = [name for name in ours if part_of(name) not in allowed]
+    if name_of(file) in NOT_YET:
+        assert upwards, f"{name_of(file)} is clean now: take it off the list"
+        return
     assert not upwards, f"{name_of(file)} ({part}) must not import {upwards}"
 
 
@@ -148,13 +141,6 @@ def test_a_part_uses_no_other_package_than_it_promises(file: Path) -> None:
     assert foreign <= promise, f"{name_of(file)} must not import {foreign - promise}"
 
 
-@every_file
-def test_conversion_takes_only_the_tokenizer_from_data(file: Path) -> None:
-    if part_of(module_of(file)) == "conversion":
-        taken = [name for name in imports_in(file) if name.startswith(f"{PACKAGE}.data")]
-        assert all("tokenizer" in name for name in taken), taken
-
-
 def test_one_file_alone_imports_torch_distributed() -> None:
     importers = [name_of(f) for f in FILES if "torch.distributed" in ".".join(imports_in(f))]
     assert set(importers) <= {"training/distributed.py"}
@@ -162,13 +148,11 @@ def test_one_file_alone_imports_torch_distributed() -> None:
 
 def test_every_floor_has_files() -> None:
     # Were the package not found where it is looked for, the tests above would all pass.
-    assert {"ground", "modeling"} <= {part_of(module_of(file)) for file in FILES}
+    assert {"mpnet", "runs"} <= {part_of(module_of(file)) for file in FILES}
 
 
-@pytest.mark.parametrize("module", ["cli", "config"])
+@pytest.mark.parametrize("module", ["cli", "settings.config"])
 def test_help_waits_for_no_torch(module: str) -> None:
-    if not (SOURCE / f"{module}.py").exists():
-        pytest.skip("there is no command line yet")
     heavy = "torch", "transformers", "datasets", "pyarrow"
     program = (
         f"import sys, {PACKAGE}.{module}; "

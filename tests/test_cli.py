@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
-from annotated_mpnet.commands import ConvertCommand, PretrainCommand, TokenizerCommand
-from annotated_mpnet.config import PretrainingConfig, fields_of
-from annotated_mpnet.config_file import arguments_from_toml, to_toml
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
-from annotated_mpnet.options import flag
-from annotated_mpnet.parsing import parse
-from annotated_mpnet.reference import configuration_markdown
-from annotated_mpnet.settings import all_settings
+from annotated_mpnet.mpnet.config import flag
+from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.config import PretrainingConfig, fields_of
+from annotated_mpnet.settings.config_file import arguments_from_toml, to_toml
+from annotated_mpnet.settings.fields import all_settings
+from annotated_mpnet.settings.parsing import parse
+from annotated_mpnet.settings.reference import configuration_markdown
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 NUMERIC = [
@@ -315,7 +315,7 @@ def test_any_text_and_number_comes_back_exactly(
 def test_the_reference_is_what_the_program_says() -> None:
     file = Path(__file__).parents[1] / "docs" / "configuration.md"
     assert file.read_text(encoding="utf-8") == configuration_markdown(), (
-        "run: python -m annotated_mpnet.reference > docs/configuration.md"
+        "run: python -m annotated_mpnet.settings.reference > docs/configuration.md"
     )
 
 
@@ -380,7 +380,7 @@ def test_debug_logs_what_is_done_and_the_traceback_of_a_mistake(
     if where == "nowhere":
         assert logged == []
         return
-    assert "annotated_mpnet.run: reading text and tokenizer, to compute on cpu" in said
+    assert "annotated_mpnet.runs.run: reading text and tokenizer, to compute on cpu" in said
     assert "Traceback" in said
     assert os.environ["DATASETS_VERBOSITY"] == "debug"
 
@@ -392,7 +392,7 @@ def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPat
     def record(settings: PretrainingConfig, *, dry_run: bool) -> None:
         asked.append((settings.model.encoder_layers, dry_run))
 
-    monkeypatch.setattr("annotated_mpnet.run.run_pretraining", record)
+    monkeypatch.setattr("annotated_mpnet.runs.run.run_pretraining", record)
     for arguments in (["--dry-run"], []):
         assert pretrain(*preset, *arguments)[0] == 0
     layers = 4 if preset else 12

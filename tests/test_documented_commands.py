@@ -18,8 +18,8 @@ from transformers import AutoModelForMaskedLM
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.training.sinks import read_metrics
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.tracking.sinks import read_metrics
 from tiny_run import TinyText, write_text
 
 # From its README and docs/training.md.

@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, MPNetModel
 
-from annotated_mpnet.config import ModelConfig, PretrainingConfig
+from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.conversion import export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.data import load_tokenizer
-from annotated_mpnet.data.texts import Text, read_text
 from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.initial_weights import build_model, check_export, longer_table
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.local_start import local_bias
-from annotated_mpnet.randomness import fold_in_seed
-from annotated_mpnet.training.checkpoint import Checkpoint, TrainState, save_checkpoint
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.local_start import local_bias
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.mpnet.randomness import fold_in_seed
+from annotated_mpnet.runs.initial_weights import build_model, check_export, longer_table
+from annotated_mpnet.runs.texts import Text, read_text
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.text.tokenizer import load_tokenizer
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 POSITIONS = "sentence_encoder.embed_positions.weight"

@@ -10,13 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import InputMode, ModelConfig, PretrainingConfig
-from annotated_mpnet.data.texts import Text, read_text
-from annotated_mpnet.initial_weights import build_model
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.attention import AttentionName
-from annotated_mpnet.plan import plan
+from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.initial_weights import build_model
+from annotated_mpnet.runs.plan import plan
+from annotated_mpnet.runs.texts import Text, read_text
+from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.memory_estimate import Workload
 from tiny_run import TinyText, changed, tiny_config, write_text
 

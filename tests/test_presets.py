@@ -7,9 +7,16 @@ import torch
 
 from annotated_mpnet import cli
 from annotated_mpnet.cli import parse_pretrain
-from annotated_mpnet.config import ModelConfig, PretrainingConfig
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.preset_files import Header, Preset, preset_list, preset_names, read_header
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.settings.preset_files import (
+    Header,
+    Preset,
+    preset_list,
+    preset_names,
+    read_header,
+)
 from annotated_mpnet.training.throughput import training_flops
 
 MPNET_VOCABULARY = 30527

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.training.checkpoint import load_checkpoint
-from annotated_mpnet.training.retention import newest_first
+from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
+from annotated_mpnet.checkpoints.retention import newest_first
+from annotated_mpnet.settings.config import PretrainingConfig
 from ranks import Started, arguments_of, names_below, run_ranks
 from tiny_run import TinyText, changed, run, tiny_config, write_text
 

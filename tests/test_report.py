@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
-from annotated_mpnet.report import ReportFacts, write_report
-from annotated_mpnet.training.checkpoint import TrainState
+from annotated_mpnet.checkpoints.checkpoint import TrainState
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.tracking.report import ReportFacts, write_report
 
 FACTS = ReportFacts(
     config=PretrainingConfig(optimization=OptimizationConfig(lr=0.003)),

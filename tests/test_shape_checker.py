@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotated_mpnet.modeling.positions import LearnedPositionalEmbedding
+from annotated_mpnet.mpnet.positions import LearnedPositionalEmbedding
 from shape_checker import ShapeChecker
 
 THIS_FILE = ("test_shape_checker.py",)

@@ -32,11 +32,11 @@ import pytest
 import torch
 
 from annotated_mpnet import cli
-from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
+from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import SIGNALS
-from annotated_mpnet.training.checkpoint import load_checkpoint
-from annotated_mpnet.training.retention import newest_first
 from ranks import arguments_of
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
@@ -63,7 +63,7 @@ def bare_runs() -> Iterator[None]:
     torch.set_num_threads(1)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("annotated_mpnet.run.write_report", lambda *_: [])
+        patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)
@@ -99,7 +99,7 @@ BEFORE = [
     Phase("loading the tokenizer", f"{HERE}.data.texts.load_tokenizer"),
     Phase("reading the text", f"{HERE}.data.packing.write_text"),
     Phase("tokenising", f"{HERE}.data.packing.tokenise"),
-    Phase("packing", f"{HERE}.data.packing.RowWriter.write"),
+    Phase("packing", f"{HERE}.data.packing.SequenceWriter.write"),
     Phase("making the network", f"{HERE}.run.build_model"),
     Phase("making the optimizer", f"{HERE}.run.build_optimizer"),
 ]
@@ -400,7 +400,7 @@ def test_run_without_a_checkpoint_says_how_it_begins_anew(text: TinyText, tmp_pa
 
 SLOWLY = """
 import time
-from annotated_mpnet.training import trainer
+from annotated_mpnet.mpnet import loop as trainer
 function = trainer.set_learning_rate
 def slowly(*arguments):
     time.sleep(0.05)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.data import shards
 from annotated_mpnet.errors import CheckpointError, DataError
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.streams import shards
 from tiny_run import TinyText, changed, run, tiny_config, write_text
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")

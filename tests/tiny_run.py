@@ -8,16 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from annotated_mpnet.config import (
-    ArchitectureConfig,
-    DataConfig,
-    OptimizationConfig,
-    PretrainingConfig,
-    RunConfig,
-    TrackingConfig,
-)
-from annotated_mpnet.data.tokenizer_training import train_wordpiece
-from annotated_mpnet.run import RunResult, run_pretraining
+from annotated_mpnet.mpnet.config import ArchitectureConfig, OptimizationConfig
+from annotated_mpnet.runs.run import RunResult, run_pretraining
+from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, RunConfig, TrackingConfig
+from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 
 
 @dataclasses.dataclass(frozen=True)

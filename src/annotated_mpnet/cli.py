@@ -41,7 +41,7 @@ arguments are known to be good, which is why some imports stand inside of functi
 `pyproject.toml` makes commands of `pretrain`, `convert` and `train_tokenizer` below. The first of
 them is `python -m annotated_mpnet` too, for torchrun, which starts modules.
 
-Next: `run.py`, the run itself.
+Next: `runs/run.py`, the run itself.
 """
 
 import logging
@@ -51,11 +51,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from annotated_mpnet.commands import ConvertCommand, PretrainCommand, TokenizerCommand
-from annotated_mpnet.config_file import to_toml
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError, UserError
-from annotated_mpnet.parsing import parse, parse_pretrain
-from annotated_mpnet.preset_files import preset_list
+from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.config_file import to_toml
+from annotated_mpnet.settings.parsing import parse, parse_pretrain
+from annotated_mpnet.settings.preset_files import preset_list
 
 log = logging.getLogger("annotated_mpnet")
 
@@ -105,7 +105,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
 
         run_demo(command.settings, dry_run=command.dry_run)
     else:
-        from annotated_mpnet.run import run_pretraining
+        from annotated_mpnet.runs.run import run_pretraining
 
         run_pretraining(command.settings, dry_run=command.dry_run)
 
@@ -168,8 +168,8 @@ def _train_tokenizer(arguments: Sequence[str]) -> None:
     # tokens, and a surprise much later.
     if not command.files:
         raise ConfigError("no FILES are given; expected files or directories of text to learn from")
-    from annotated_mpnet.data.sources import find_text_files
-    from annotated_mpnet.data.tokenizer_training import train_tokenizer_files
+    from annotated_mpnet.text.learn_tokenizer import train_tokenizer_files
+    from annotated_mpnet.text.sources import find_text_files
 
     files = [file for path in command.files for file in find_text_files(path, "FILES")]
     tokenizer = train_tokenizer_files(

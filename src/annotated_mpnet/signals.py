@@ -4,7 +4,7 @@ Where a run may stop is a question of what is half done. Outside the loop nothin
 at once. Inside, an update is: half of its gradients, half of a file. There the request is only
 noted, and the loop honours it at the next boundary between two updates, after saving a checkpoint.
 A second request while it does so changes nothing; a run that must go at once can be killed
-(SIGKILL) at any moment without harm to what was saved before (`checkpoint.py`).
+(SIGKILL) at any moment without harm to what was saved before (`checkpoints/checkpoint.py`).
 
     where                          what a signal does           what is lost
     -----------------------------  ---------------------------  ---------------------------
@@ -44,9 +44,9 @@ the first, and leaves the others as they are.
 **Several processes.** torchrun hands a signal on to all of its processes, but not at the same
 moment: one is in update 7 and another already in 8. Each would stop at its own next boundary, and
 one would wait for gradients of another that has left. So what was noted is exchanged between two
-updates, and all stop at the same one (`training/trainer.py`).
+updates, and all stop at the same one (`mpnet/loop.py`).
 
-Next: `training/trainer.py`, which asks between two updates; `cli.py`, which makes an exit code of
+Next: `mpnet/loop.py`, which asks between two updates; `cli.py`, which makes an exit code of
 `Stopped`.
 """
 

@@ -12,7 +12,7 @@ FLAGS = ["--shape", "demo", "--length", "20", "--batch", "1", "--pairs", "2", "-
 def test_all_ways_are_timed_and_agree_with_the_formula(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from annotated_mpnet.modeling import triton_attention
+    from annotated_mpnet.fast import triton_attention
     from attention import main
 
     monkeypatch.setattr(triton_attention, "TILES", triton_attention.TILES)  # put back afterwards

@@ -13,10 +13,10 @@ from scripts import checked, in_this_process, run_main
 
 import end_to_end
 import learners
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.data import evaluation_batches
-from annotated_mpnet.data.texts import Text, read_text
-from annotated_mpnet.training.optimizer import learning_rate
+from annotated_mpnet.mpnet.optimizer import learning_rate
+from annotated_mpnet.runs.texts import Text, read_text
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.training.loader import evaluation_batches
 from learners import LEARNERS, HuggingFace, Ours, judge, train
 from tiny_run import TinyText, changed, tiny_config, write_text
 

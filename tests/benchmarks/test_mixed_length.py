@@ -9,12 +9,9 @@ import torch
 from scripts import checked, run_main
 
 import mixed_length
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data import (
-    DataCollatorForMaskedPermutedLanguageModeling,
-    Vocabulary,
-    load_tokenizer,
-)
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 from mixed_length import WAYS, Documents, as_the_shortest, batches_of
 from tiny_run import TinyText, write_text
 
@@ -33,7 +30,7 @@ def documents(text: TinyText) -> Documents:
 
 @pytest.fixture(scope="module")
 def collator(text: TinyText) -> DataCollatorForMaskedPermutedLanguageModeling:
-    vocabulary = Vocabulary.of(load_tokenizer(str(text.tokenizer)))
+    vocabulary = vocabulary_of(load_tokenizer(str(text.tokenizer)))
     return DataCollatorForMaskedPermutedLanguageModeling(
         vocabulary, ObjectiveConfig(), LENGTH, seed=1
     )

@@ -9,7 +9,7 @@ import pytest
 from scripts import checked, run_main
 
 import scaling
-from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.training.throughput import training_flops
 from common import SHAPES, num_predicted
 from contestants import Setting

@@ -90,8 +90,8 @@ def test_operations_count_the_work_of_a_step(name: str) -> None:
 
 
 def _parameters(config: object) -> list[torch.nn.Parameter]:
-    from annotated_mpnet.config import ModelConfig
-    from annotated_mpnet.modeling import MPNetForPretraining
+    from annotated_mpnet.mpnet.config import ModelConfig
+    from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
     assert isinstance(config, ModelConfig)
     return list(MPNetForPretraining(config).parameters())

@@ -23,7 +23,6 @@ from tiny_models import (
 )
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetForMaskedLM
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.conversion import (
     ExportReport,
     export,
@@ -32,7 +31,8 @@ from annotated_mpnet.conversion import (
     reasons_not_representable,
 )
 from annotated_mpnet.errors import CheckpointError, ConfigError, WriteError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 
 def exported(

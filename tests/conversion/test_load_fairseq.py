@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_models import MAX_POSITIONS, LeavesTrace, tiny_config, tiny_model
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.conversion import load_fairseq_checkpoint
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 Weights = dict[str, torch.Tensor]
 

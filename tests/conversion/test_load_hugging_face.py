@@ -25,12 +25,12 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.conversion import export_to_hugging_face, hugging_face, load_hugging_face
 from annotated_mpnet.conversion.names import expected_tensors
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 
 def saved(model: PreTrainedModel, directory: Path) -> Path:

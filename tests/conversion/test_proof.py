@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import MPNetForMaskedLM
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.conversion.configuration import to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.conversion.proof import TOLERANCE, probe_batch
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 # As wide as MPNet-base: in a narrow network with fresh weights all scores are almost zero, and what
 # is wrong with attention makes no difference.

@@ -15,11 +15,11 @@ from tiny_models import (
 )
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetModel
 
+from annotated_mpnet.checkpoints.checkpoint import BEST
 from annotated_mpnet.conversion import convert_checkpoint, export_to_hugging_face, load_any
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.checkpoint import BEST
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 
 def assert_is(path: Path | str, model: MPNetForPretraining) -> None:

@@ -25,7 +25,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetModel
 from annotated_mpnet import cli
 from annotated_mpnet.conversion import convert_checkpoint, export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 SENTENCES = ["The sea, the SEA.", "a", "bing " * 100]
 

@@ -13,9 +13,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import MPNetConfig, PreTrainedTokenizerFast
 
-from annotated_mpnet.config import ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.checkpoint import Checkpoint, TrainState, save_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 # In MPNet's order: four special tokens first, the mask last, and a second, useful [UNK].
 PIECES = [

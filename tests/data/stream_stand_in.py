@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import toy_tokenizer
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import DataConfig, ObjectiveConfig
-from annotated_mpnet.data.collator import DataCollatorForMaskedPermutedLanguageModeling
-from annotated_mpnet.data.reservoir import StreamState
-from annotated_mpnet.data.shards import ShardReader, Shards
-from annotated_mpnet.data.streams import RowStream, StreamLoader
-from annotated_mpnet.data.tokenizer import Vocabulary
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.settings.config import DataConfig
+from annotated_mpnet.streams.reservoir import StreamState
+from annotated_mpnet.streams.shards import ShardReader, Shards
+from annotated_mpnet.streams.streams import SequenceStream, StreamLoader
+from annotated_mpnet.text.tokenizer import vocabulary_of
 
 TOKENIZER = toy_tokenizer.word_piece()
-VOCABULARY = Vocabulary.of(TOKENIZER)
+VOCABULARY = vocabulary_of(TOKENIZER)
 SEED = 7
 
 
@@ -94,15 +95,15 @@ def rows_from(
     sleep: Callable[[float], None] | None = None,
     held_out: frozenset[int] = frozenset(),
     **data: object,
-) -> RowStream:
+) -> SequenceStream:
     """Return a rank's rows; a reservoir of 5 slots and rows of 12 tokens, unless told otherwise."""
     config = DataConfig(**{"buffer_size": 5, "max_tokens": 12, "min_text_length": 0, **data})
     options = {} if sleep is None else {"sleep": sleep}
     reader = ShardReader(shards, SEED, rank, world_size, **options)
-    return RowStream(reader, TOKENIZER, config, held_out)
+    return SequenceStream(reader, TOKENIZER, config, held_out)
 
 
-def loader_from(rows: RowStream, batch_size: int = 3) -> StreamLoader:
+def loader_from(rows: SequenceStream, batch_size: int = 3) -> StreamLoader:
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         VOCABULARY, ObjectiveConfig(), max_tokens=12, seed=SEED
     )

@@ -6,9 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data import DataCollatorForMaskedPermutedLanguageModeling, Row, Vocabulary
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.collator import (
+    DataCollatorForMaskedPermutedLanguageModeling,
+    NumberedSequence,
+    Vocabulary,
+)
+from annotated_mpnet.mpnet.config import ObjectiveConfig
 
 MAX_TOKENS = 64
 IS_SPECIAL_V = np.isin(np.arange(97), [0, 1, 2, 3, 96])
@@ -32,13 +36,13 @@ def collator(**objective: object) -> DataCollatorForMaskedPermutedLanguageModeli
     )
 
 
-def rows_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[Row]:
+def rows_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[NumberedSequence]:
     generator = np.random.default_rng(seed)
     rows = []
     for index, length in enumerate(lengths):
         ids = generator.integers(4, 96, size=length).astype(np.int32)
         ids[0], ids[-1] = 0, 2
-        rows.append(Row(ids, epoch, index))
+        rows.append(NumberedSequence(ids, epoch, index))
     return rows
 
 
@@ -121,7 +125,10 @@ def test_documents_of_mixed_length_predict_15_percent_of_all_tokens():
 
 
 def test_row_without_a_predictable_token_predicts_nothing():
-    rows = [Row(np.array([0, 3, 3, 2]), 0, 0), Row(np.array([0, 50, 2]), 0, 1)]
+    rows = [
+        NumberedSequence(np.array([0, 3, 3, 2]), 0, 0),
+        NumberedSequence(np.array([0, 50, 2]), 0, 1),
+    ]
     batch = collator()(rows)
     assert predicted(batch, 0) == []
     assert batch.num_predicted == len(predicted(batch, 1)) == 1
@@ -150,8 +157,10 @@ def test_plm_reads_the_original_and_predicts_the_same_tokens():
 def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
     # Every token but the first continues a word: only one word there is to predict.
     ids = np.array([0, *[8] * 40, 2])
-    whole = [p for p, *_ in predicted(collator()([Row(ids, 0, 0)]), 0)]
-    single = [p for p, *_ in predicted(collator(whole_word_mask=False)([Row(ids, 0, 0)]), 0)]
+    whole = [p for p, *_ in predicted(collator()([NumberedSequence(ids, 0, 0)]), 0)]
+    single = [
+        p for p, *_ in predicted(collator(whole_word_mask=False)([NumberedSequence(ids, 0, 0)]), 0)
+    ]
     assert sorted(whole) == list(range(35, 41))
     assert len(single) == 6
     assert sorted(single) != list(range(min(single), min(single) + 6))
@@ -177,11 +186,11 @@ DOCUMENT_LENGTHS = st.lists(
 )
 
 
-def shared_rows(lengths: list[list[int]]) -> list[Row]:
+def shared_rows(lengths: list[list[int]]) -> list[NumberedSequence]:
     """Return rows, each of documents of these lengths."""
     flat = iter(rows_of([length for row in lengths for length in row]))
     return [
-        Row(np.concatenate([next(flat).input_ids for _ in row]), 0, index)
+        NumberedSequence(np.concatenate([next(flat).input_ids for _ in row]), 0, index)
         for index, row in enumerate(lengths)
     ]
 
@@ -216,8 +225,8 @@ def test_each_document_of_a_row_predicts_its_own_share(lengths):
 def test_masking_of_a_document_does_not_depend_on_its_neighbours():
     # The second document is the same, behind a shorter and a longer first one.
     texts = [row.input_ids for row in rows_of([9, 30, 22, 12])]
-    short = Row(np.concatenate([texts[0], texts[2]]), 0, 5)
-    long = Row(np.concatenate([texts[1], texts[2], texts[3]]), 0, 5)
+    short = NumberedSequence(np.concatenate([texts[0], texts[2]]), 0, 5)
+    long = NumberedSequence(np.concatenate([texts[1], texts[2], texts[3]]), 0, 5)
     after = {
         len(first): [
             (position - len(first), *rest)
@@ -252,7 +261,7 @@ def test_slots_are_the_usual_ones_or_the_next_multiple_of_eight_that_is_enough()
 
 def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
     long = rows_of([64, 64, 64])
-    tiny = Row(np.array([0, 50, 2]), 0, 99)
+    tiny = NumberedSequence(np.array([0, 50, 2]), 0, 99)
     alone, beside = collator()(long), collator()([*long, tiny])
     for i in range(3):
         assert predicted(beside, i) == predicted(alone, i)
@@ -261,7 +270,7 @@ def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=6), st.booleans())
 def test_special_tokens_alone_are_never_targets(specials, with_neighbour):
-    rows = [Row(np.array([0, *specials, 2]), 0, 0)]
+    rows = [NumberedSequence(np.array([0, *specials, 2]), 0, 0)]
     rows += rows_of([40]) if with_neighbour else []
     for each in (collator(), in_documents()):
         batch = each(rows)

@@ -35,24 +35,22 @@ import numpy as np
 import pytest
 import toy_tokenizer
 
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data import (
-    BatchLoader,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    LocalFiles,
-    PackedRows,
-    Vocabulary,
-    pack_rows,
-)
-from annotated_mpnet.data.hold_out import split_by_hash
 from annotated_mpnet.errors import DataError
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.text.hold_out import split_by_hash
+from annotated_mpnet.text.packing import pack_sequences
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.text.sources import LocalFiles
+from annotated_mpnet.text.tokenizer import vocabulary_of
+from annotated_mpnet.training.loader import BatchLoader
 
 TOKENIZER = toy_tokenizer.word_piece()
 
 
-def pack(directory: Path, packing: str = "full", **options: int) -> PackedRows:
+def pack(directory: Path, packing: str = "full", **options: int) -> PackedSequences:
     source = LocalFiles.find(directory / "text", "--train-dir")
-    return pack_rows(
+    return pack_sequences(
         source, TOKENIZER, 16, packing=packing, cache_dir=directory / "cache", **options
     )
 
@@ -113,14 +111,14 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import toy_tokenizer
-from annotated_mpnet.data import pack_rows
+from annotated_mpnet.text.packing import pack_sequences
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 tokenizer = toy_tokenizer.word_piece()
 directory = Path(sys.argv[1])
 (directory / "small.txt").write_text("tall tale")
-pack_rows([directory / "small.txt"], tokenizer, 512, cache_dir=directory)
+pack_sequences([directory / "small.txt"], tokenizer, 512, cache_dir=directory)
 before = used()
-rows = pack_rows([directory / "large.txt"], tokenizer, 512, cache_dir=directory)
+rows = pack_sequences([directory / "large.txt"], tokenizer, 512, cache_dir=directory)
 print(used() - before, rows.report.tokens)
 """
 
@@ -181,7 +179,7 @@ def test_16_file_that_changes_while_it_is_read_is_refused_by_name(tmp_path, text
     assert source.fingerprint
     change(text / "b.txt")
     with pytest.raises(DataError, match=rf"b.txt' {message}"):
-        pack_rows(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
+        pack_sequences(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
 
 
 def test_17_text_without_a_predictable_token_is_dropped_and_counted(tmp_path, text):
@@ -205,7 +203,9 @@ def test_21_parts_of_files_share_no_text_for_any_number_of_processes(tmp_path, t
     def packed(workers: int) -> list[set[tuple[int, ...]]]:
         cache = tmp_path / f"cache of {workers}"
         tables = [
-            pack_rows(part, TOKENIZER, 64, packing="none", num_workers=workers, cache_dir=cache)
+            pack_sequences(
+                part, TOKENIZER, 64, packing="none", num_workers=workers, cache_dir=cache
+            )
             for part in parts
         ]
         return [{tuple(row) for row in rows.take(np.arange(len(rows)))} for rows in tables]
@@ -233,13 +233,13 @@ def test_24_every_change_of_the_data_changes_the_fingerprint(tmp_path, text):
     os.utime(text / "a.txt", (0, 0))
     moved = text.rename(tmp_path / "elsewhere")
     source = LocalFiles.find(moved, "--train-dir")
-    again = pack_rows(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
+    again = pack_sequences(source, TOKENIZER, 16, cache_dir=tmp_path / "cache")
     assert again.fingerprint == fingerprints[3]
 
 
-def hash_of_batches(rows: PackedRows, packing: str) -> str:
+def hash_of_batches(rows: PackedSequences, packing: str) -> str:
     collator = DataCollatorForMaskedPermutedLanguageModeling(
-        Vocabulary.of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
+        vocabulary_of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
     )
     loader = BatchLoader(rows, collator, batch_size=8, seed=12345)
     digest = hashlib.sha256()
@@ -264,7 +264,7 @@ on: say so in the log, and raise `packing.FORMAT` if it is the rows."""
 def test_25_26_first_100_batches_are_the_golden_ones_for_any_number_of_processes(
     tmp_path, monkeypatch, packing, num_workers
 ):
-    monkeypatch.setattr("annotated_mpnet.data.tokenising.TOKENISED_AT_ONCE", 16)
+    monkeypatch.setattr("annotated_mpnet.text.tokenization.TOKENISED_AT_ONCE", 16)
     (tmp_path / "text").mkdir()
     words = ["tall", "tale", "mask", "un", "bel", "a", "<mask>", "ç"]
     generator = np.random.Generator(np.random.Philox(1))

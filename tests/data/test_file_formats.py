@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from annotated_mpnet.data import Counts, read_documents
 from annotated_mpnet.errors import DataError
+from annotated_mpnet.text.sources import Counts, read_documents
 
 DOCUMENTS = ["one", 'two\nlines, "quoted"', "three\u2028still three", "vier ä"]
 

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from annotated_mpnet.data.counts import Counts
-from annotated_mpnet.data.hold_out import WithoutTexts, hashes_of, split_by_hash, text_hash
 from annotated_mpnet.errors import DataError
+from annotated_mpnet.text.counts import Counts
+from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash, text_hash
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import huggingface_hub
 import pytest
 from stream_stand_in import text_of, write_shards
 
-from annotated_mpnet.config import DataConfig
-from annotated_mpnet.data import hub
-from annotated_mpnet.data.counts import Counts
-from annotated_mpnet.data.hub import open_downloaded, open_stream
 from annotated_mpnet.errors import DataError
+from annotated_mpnet.settings.config import DataConfig
+from annotated_mpnet.streams import hub
+from annotated_mpnet.streams.hub import open_downloaded, open_stream
+from annotated_mpnet.text.counts import Counts
 
 COMMIT = "0123456789" * 4
 

@@ -9,37 +9,37 @@ import toy_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data import (
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.text.packing import pack_sequences
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.text.tokenizer import vocabulary_of
+from annotated_mpnet.training.loader import (
     BatchLoader,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    PackedRows,
-    Vocabulary,
     evaluation_batches,
-    pack_rows,
+    group_by_length,
     prefetch,
 )
-from annotated_mpnet.data.loader import group_by_length
 
 MAX_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> PackedRows:
+def rows(tmp_path_factory) -> PackedSequences:
     directory = tmp_path_factory.mktemp("loader")
     generator = np.random.default_rng(0)
     words = ["".join(generator.choice(list("abcdefgh"), size=4)) for _ in range(60)]
     (directory / "text.txt").write_text("\n".join(words) + "\n")
     tokenizer = toy_tokenizer.word_piece()
-    packed = pack_rows([directory / "text.txt"], tokenizer, MAX_TOKENS, cache_dir=directory)
+    packed = pack_sequences([directory / "text.txt"], tokenizer, MAX_TOKENS, cache_dir=directory)
     assert len(packed) == 30
     return packed
 
 
 @pytest.fixture(scope="module")
 def collator() -> DataCollatorForMaskedPermutedLanguageModeling:
-    vocabulary = Vocabulary.of(toy_tokenizer.word_piece())
+    vocabulary = vocabulary_of(toy_tokenizer.word_piece())
     return DataCollatorForMaskedPermutedLanguageModeling(
         vocabulary, ObjectiveConfig(), MAX_TOKENS, seed=3
     )
@@ -84,7 +84,7 @@ def test_of_13_rows_two_ranks_read_each_once_an_epoch_and_none_waits(
 ):
     words = [a + b for a in "abcdefgh" for b in "abcdefgh"][:13]
     (tmp_path / "text.txt").write_text("\n".join(2 * word for word in words) + "\n")
-    packed = pack_rows(
+    packed = pack_sequences(
         [tmp_path / "text.txt"], toy_tokenizer.word_piece(), 6, packing="none", cache_dir=tmp_path
     )
     assert len(packed) == 13
@@ -223,12 +223,14 @@ def test_prefetch_that_is_closed_early_leaves_no_thread():
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory) -> PackedRows:
+def uneven(tmp_path_factory) -> PackedSequences:
     directory = tmp_path_factory.mktemp("uneven")
     lengths = np.random.default_rng(0).integers(1, 60, size=5000)
     (directory / "text.txt").write_text("\n".join("a " * length for length in lengths))
     tokenizer = toy_tokenizer.word_piece()
-    return pack_rows([directory / "text.txt"], tokenizer, 64, packing="none", cache_dir=directory)
+    return pack_sequences(
+        [directory / "text.txt"], tokenizer, 64, packing="none", cache_dir=directory
+    )
 
 
 def fill(batches: list[Batch]) -> float:

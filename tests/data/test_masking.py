@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotated_mpnet.data.masking import (
+from annotated_mpnet.mpnet.masking import (
     choose_predicted,
     corrupt,
     count_in_documents,

@@ -7,28 +7,31 @@ import toy_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotated_mpnet.data import Counts, PackedRows, packing, tokenising
-from annotated_mpnet.data.packing import pack_rows
 from annotated_mpnet.errors import DataError, WriteError
+from annotated_mpnet.text import packing
+from annotated_mpnet.text import tokenization as tokenising
+from annotated_mpnet.text.packing import pack_sequences
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.text.sources import Counts
 
 TOKENIZER = toy_tokenizer.word_piece()
 CLS, SEP, UNK = (TOKENIZER.convert_tokens_to_ids(each) for each in ("<s>", "</s>", "<unk>"))
 
 
-def pack(directory: Path, *texts: str, max_tokens: int = 8, **options: object) -> PackedRows:
+def pack(directory: Path, *texts: str, max_tokens: int = 8, **options: object) -> PackedSequences:
     """Pack texts, a file each; the cache is the directory itself."""
     paths = [directory / f"{i}.txt" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8", newline="")
     tokenizer = options.pop("tokenizer", TOKENIZER)
-    return pack_rows(paths, tokenizer, max_tokens, cache_dir=directory / "cache", **options)
+    return pack_sequences(paths, tokenizer, max_tokens, cache_dir=directory / "cache", **options)
 
 
-def rows_of(packed: PackedRows) -> list[list[int]]:
+def rows_of(packed: PackedSequences) -> list[list[int]]:
     return [row.tolist() for row in packed.take(np.arange(len(packed)))]
 
 
-def text_of(packed: PackedRows) -> list[str]:
+def text_of(packed: PackedSequences) -> list[str]:
     """Undo the packing: return the documents, in tokens joined by spaces."""
     stream = [token for row in rows_of(packed) for token in row[1:-1]]
     tokens = TOKENIZER.convert_ids_to_tokens(stream)
@@ -94,7 +97,7 @@ def test_text_that_is_not_utf8_stops_packing_and_leaves_no_cache(tmp_path):
     good.write_text("tall tale\n")
     bad.write_bytes(b"tall\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"b.txt' is not UTF-8: line 2, byte 5"):
-        pack_rows([good, bad], TOKENIZER, 8, cache_dir=tmp_path / "cache")
+        pack_sequences([good, bad], TOKENIZER, 8, cache_dir=tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

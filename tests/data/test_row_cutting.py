@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotated_mpnet.data.row_cutting import Ragged, best_fit, cut_rows
+from annotated_mpnet.text.cutting import Ragged, best_fit, cut_sequences
 
 CLS, SEP = 0, 2
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -20,7 +20,9 @@ def rows_in(packing: str, documents: list[list[int]], max_tokens: int, window: i
         Ragged.of(documents[first : first + window]) for first in range(0, len(documents), window)
     ]
     return [
-        row.tolist() for rows in cut_rows(windows, packing, max_tokens, CLS, SEP) for row in rows
+        row.tolist()
+        for rows in cut_sequences(windows, packing, max_tokens, CLS, SEP)
+        for row in rows
     ]
 
 

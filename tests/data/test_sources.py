@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from annotated_mpnet.data import Counts, find_text_files, fingerprint_files, read_documents
 from annotated_mpnet.errors import DataError
+from annotated_mpnet.text.sources import Counts, find_text_files, fingerprint_files, read_documents
 
 
 def documents_of(tmp_path, content: bytes) -> list[str]:

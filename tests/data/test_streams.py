@@ -19,20 +19,20 @@ from stream_stand_in import (
     write_shards,
 )
 
-from annotated_mpnet.config import DataConfig
-from annotated_mpnet.data.counts import Counts
-from annotated_mpnet.data.eval_samples import choose_eval_samples
-from annotated_mpnet.data.hold_out import text_hash
-from annotated_mpnet.data.hub import open_stream
-from annotated_mpnet.data.reservoir import StreamState
-from annotated_mpnet.data.shards import MOST_FAILURES, Position, ShardReader
-from annotated_mpnet.data.streams import RowStream
 from annotated_mpnet.errors import CheckpointError, DataError
+from annotated_mpnet.settings.config import DataConfig
+from annotated_mpnet.streams.eval_samples import choose_eval_samples
+from annotated_mpnet.streams.hub import open_stream
+from annotated_mpnet.streams.reservoir import StreamState
+from annotated_mpnet.streams.shards import MOST_FAILURES, Position, ShardReader
+from annotated_mpnet.streams.streams import SequenceStream
+from annotated_mpnet.text.counts import Counts
+from annotated_mpnet.text.hold_out import text_hash
 
 CLS, SEP = TOKENIZER.convert_tokens_to_ids(["<s>", "</s>"])
 
 
-def take(rows: RowStream, count: int, state: StreamState | None = None):
+def take(rows: SequenceStream, count: int, state: StreamState | None = None):
     """Return the next rows, as (tokens, index), and the state behind them."""
     reader = rows.reader
     cursor = rows.begin(state or StreamState(reader.rank, reader.world_size))
@@ -40,7 +40,7 @@ def take(rows: RowStream, count: int, state: StreamState | None = None):
     return [(row.input_ids.tolist(), row.index) for row in taken], cursor.state
 
 
-def until_epoch(rows: RowStream, epoch: int) -> tuple[list[list[int]], StreamState]:
+def until_epoch(rows: SequenceStream, epoch: int) -> tuple[list[list[int]], StreamState]:
     """Return all rows up to and including those that wait when an epoch begins to be read."""
     reader = rows.reader
     cursor = rows.begin(StreamState(reader.rank, reader.world_size))
@@ -71,7 +71,7 @@ def test_resumed_stream_delivers_the_rows_of_the_uninterrupted_one(
     write_shards(tmp_path / "d", [23, 10, 19], kind)
     chance = random.Random(f"{kind} {world_size} {packing}")
 
-    def opened(rank: int) -> RowStream:
+    def opened(rank: int) -> SequenceStream:
         stream = open_stream(DataConfig(dataset_name=str(tmp_path / "d")))
         return rows_from(stream, rank, world_size, packing=packing)
 

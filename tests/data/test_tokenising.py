@@ -7,8 +7,8 @@ import toy_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotated_mpnet.data.row_cutting import Ragged
-from annotated_mpnet.data.tokenising import pieces, tokenise, windows_of, write_text
+from annotated_mpnet.text.cutting import Ragged
+from annotated_mpnet.text.tokenization import pieces, tokenise, windows_of, write_text
 
 FAMILIES = pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "SentencePiece"])
 
@@ -50,7 +50,7 @@ def spelled(windows: list[Ragged]) -> list[str]:
 @pytest.mark.parametrize("at_least", [1, 5, 17, 10**6])
 @pytest.mark.parametrize("at_once", [1, 3, 256])
 def test_documents_in_pieces_are_joined_again(tmp_path, monkeypatch, at_least, at_once):
-    monkeypatch.setattr("annotated_mpnet.data.tokenising.TOKENISED_AT_ONCE", at_once)
+    monkeypatch.setattr("annotated_mpnet.text.tokenization.TOKENISED_AT_ONCE", at_once)
     monkeypatch.setattr(pieces, "__defaults__", (10,))
     documents = ["a b c", "tall tale " * 9, "b", "c " * 40, "tall", "tale", "a " * 11]
     windows = list(windows_of(tokens_of(tmp_path, documents), at_least))

@@ -7,9 +7,13 @@ from huggingface_hub import HfApi
 from tokenizers import AddedToken
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
-from annotated_mpnet.data import Vocabulary, load_tokenizer, tokenizer_hash
-from annotated_mpnet.data.tokenizer import check_for_export
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.text.tokenizer import (
+    check_for_export,
+    load_tokenizer,
+    tokenizer_hash,
+    vocabulary_of,
+)
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def directory(tmp_path):
 
 
 def starters(tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     ordinary = tokenizer.convert_ids_to_tokens(vocabulary.random_ids.tolist())
     starts = vocabulary.starts_word_V[vocabulary.random_ids]
     return {piece for piece, start in zip(ordinary, starts, strict=True) if start}
@@ -27,7 +31,7 @@ def starters(tokenizer: PreTrainedTokenizerFast) -> set[str]:
 
 def test_vocabulary_knows_the_special_tokens_by_purpose():
     tokenizer = toy_tokenizer.word_piece()
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     assert (vocabulary.cls_id, vocabulary.pad_id, vocabulary.sep_id, vocabulary.unk_id) == (
         0,
         1,
@@ -43,7 +47,7 @@ def test_bos_and_eos_serve_where_cls_and_sep_are_missing():
     tokenizer = toy_tokenizer.word_piece(
         cls_token=None, sep_token=None, bos_token="<s>", eos_token="</s>"
     )
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     assert (vocabulary.cls_id, vocabulary.sep_id) == (0, 2)
 
 
@@ -51,7 +55,7 @@ def test_special_token_without_a_purpose_is_special_all_the_same():
     # MPNet's own vocabulary: `[UNK]` is used, `<unk>` is only marked as special.
     tokenizer = toy_tokenizer.word_piece(words=("[UNK]",), unk_token="[UNK]")
     tokenizer.backend_tokenizer.add_special_tokens(["<unk>"])
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     assert tokenizer.convert_ids_to_tokens(vocabulary.unk_id) == "[UNK]"
     assert vocabulary.is_special_V[tokenizer.convert_tokens_to_ids("<unk>")]
 
@@ -74,7 +78,7 @@ def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
     tokenizer = toy_tokenizer.learned(kind)
     text = " ".join(toy_tokenizer.TEXT.replace("(", "").split())
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    starts_word_V = Vocabulary.of(tokenizer).starts_word_V
+    starts_word_V = vocabulary_of(tokenizer).starts_word_V
     found = {
         start
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -105,7 +109,7 @@ def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(direc
     file.write_text(json.dumps(description), encoding="utf-8")
     tokenizer = load_tokenizer(str(directory))
     tokenizer.add_tokens([AddedToken("##odd")])
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     added = tokenizer.convert_tokens_to_ids("##odd")
     assert vocabulary.size == max(500, added) + 1
     assert len(vocabulary.is_special_V) == len(vocabulary.starts_word_V) == vocabulary.size
@@ -132,13 +136,13 @@ def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(direc
 def test_missing_special_tokens_are_all_listed(without, named):
     tokenizer = toy_tokenizer.word_piece(**dict.fromkeys(without))
     with pytest.raises(ConfigError, match=f"no special token for: {named};"):
-        Vocabulary.of(tokenizer)
+        vocabulary_of(tokenizer)
 
 
 def test_padding_that_hugging_face_cannot_represent_is_explained():
-    assert check_for_export(Vocabulary.of(toy_tokenizer.word_piece())) is None
+    assert check_for_export(vocabulary_of(toy_tokenizer.word_piece())) is None
     swapped = {"cls_token": "<pad>", "pad_token": "<s>"}
-    reason = check_for_export(Vocabulary.of(toy_tokenizer.word_piece(**swapped)))
+    reason = check_for_export(vocabulary_of(toy_tokenizer.word_piece(**swapped)))
     assert reason is not None
     assert "padding has the id 0" in reason
     assert "--no-export-hf" in reason
@@ -146,7 +150,7 @@ def test_padding_that_hugging_face_cannot_represent_is_explained():
 
 def test_mask_that_is_the_padding_is_refused():
     with pytest.raises(ConfigError, match="mask and pad are the same token, '<pad>'"):
-        Vocabulary.of(toy_tokenizer.word_piece(mask_token="<pad>"))
+        vocabulary_of(toy_tokenizer.word_piece(mask_token="<pad>"))
 
 
 def test_loading_switches_truncation_and_padding_off(directory):
@@ -170,7 +174,7 @@ def test_directory_without_a_vocabulary_is_refused(tmp_path):
     # transformers makes a tokenizer of nothing but special tokens of it, and says nothing.
     (tmp_path / "config.json").write_text('{"model_type": "mpnet"}')
     with pytest.raises(ConfigError, match="all of them are special"):
-        Vocabulary.of(load_tokenizer(str(tmp_path)))
+        vocabulary_of(load_tokenizer(str(tmp_path)))
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"model": 3}', "\x00\x01"])

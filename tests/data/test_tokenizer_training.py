@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from annotated_mpnet.data.tokenizer import Vocabulary, load_tokenizer, tokenizer_hash
-from annotated_mpnet.data.tokenizer_training import train_tokenizer_files, train_wordpiece
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer_files, train_wordpiece
+from annotated_mpnet.text.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_of
 
 LINES = ["She sells sea shells.", "The shells she sells are sea shells, surely.", "Überall Café."]
 
@@ -24,7 +24,7 @@ def test_special_tokens_stand_where_mpnet_has_them(text: Path) -> None:
     names = ["<s>", "<pad>", "</s>", "<unk>"]
     assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == names
     assert tokenizer.mask_token_id == len(tokenizer) - 1
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     assert (vocabulary.pad_id, vocabulary.cls_id, vocabulary.sep_id) == (1, 0, 2)
 
 

@@ -11,22 +11,22 @@ from stream_stand_in import (
     text_of,
 )
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import ObjectiveConfig
-from annotated_mpnet.data.collator import DataCollatorForMaskedPermutedLanguageModeling
-from annotated_mpnet.data.loader import BatchLoader
-from annotated_mpnet.data.packing import pack_rows
-from annotated_mpnet.data.rows import PackedRows
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.text.packing import pack_sequences
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.training.loader import BatchLoader
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> PackedRows:
+def rows(tmp_path_factory) -> PackedSequences:
     directory = tmp_path_factory.mktemp("updates")
     (directory / "text.txt").write_text("\n".join(text_of(i) for i in range(40)) + "\n")
-    return pack_rows([directory / "text.txt"], TOKENIZER, 12, cache_dir=directory)
+    return pack_sequences([directory / "text.txt"], TOKENIZER, 12, cache_dir=directory)
 
 
-def loader(rows: PackedRows, batch_size: int, **options: int) -> BatchLoader:
+def loader(rows: PackedSequences, batch_size: int, **options: int) -> BatchLoader:
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         VOCABULARY, ObjectiveConfig(), max_tokens=12, seed=3
     )
@@ -34,7 +34,7 @@ def loader(rows: PackedRows, batch_size: int, **options: int) -> BatchLoader:
 
 
 def batches_of(
-    rows: PackedRows, update: int, *, batch_size: int, micro_batches: int, world_size: int = 1
+    rows: PackedSequences, update: int, *, batch_size: int, micro_batches: int, world_size: int = 1
 ) -> list[Batch]:
     """Return all batches of an update, those of all ranks."""
     found = []

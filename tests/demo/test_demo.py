@@ -8,16 +8,14 @@ import pytest
 from rich.console import Console
 
 from annotated_mpnet.cli import parse_pretrain
-from annotated_mpnet.data import (
-    BatchLoader,
-    DataCollatorForMaskedPermutedLanguageModeling,
-    PackedRows,
-)
-from annotated_mpnet.data.texts import read_text
-from annotated_mpnet.data.tokenizer import tokenizer_hash
-from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
 from annotated_mpnet.demo.show import VOCAB_SIZE, prepare, run_demo
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.text.tokenizer import tokenizer_hash
+from annotated_mpnet.training.loader import BatchLoader
 
 
 def test_the_demo_runs_shows_and_says_how_to_go_on(
@@ -76,7 +74,7 @@ def test_the_first_100_batches_are_what_they_always_were(
     settings = parse_pretrain(["--preset", "demo"]).settings
     prepare(settings, Console(file=io.StringIO()))
     text = read_text(settings.data, settings.run.seed)
-    assert isinstance(text.train, PackedRows)
+    assert isinstance(text.train, PackedSequences)
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         text.vocabulary, settings.objective, settings.data.max_tokens, settings.run.seed
     )

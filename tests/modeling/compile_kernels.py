@@ -10,8 +10,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from annotated_mpnet.modeling import triton_kernels
-from annotated_mpnet.modeling.triton_attention import TILES
+from annotated_mpnet.fast import triton_kernels
+from annotated_mpnet.fast.triton_attention import TILES
 
 HALVES = ("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value")
 FLOATS = ("log_sum", "mean", "by_distance", "d_by_step")

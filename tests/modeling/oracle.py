@@ -1,6 +1,6 @@
 """The paper's permuted two-stream MPNet, as plainly as it can be written: the judge of our model.
 
-Our model never permutes anything (`annotated_mpnet/modeling/two_stream.py`). Whether it may do so
+Our model never permutes anything (`annotated_mpnet/mpnet/two_stream.py`). Whether it may do so
 cannot be tested against itself. So this is MPNet as the paper and Microsoft's code have it, slow
 and literal: one sentence at a time, one head at a time, every mask a matrix of its own. It shares
 no code with the model, only the names of the weights. The golden files prove it right
@@ -35,8 +35,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 
 Weights = Mapping[str, torch.Tensor]
 

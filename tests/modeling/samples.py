@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 GOLDEN_DIRECTORY = Path(__file__).parent.parent / "golden"
 GOLDEN_NAMES = ("mpnet_rel", "mpnet_norel", "mpnet_rel_prenorm", "plm_rel", "mlm_rel")

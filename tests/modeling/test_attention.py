@@ -6,7 +6,7 @@ import pytest
 import torch
 from samples import TINY, random_batch, random_model, relative_difference
 
-from annotated_mpnet.modeling.attention import (
+from annotated_mpnet.mpnet.attention import (
     ATTENTIONS,
     TAKES_RULES,
     AttentionName,

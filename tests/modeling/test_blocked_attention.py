@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from annotated_mpnet.modeling.attention import attend_eager
-from annotated_mpnet.modeling.blocked_attention import attend_blocked
-from annotated_mpnet.modeling.dropout import draw_kept, scale
+from annotated_mpnet.fast.blocked_attention import attend_blocked
+from annotated_mpnet.mpnet.attention import attend_eager
+from annotated_mpnet.mpnet.dropout import draw_kept, scale
 
 B, H, Q, M, K = 2, 3, 6, 7, 4
 BIASES = [(1, H, Q, M), (B, H, Q, M), (B, 1, Q, M), (1, 1, 1, M), None]

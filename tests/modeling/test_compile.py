@@ -15,8 +15,8 @@ import pytest
 import torch
 from samples import TINY, random_batch, random_model, relative_difference
 
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.compilation import compile_model, uncompiled
+from annotated_mpnet.fast.compilation import compile_model, uncompiled
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 pytestmark = [
     pytest.mark.skipif(
@@ -112,10 +112,10 @@ def test_evaluation_runs_as_written_and_compiles_nothing(compiled: MPNetForPretr
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     program = (
         "import torch\n"
-        "from annotated_mpnet.config import ModelConfig\n"
+        "from annotated_mpnet.mpnet.config import ModelConfig\n"
         "from annotated_mpnet.errors import ConfigError\n"
-        "from annotated_mpnet.modeling import MPNetForPretraining\n"
-        "from annotated_mpnet.training.compilation import compile_model\n"
+        "from annotated_mpnet.mpnet.pretraining import MPNetForPretraining\n"
+        "from annotated_mpnet.fast.compilation import compile_model\n"
         "model = MPNetForPretraining(ModelConfig(encoder_layers=1, vocab_size=9))\n"
         "try:\n"
         "    compile_model(model, torch.device('cpu'), lengths_vary=False)\n"

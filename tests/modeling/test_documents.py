@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from annotated_mpnet.batch import NOT_PREDICTED
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.pretraining import cross_entropy_sum
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 
 TOLERANCE = 1e-5
 LENGTHS = (9, 17, 6)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from annotated_mpnet.modeling.dropout import (
+from annotated_mpnet.mpnet.dropout import (
     Dropout,
     draw_kept,
     dropout,

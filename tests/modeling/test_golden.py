@@ -13,8 +13,8 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.attention import AttentionName
+from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 
 def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForPretraining:

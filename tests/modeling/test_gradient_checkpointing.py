@@ -8,9 +8,9 @@ import torch
 from samples import INPUT_MODES, TINY, random_batch, random_model
 from torch.profiler import ProfilerActivity, profile
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 DROPPING = dataclasses.replace(TINY, dropout=0.2, attention_dropout=0.1, activation_dropout=0.3)
 
@@ -56,7 +56,7 @@ def test_dropout_would_differ_without_the_generator_put_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The test above proves something only if this one fails to be equal.
-    from annotated_mpnet.modeling import encoder
+    from annotated_mpnet.mpnet import encoder
 
     checkpoint = encoder.checkpoint
 

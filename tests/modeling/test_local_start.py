@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from annotated_mpnet.config import ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.local_start import local_bias, start_locally
-from annotated_mpnet.modeling.positions import relative_position_bucket
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.local_start import local_bias, start_locally
+from annotated_mpnet.mpnet.positions import relative_position_bucket
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 SMALL = {"encoder_layers": 1, "encoder_embed_dim": 12, "encoder_ffn_dim": 12, "vocab_size": 20}
 

@@ -23,9 +23,9 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.batch import NOT_PREDICTED
-from annotated_mpnet.config import ActivationName, InputMode, ModelConfig, PositionEmbedding
-from annotated_mpnet.modeling.attention import AttentionName
+from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED
+from annotated_mpnet.mpnet.config import ActivationName, InputMode, ModelConfig, PositionEmbedding
 
 RELATIVE = ((32, 128), (0, 128), (8, 12))
 PADDED = (False, True)

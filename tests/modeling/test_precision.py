@@ -10,8 +10,8 @@ import pytest
 import torch
 from samples import GOLDEN_NAMES, Golden, load_golden, logits_of, relative_difference
 
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.attention import AttentionName
+from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 # As shares of what float32 has; measured, over all files and both ways to compute attention: 7e-4,
 # 0.043, 0.024. A random network is a hard case, because nothing in it has learned to be robust.

@@ -27,14 +27,14 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining, triton_attention
-from annotated_mpnet.modeling.attention import attend_eager
-from annotated_mpnet.modeling.dropout import scale, threshold
-from annotated_mpnet.modeling.positions import RelativePositionBias
-from annotated_mpnet.modeling.pretraining import cross_entropy_sum
-from annotated_mpnet.modeling.triton_attention import BiasRule, Tiles, attend_triton
-from annotated_mpnet.modeling.two_stream import Block, Rows, mpnet_rows, plm_rows
+from annotated_mpnet.fast import triton_attention
+from annotated_mpnet.fast.triton_attention import BiasRule, Tiles, attend_triton
+from annotated_mpnet.mpnet.attention import attend_eager
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.dropout import scale, threshold
+from annotated_mpnet.mpnet.positions import RelativePositionBias
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
+from annotated_mpnet.mpnet.two_stream import Block, Entries, mpnet_entries, plm_entries
 from interpreted import DEVICE, triton_runs
 
 pytestmark = [triton_runs, pytest.mark.interpreted]
@@ -55,7 +55,7 @@ def small_tiles() -> Iterator[None]:
         yield
 
 
-def rows_of(mode: InputMode, documents: bool = False) -> Rows:
+def rows_of(mode: InputMode, documents: bool = False) -> Entries:
     lengths = [L, L - 7] if documents else [L, L]
     batch = random_batch(3, lengths, [P, P - 2], input_mode=mode)
     mask = batch.attention_mask
@@ -63,7 +63,7 @@ def rows_of(mode: InputMode, documents: bool = False) -> Rows:
         assert mask is not None
         mask = mask * torch.where(torch.arange(L) < L // 3, 1, 2)
     tensors = batch.input_ids, batch.predicted_positions, batch.predicted_ids, mask
-    return plm_rows(*tensors, mask_token_id=4) if mode == "plm" else mpnet_rows(*tensors)
+    return plm_entries(*tensors, mask_token_id=4) if mode == "plm" else mpnet_entries(*tensors)
 
 
 def on_device(block: Block) -> Block:

@@ -18,10 +18,10 @@ from samples import (
     with_token,
 )
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import InputMode
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.modeling.two_stream import mpnet_rows, plm_rows
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.mpnet.two_stream import mpnet_entries, plm_entries
 
 # In one layer a row knows only what it sees itself; in two, also what those have seen that it sees.
 ONE_LAYER = dataclasses.replace(TINY, encoder_layers=1)
@@ -317,7 +317,7 @@ def test_an_unknown_mode_and_a_row_that_is_too_long_are_refused() -> None:
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 11]])
 def test_every_row_sees_each_position_exactly_once(lengths: list[int]) -> None:
     batch = random_batch(10, lengths, [5, 3])
-    rows = mpnet_rows(
+    rows = mpnet_entries(
         batch.input_ids, batch.predicted_positions, batch.predicted_ids, batch.attention_mask
     )
     sentence_block, staircase = rows.blocks
@@ -339,7 +339,7 @@ def test_every_row_sees_each_position_exactly_once(lengths: list[int]) -> None:
 
 def test_a_row_of_permuted_language_modelling_sees_what_is_revealed() -> None:
     batch = random_batch(12, [18, 11], [5, 3], input_mode="plm")
-    rows = plm_rows(
+    rows = plm_entries(
         batch.input_ids,
         batch.predicted_positions,
         batch.predicted_ids,
@@ -361,7 +361,7 @@ def test_a_row_of_permuted_language_modelling_sees_what_is_revealed() -> None:
 def test_only_the_staircase_costs_more_than_bert() -> None:
     length, num_predicted = 20, 3
     batch = random_batch(13, [length], [num_predicted])
-    rows = mpnet_rows(
+    rows = mpnet_entries(
         batch.input_ids, batch.predicted_positions, batch.predicted_ids, batch.attention_mask
     )
     scores = sum(

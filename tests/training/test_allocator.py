@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from annotated_mpnet.training import allocator
+from annotated_mpnet.fast import allocator
 
 # Tensors of 6 MB, 64 at once, freed and asked for again: how many pages had to be filled anew?
 PROGRAM = """
 import resource, sys, torch
-from annotated_mpnet.training.allocator import keep_memory
+from annotated_mpnet.fast.allocator import keep_memory
 if sys.argv[1] == "keep":
     assert keep_memory()
 def step():

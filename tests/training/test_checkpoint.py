@@ -26,9 +26,8 @@ from tiny_checkpoint import (
     seal_again,
 )
 
-from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.training import manifest as manifest_module
-from annotated_mpnet.training.checkpoint import (
+from annotated_mpnet.checkpoints import manifest as manifest_module
+from annotated_mpnet.checkpoints.checkpoint import (
     CONFIG,
     MODEL,
     OPTIMIZER,
@@ -36,7 +35,8 @@ from annotated_mpnet.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from annotated_mpnet.training.manifest import MANIFEST, _encode, read_manifest, verify_checkpoint
+from annotated_mpnet.checkpoints.manifest import MANIFEST, _encode, read_manifest, verify_checkpoint
+from annotated_mpnet.errors import CheckpointError
 
 FILES = [MODEL, OPTIMIZER, STATE, CONFIG, "tokenizer/vocab.txt", MANIFEST]
 

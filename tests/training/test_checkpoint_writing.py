@@ -25,12 +25,12 @@ from tiny_checkpoint import (
     save_tokenizer,
 )
 
+from annotated_mpnet.checkpoints import checkpoint as checkpoint_module
+from annotated_mpnet.checkpoints.checkpoint import BEST, load_checkpoint, save_checkpoint
+from annotated_mpnet.checkpoints.manifest import MANIFEST, verify_checkpoint
+from annotated_mpnet.checkpoints.resume import newest_valid_checkpoint
+from annotated_mpnet.checkpoints.retention import prune, recover
 from annotated_mpnet.errors import CheckpointError, WriteError
-from annotated_mpnet.training import checkpoint as checkpoint_module
-from annotated_mpnet.training.checkpoint import BEST, load_checkpoint, save_checkpoint
-from annotated_mpnet.training.manifest import MANIFEST, verify_checkpoint
-from annotated_mpnet.training.resume import newest_valid_checkpoint
-from annotated_mpnet.training.retention import prune, recover
 
 
 class Recorder:

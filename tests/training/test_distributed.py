@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import ModelConfig, OptimizationConfig, PretrainingConfig
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.run import explaining_memory
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
+from annotated_mpnet.mpnet.loop import Trainer
+from annotated_mpnet.mpnet.optimizer import build_optimizer, optimizer_tensors
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.run import explaining_memory
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world, whole
-from annotated_mpnet.training.optimizer import build_optimizer, optimizer_tensors
-from annotated_mpnet.training.tracking import Tracker
-from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 
 CPU = torch.device("cpu")

@@ -15,12 +15,12 @@ from test_distributed import batch, trainer_of
 from test_numerics import assert_same, everything, spoil_gradient, spoil_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.data.loader import Update, pinned, prefetch
 from annotated_mpnet.errors import DivergedError
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.loop import Trainer
+from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.distributed import World
-from annotated_mpnet.training.trainer import Trainer
+from annotated_mpnet.training.loader import Update, pinned, prefetch
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
 

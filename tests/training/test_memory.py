@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from annotated_mpnet.config import MachineConfig, OptimizationConfig, PretrainingConfig
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.settings.config import MachineConfig, PretrainingConfig
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory, smaller_micro_batch
 
 CPU = torch.device("cpu")

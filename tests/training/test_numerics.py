@@ -36,24 +36,25 @@ import torch
 from safetensors.torch import load_file
 from test_distributed import batch, trainer_of
 
-from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
-from annotated_mpnet.data.packing import pack_rows
-from annotated_mpnet.data.tokenizer import load_tokenizer
-from annotated_mpnet.data.tokenizer_training import train_wordpiece
+from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
+from annotated_mpnet.checkpoints.manifest import verify_checkpoint
 from annotated_mpnet.errors import CheckpointError, DivergedError
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.signals import Stopped
-from annotated_mpnet.training.checkpoint import load_checkpoint
-from annotated_mpnet.training.distributed import World
-from annotated_mpnet.training.manifest import verify_checkpoint
-from annotated_mpnet.training.optimizer import (
+from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.mpnet.loop import Trainer
+from annotated_mpnet.mpnet.optimizer import (
     build_optimizer,
     learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from annotated_mpnet.training.trainer import Trainer
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.signals import Stopped
+from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.packing import pack_sequences
+from annotated_mpnet.text.tokenizer import load_tokenizer
+from annotated_mpnet.training.distributed import World
 from ranks import environment, open_store
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
@@ -72,13 +73,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
     tokenizer = load_tokenizer(str(text.tokenizer))
     documents: list[str] = []
     tokens = 0
-    # Between two documents stands a token, and 30 of each row's 32 are text (`row_cutting.py`).
+    # Between two documents stands a token, and 30 of each row's 32 are text (`text/cutting.py`).
     while tokens <= 30 * (8 * EPOCH - 1):
         documents.append(" ".join(words[5 * len(documents) :][:5]))
         tokens += 1 + len(tokenizer(documents[-1], add_special_tokens=False)["input_ids"])
     file = text.train_dir / "a.txt"
     file.write_text("\n".join(documents))
-    assert len(pack_rows([file], tokenizer, 32)) == 8 * EPOCH
+    assert len(pack_sequences([file], tokenizer, 32)) == 8 * EPOCH
     text.valid_file.write_text(" ".join(words[-100:]))
     return text
 
@@ -95,7 +96,7 @@ def bare_runs() -> Iterator[None]:
     torch.set_num_threads(1)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("annotated_mpnet.run.write_report", lambda *_: [])
+        patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)
@@ -116,7 +117,7 @@ def stop_in(update: int, patch: pytest.MonkeyPatch) -> None:
         return learning_rate(number, optimization)
 
     # It is asked for between the gradient of an update and its step, and again to be logged.
-    patch.setattr("annotated_mpnet.training.trainer.learning_rate", asked)
+    patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", asked)
 
 
 def run_until(update: int, config: PretrainingConfig) -> None:
@@ -457,7 +458,7 @@ def test_weights_that_are_too_large_for_their_own_numbers_end_the_run(
 ) -> None:
     # No flag allows such a rate; what it does is what a rate that is allowed does in the end.
     monkeypatch.setattr(
-        "annotated_mpnet.training.trainer.learning_rate",
+        "annotated_mpnet.mpnet.loop.learning_rate",
         lambda number, _: 1e20 if number == 4 else 1e-3,
     )
     # Of the paper's start no weight is large; the local one has -13 for far places.

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from annotated_mpnet.config import OptimizationConfig
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.training.optimizer import (
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.mpnet.optimizer import (
     build_optimizer,
     learning_rate,
     load_optimizer_tensors,

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import CONFIG, OTHER_RUN, RUN, bytes_of, make_checkpoint, same_tensors, save
 
-from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.training.checkpoint import BEST, MODEL, STATE
-from annotated_mpnet.training.manifest import MANIFEST
-from annotated_mpnet.training.resume import (
+from annotated_mpnet.checkpoints.checkpoint import BEST, MODEL, STATE
+from annotated_mpnet.checkpoints.manifest import MANIFEST
+from annotated_mpnet.checkpoints.resume import (
     compare_identity,
     compare_model_config,
     newest_valid_checkpoint,
 )
-from annotated_mpnet.training.retention import prune, recover
+from annotated_mpnet.checkpoints.retention import prune, recover
+from annotated_mpnet.errors import CheckpointError, ConfigError
 
 
 def damage(path: Path) -> None:

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import OTHER_RUN, bytes_of, save
 
-from annotated_mpnet.errors import CheckpointError, WriteError
-from annotated_mpnet.training import run_directory
-from annotated_mpnet.training.checkpoint import BEST
-from annotated_mpnet.training.run_directory import (
+from annotated_mpnet.checkpoints import run_directory
+from annotated_mpnet.checkpoints.checkpoint import BEST
+from annotated_mpnet.checkpoints.run_directory import (
     ENVIRONMENT,
     LOCK,
     RunDirectory,
     holds_run,
     refuse_taken_directory,
 )
+from annotated_mpnet.errors import CheckpointError, WriteError
 
 
 def finish_run(path: Path) -> str:
@@ -189,7 +189,7 @@ def test_writing_a_file_keeps_the_former_one_when_the_disk_is_full(
 HOLD = """
 import sys, time
 from pathlib import Path
-from annotated_mpnet.training.run_directory import RunDirectory
+from annotated_mpnet.checkpoints.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
+from annotated_mpnet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from annotated_mpnet.checkpoints.saving import Writer
 from annotated_mpnet.errors import DivergedError, WriteError
-from annotated_mpnet.training.checkpoint import load_checkpoint, save_checkpoint
-from annotated_mpnet.training.optimizer import learning_rate
-from annotated_mpnet.training.saving import Writer
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.mpnet.optimizer import learning_rate
+from annotated_mpnet.settings.config import PretrainingConfig
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
-WRITE = "annotated_mpnet.training.checkpoint.save_file"
+WRITE = "annotated_mpnet.checkpoints.checkpoint.save_file"
 LOOP = threading.main_thread()
 
 
@@ -57,7 +58,7 @@ def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPat
         return learning_rate(update, optimization)
 
     done: list[object] = []
-    patch.setattr("annotated_mpnet.training.trainer.learning_rate", rate)
+    patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", rate)
 
 
 def test_updates_are_made_while_a_checkpoint_is_written_and_do_not_get_into_it(
@@ -193,8 +194,8 @@ def test_a_failed_write_is_noticed_before_the_next_update(
             time.sleep(0.5)
         return learning_rate(update, optimization)
 
-    monkeypatch.setattr("annotated_mpnet.training.saving.save_checkpoint", save)
-    monkeypatch.setattr("annotated_mpnet.training.trainer.learning_rate", count)
+    monkeypatch.setattr("annotated_mpnet.checkpoints.saving.save_checkpoint", save)
+    monkeypatch.setattr("annotated_mpnet.mpnet.loop.learning_rate", count)
     with pytest.raises(WriteError):
         run(config)
     assert max(made) == 20

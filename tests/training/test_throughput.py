@@ -5,9 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.training.throughput import memory_peak, peak_flops, training_flops
 
 SMALL = ModelConfig(

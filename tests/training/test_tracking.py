@@ -14,22 +14,18 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from annotated_mpnet.config import (
-    OptimizationConfig,
-    PretrainingConfig,
-    RunConfig,
-    TrackingConfig,
-)
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.training import sinks
-from annotated_mpnet.training.sinks import (
+from annotated_mpnet.mpnet.config import OptimizationConfig
+from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, TrackingConfig
+from annotated_mpnet.tracking import sinks
+from annotated_mpnet.tracking.sinks import (
     MetricsFile,
     RecordFile,
     check_tracking,
     plain_settings,
     read_metrics,
 )
-from annotated_mpnet.training.tracking import Tracker
+from annotated_mpnet.tracking.tracker import Tracker
 
 TRAIN = {
     "train/loss": 6.0,
@@ -203,8 +199,8 @@ PIPED = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from annotated_mpnet.config import PretrainingConfig
-from annotated_mpnet.training.tracking import Tracker
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.tracking.tracker import Tracker
 tracker = Tracker(Path(sys.argv[1]), "id", PretrainingConfig(), Console())
 with tracker:
     for update in range(1, 2000):
@@ -460,8 +456,8 @@ def test_wandb_offline_writes_here_and_takes_no_command_line(
 import sys
 from pathlib import Path
 from rich.console import Console
-from annotated_mpnet.config import *
-from annotated_mpnet.training.tracking import Tracker
+from annotated_mpnet.settings.config import *
+from annotated_mpnet.tracking.tracker import Tracker
 config = PretrainingConfig(tracking=TrackingConfig(wandb=True))
 with Tracker(Path("."), "0123abcd", config, Console()) as tracker:
     tracker.log(1, {"train/bits": 8.0})

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from annotated_mpnet.config import ModelConfig
-from annotated_mpnet.training.checkpoint import (
+from annotated_mpnet.checkpoints.checkpoint import (
     Checkpoint,
     TrainState,
     checkpoint_name,
     save_checkpoint,
 )
-from annotated_mpnet.training.manifest import MANIFEST, read_manifest, write_manifest
+from annotated_mpnet.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
+from annotated_mpnet.mpnet.config import ModelConfig
 
 RUN = "0123456789abcdef" * 2
 OTHER_RUN = "fedcba9876543210" * 2

@@ -8,7 +8,7 @@ like the table of `names.py`). The ninth differs by two:
 (512, 514)
 
 `max_positions` counts the positions, `max_position_embeddings` the rows of their table, which
-begins with two rows that belong to no position (`modeling/positions.py`). Taken for a length, 514
+begins with two rows that belong to no position (`mpnet/positions.py`). Taken for a length, 514
 leads two tokens past the end of the table.
 
 Two defaults of the class lie in wait for whoever leaves a number out. Its eps is not the one that
@@ -45,7 +45,7 @@ rows 10 and 26, where it keeps the bias for keys 10 and about 60 to the left. Wh
 for the right side is never looked at.
 
 >>> import torch
->>> from annotated_mpnet.modeling.positions import relative_position_bucket
+>>> from annotated_mpnet.mpnet.positions import relative_position_bucket
 >>> places = torch.tensor([-20, 20])
 >>> relative_position_bucket(places, num_buckets=64, max_distance=128).tolist()
 [17, 49]
@@ -64,8 +64,8 @@ from pathlib import Path
 
 from transformers import MPNetConfig
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.mpnet.config import ModelConfig
 
 FIELDS = {
     "vocab_size": "vocab_size",

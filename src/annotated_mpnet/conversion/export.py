@@ -57,13 +57,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.checkpoints.manifest import sync
 from annotated_mpnet.conversion.configuration import reasons_not_representable, to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
 from annotated_mpnet.errors import ConfigError, WriteError
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.manifest import sync
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 LARGEST_PADDING = 128
 """Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for the sake of matrix kernels. More

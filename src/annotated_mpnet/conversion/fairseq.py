@@ -58,10 +58,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from annotated_mpnet.config import ActivationName, ModelConfig
 from annotated_mpnet.conversion.hugging_face import read_safely
 from annotated_mpnet.conversion.names import check_tensors, expected_tensors
 from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.mpnet.config import ActivationName, ModelConfig
 
 ENCODER = "sentence_encoder"
 PREFIX = re.compile(r"(_orig_mod\.|module\.|decoder\.)*")

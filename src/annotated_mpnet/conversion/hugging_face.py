@@ -50,7 +50,6 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.conversion.configuration import WAY_OUT, read_mpnet_config
 from annotated_mpnet.conversion.names import (
     check_tensors,
@@ -59,6 +58,7 @@ from annotated_mpnet.conversion.names import (
     to_ours,
 )
 from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.mpnet.config import ModelConfig
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """`name` or `owner/name`, and no path that leads somewhere; see `locate`."""

@@ -59,9 +59,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 # Where a layer's two norms stand is the trap in this table. Post-norm, each follows the residual
 # sum of its sub-layer: fairseq calls the second one `final` (of the layer, not of the network), and

@@ -57,9 +57,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from annotated_mpnet.config import ModelConfig
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between the two networks, in float32."""

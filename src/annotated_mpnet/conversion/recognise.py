@@ -43,15 +43,15 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.checkpoints.checkpoint import BEST, STATE, TOKENIZER, load_checkpoint
+from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.conversion.export import ExportReport, export_to_hugging_face
 from annotated_mpnet.conversion.fairseq import read_pt_file
 from annotated_mpnet.conversion.hugging_face import HUB_NAME, locate, read_directory
-from annotated_mpnet.data.tokenizer import load_tokenizer
 from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.modeling import MPNetForPretraining
-from annotated_mpnet.training.checkpoint import BEST, STATE, TOKENIZER, load_checkpoint
-from annotated_mpnet.training.retention import newest_first
+from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.text.tokenizer import load_tokenizer
 
 # Either is enough: a checkpoint that lost one of the two is to be called damaged, not foreign.
 OURS = (STATE, "manifest.json")

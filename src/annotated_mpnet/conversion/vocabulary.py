@@ -29,7 +29,7 @@ HF: `from_pretrained` loads model and tokenizer without comparing them; a traini
 another number of tokens usually calls `resize_token_embeddings`, which keeps all rows in their
 place, whoever they belong to.
 
-Next: `initial_weights.py`, which asks.
+Next: `runs/initial_weights.py`, which asks.
 """
 
 from pathlib import Path
@@ -39,8 +39,8 @@ from transformers import PreTrainedTokenizerFast
 from annotated_mpnet.conversion.export import stands_for_no_token
 from annotated_mpnet.conversion.proof import PROBE_TEXTS
 from annotated_mpnet.conversion.recognise import LoadedWeights
-from annotated_mpnet.data.tokenizer import Vocabulary, load_tokenizer
 from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 
 
 def check_vocabulary(
@@ -103,7 +103,7 @@ def _difference_to_weights(loaded: LoadedWeights, tokenizer: PreTrainedTokenizer
     They are all that there is where the weights came alone; and where a tokenizer lies beside them,
     it may be the wrong one there, too.
     """
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     rows, padding = loaded.config.vocab_size, loaded.config.pad_token_id
     if rows != vocabulary.size and not stands_for_no_token(rows, vocabulary.size):
         return f"the weights have {rows} tokens, the tokenizer {vocabulary.size}"
@@ -141,7 +141,7 @@ def _difference(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) 
     # Not the unknown token: MPNet's vocabulary has two, and files do not agree on which is meant.
     our_special, their_special = (
         [each.cls_id, each.pad_id, each.sep_id, each.mask_id]
-        for each in (Vocabulary.of(ours), Vocabulary.of(theirs))
+        for each in (vocabulary_of(ours), vocabulary_of(theirs))
     )
     if our_special != their_special:
         return (

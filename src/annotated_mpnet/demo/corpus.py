@@ -47,7 +47,7 @@ def unpack(directory: Path) -> None:
     """Write the novels as `train/*.txt`, `valid.txt` and `test.txt` below a directory.
 
     What lies there under these names is replaced, by the same bytes if it is of a former demo: then
-    the cache of packed text knows them (`data/packing.py`), and nothing is tokenised again.
+    the cache of packed text knows them (`text/packing.py`), and nothing is tokenised again.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:

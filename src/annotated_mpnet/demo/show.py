@@ -15,7 +15,7 @@ minutes reaches (`presets/demo.toml`), one of 75. Each bit below the plateau hal
 This module has no part in training. It prepares text, calls `run_pretraining` as anyone would, and
 reads what it shows from the run's directory and result.
 
-Next: your own text: `README.md`, and `config.py` for all that can be set.
+Next: your own text: `README.md`, and `settings/config.py` for all that can be set.
 
     B batch   L tokens of a sentence   V vocabulary
 """
@@ -26,15 +26,15 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from annotated_mpnet.config import PretrainingConfig
+from annotated_mpnet.checkpoints.run_directory import refuse_taken_directory
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.data.texts import read_text
-from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
 from annotated_mpnet.demo.masks import find_gaps, guess, table_of
-from annotated_mpnet.initial_weights import build_model
-from annotated_mpnet.run import RunResult, run_pretraining
-from annotated_mpnet.training.run_directory import refuse_taken_directory
+from annotated_mpnet.runs.initial_weights import build_model
+from annotated_mpnet.runs.run import RunResult, run_pretraining
+from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 
 VOCAB_SIZE = 8000
 """Pieces of the demo's own tokenizer. MPNet's has 30,527, and most of them never occur in four

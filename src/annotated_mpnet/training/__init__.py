@@ -1,1 +1,1 @@
-"""Training: from a model and batches to a run that can be stopped, resumed and trusted."""
+"""What the loop needs around it."""

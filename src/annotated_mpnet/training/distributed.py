@@ -32,7 +32,7 @@ tokens that lose 5 nats each, the other with 10 that lose 2:
 
 which is the mean over the hundred tokens. A mean of the ranks' own means would be 3.5, and would
 give each of the ten tokens nine times the weight of one of the ninety. (HF: the Trainer counts the
-tokens of all ranks too; `trainer.py` says what becomes of the count. annotated-mpnet: trains on one
+tokens of all ranks too; `mpnet/loop.py` says what becomes of the count. annotated-mpnet: trains on one
 device.)
 
 **Agreement.** Whatever changes the course of the run must change it on all ranks in the same
@@ -71,7 +71,7 @@ shares; there, the number of ranks is part of the run's identity.
 
 This is the only module that imports `torch.distributed`.
 
-Next: `trainer.py`.
+Next: `mpnet/loop.py`.
 """
 
 import gc
@@ -95,10 +95,10 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import InputMode
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError, ProcessLostError, UserError
-from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ on the command line instead, and what that changes. In this order, because the f
 
 1. Smaller micro-batches, and more of them. The update sees the same rows and predicts the same
    tokens. Without dropout its gradient is the same to rounding; with dropout, each micro-batch
-   draws new masks (`trainer.py`). With `--batch-size 16 --update-freq 8`, half of that is
+   draws new masks (`mpnet/loop.py`). With `--batch-size 16 --update-freq 8`, half of that is
 
    >>> config = PretrainingConfig()
    >>> smaller_micro_batch(config.optimization.batch_size, config.optimization.update_freq)
@@ -13,7 +13,7 @@ on the command line instead, and what that changes. In this order, because the f
 
 2. `--precision bf16`, where it is not on: half the memory for most of what is kept for the way
    back. Another rounding, and faster on a GPU.
-3. `--gradient-checkpointing`: the same numbers, for a third more work (`modeling/encoder.py`). Once
+3. `--gradient-checkpointing`: the same numbers, for a third more work (`mpnet/encoder.py`). Once
    a micro-batch is a single row, this is what is left.
 4. `--fsdp`, under torchrun: weights, gradients and AdamW's two means, 16 bytes for each weight, are
    shared out among the processes. 1 to 3 do nothing about these.
@@ -23,15 +23,15 @@ A CPU has no such error, as a rule: the system promises more memory than it has,
 promise falls due, kills the process that it likes least. Only a single request beyond all reason is
 refused, and then what is said here is the same.
 
-Next: `run.py`, which calls this.
+Next: `runs/run.py`, which calls this.
 """
 
 import os
 
 import torch
 
-from annotated_mpnet.config import PretrainingConfig
 from annotated_mpnet.errors import OutOfMemoryError
+from annotated_mpnet.settings.config import PretrainingConfig
 
 GIB = 2**30
 

@@ -6,12 +6,12 @@ Three parts, of which the first is exact and does not grow with the batch:
     what the backward pass needs             per row that goes through a layer, and per score
     logits                                   predicted rows x vocabulary, twice, in float32
 
->>> weights = 109_518_527  # MPNet-base, counted in `modeling/pretraining.py`
+>>> weights = 109_518_527  # MPNet-base, counted in `mpnet/pretraining.py`
 >>> print(f"{weights * BYTES_PER_WEIGHT / 1e9:.2f} GB")
 1.75 GB
 
 **In the CPU's memory**, on rank 0, lies a copy of what a checkpoint is made of: weights and means,
-without gradients (`saving.py`). For a GPU that is other memory; on a CPU it comes on top. In GB,
+without gradients (`checkpoints/saving.py`). For a GPU that is other memory; on a CPU it comes on top. In GB,
 with and without the state of the optimizer:
 
 >>> [round(weights * copied_bytes(with_optimizer) / 1e9, 2) for with_optimizer in (True, False)]
@@ -70,15 +70,15 @@ and in all modes, it is right within a factor of 1.5 (`tests/test_plan.py`). Wit
 attention it has not been measured; and PyTorch's cache, CUDA's own memory, Python and its libraries
 come on top, half a gigabyte or more. If it was wrong, `memory.py` says what to do.
 
-Next: `plan.py`, which says it.
+Next: `runs/plan.py`, which says it.
 
     L tokens of a row   P predicted tokens   D embed_dim   F feed-forward dim
 """
 
 from dataclasses import dataclass
 
-from annotated_mpnet.config import InputMode, ModelConfig
-from annotated_mpnet.modeling.attention import AttentionName
+from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.training.throughput import layer_shape, training_flops
 
 BYTES_PER_WEIGHT = 16
@@ -101,7 +101,7 @@ class Workload:
         length: L.
         num_predicted: P of a row.
         bf16: whether products run in bfloat16.
-        attention: the way to compute it (`modeling/attention.py`).
+        attention: the way to compute it (`mpnet/attention.py`).
         on_gpu: whether sdpa has a fused kernel, which keeps no scores.
         recompute: gradient checkpointing.
     """

@@ -11,7 +11,7 @@ What counts as needed is a convention; numbers of two conventions cannot be comp
 - matrix products only, a multiplication and an addition being two operations; norms, softmax,
   dropout, embeddings and the optimizer are less than 1 % of the operations, if not of the time;
 - attention included, but only the scores that are computed: nobody's work on pairs that no block
-  holds (`modeling/two_stream.py`);
+  holds (`mpnet/two_stream.py`);
 - the head only for predicted rows, the last layer only for the rows that the loss is read at;
 - the backward pass is twice the forward pass, since each product has two factors to send a gradient
   to; what is computed *again*, by gradient checkpointing or inside a fused kernel, is no progress
@@ -19,7 +19,7 @@ What counts as needed is a convention; numbers of two conventions cannot be comp
 - padding counts as work. It keeps the machine busy, so that MFU cannot show it; tokens per second,
   which leave padding out, do. One looks at both.
 
-For a row of MPNet-base, in GFLOP, forward and backward: `modeling/encoder.py` takes the forward
+For a row of MPNet-base, in GFLOP, forward and backward: `mpnet/encoder.py` takes the forward
 pass apart.
 
 >>> base = ModelConfig()
@@ -46,7 +46,7 @@ under load, on instructions, and on who else is there.
 HF: the Trainer estimates 6 x parameters x tokens, which counts the embedding table as if it were
 multiplied by, and attention not at all.
 
-Next: `tracking.py`, which shows the numbers; `plan.py`, which foretells them.
+Next: `tracking/tracker.py`, which shows the numbers; `runs/plan.py`, which foretells them.
 
     L tokens of a sentence   P predicted tokens   D embed_dim   F feed-forward dim   V vocabulary
 """
@@ -56,7 +56,7 @@ import sys
 
 import torch
 
-from annotated_mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 
 # Parts of the names that devices give themselves, the more special one first; dense bfloat16
 # products with float32 sums, in TFLOP/s, from NVIDIA's data sheets.

@@ -1,0 +1,1 @@
+"""Files and tokenizers to packed sequences."""

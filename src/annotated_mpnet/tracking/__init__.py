@@ -1,0 +1,1 @@
+"""Metrics, console and report."""
