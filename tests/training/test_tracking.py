@@ -21,7 +21,6 @@ from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, TrackingConfig
 from annotated_mpnet.tracking.sinks import (
-    MetricsFile,
     append,
     check_tracking,
     plain_settings,
@@ -534,8 +533,8 @@ def test_wandb_without_a_key_is_refused_before_it_can_ask(monkeypatch: pytest.Mo
     check_tracking(TrackingConfig(wandb=True))
 
 
-def test_metrics_file_is_readable_while_it_grows(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+def test_metrics_are_readable_while_the_file_grows(tmp_path: Path) -> None:
+    tracker, _ = tracker_of(tmp_path)
     for update in (1, 2):
-        file.log(update, VALID)
+        tracker.log(update, VALID)
         assert read_metrics(tmp_path / "metrics.jsonl")[-1] == {"step": update, **VALID}

@@ -109,17 +109,29 @@ FULL: Formats = {
 }
 
 
-def in_words(formats: Formats, metrics: Mapping[str, float]) -> str:
-    """Say what was measured of the given metrics.
+def learning(metrics: Mapping[str, float]) -> str:
+    """Say how good the model is.
 
-    >>> in_words(LEARNING, {"train/bits": 8.514, "train/loss": 5.9, "train/gradient_norm": 0.8134})
+    >>> learning({"train/bits": 8.514, "train/loss": 5.9, "train/gradient_norm": 0.8134})
     'train 8.51 bits'
+    """
+    return _in_words(LEARNING, metrics)
+
+
+def speed(metrics: Mapping[str, float], brief: bool = False) -> str:
+    """Say how fast training is, and unless in brief, what limits it.
+
     >>> rates = {"perf/tokens_per_second": 1.05e6, "perf/predicted_per_second": 157020.0}
-    >>> in_words(FULL, {**rates, "perf/mfu": 0.418, "memory/peak_gb": 61.25})
-    '1.05M tok/s  157.0k predicted/s  mfu 42%  61.2 GB'
-    >>> in_words(BRIEF, {"perf/tokens_per_second": 21480.0, "perf/data_wait": 0.01})
+    >>> speed({**rates, "perf/mfu": 0.418, "perf/data_wait": 0.012, "memory/peak_gb": 61.25})
+    '1.05M tok/s  157.0k predicted/s  mfu 42%  data wait 1%  61.2 GB'
+    >>> speed({"perf/tokens_per_second": 21480.0, "perf/data_wait": 0.01}, brief=True)
     '21.5k tok/s'
     """
+    return _in_words(BRIEF if brief else FULL, metrics)
+
+
+def _in_words(formats: Formats, metrics: Mapping[str, float]) -> str:
+    # What was not measured is left out: no MFU on a CPU.
     return "  ".join(say(metrics[name]) for name, say in formats.items() if name in metrics)
 
 

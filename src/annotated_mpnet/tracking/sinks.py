@@ -34,7 +34,7 @@ Metrics = Mapping[str, float]
 
 
 class Sink(Protocol):
-    """What takes metrics. It may raise anything: the tracker turns it into a warning."""
+    """What takes metrics. Whatever it raises, the tracker turns into a warning."""
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of an update."""
@@ -97,19 +97,14 @@ def append(path: Path, text: str) -> None:
             raise
 
 
-class MetricsFile:
-    """`metrics.jsonl`: an object per line."""
+def metrics_line(step: int, metrics: Metrics) -> str:
+    """Return a line of `metrics.jsonl`. JSON has no NaN and no infinity: they become null.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Append a line. NaN and the infinities become null: JSON does not have them."""
-        numbers = {name: each if math.isfinite(each) else None for name, each in metrics.items()}
-        append(self._path, json.dumps({"step": step, **numbers}) + "\n")
-
-    def close(self, failed: bool) -> None:
-        """Do nothing: each line is in the file."""
+    >>> metrics_line(20, {"train/bits": 8.5, "valid/bits": math.nan})
+    '{"step": 20, "train/bits": 8.5, "valid/bits": null}\\n'
+    """
+    numbers = {name: each if math.isfinite(each) else None for name, each in metrics.items()}
+    return json.dumps({"step": step, **numbers}) + "\n"
 
 
 def drop_metrics_after(step: int, path: Path) -> int:

@@ -35,7 +35,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from rich.console import Console
@@ -44,25 +43,8 @@ from torch import nn
 
 from annotated_mpnet.checkpoints.run_directory import METRICS
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.tracking.display import (
-    BRIEF,
-    FULL,
-    LEARNING,
-    LiveLines,
-    duration,
-    finish_line,
-    in_words,
-)
+from annotated_mpnet.tracking import display, sinks
 from annotated_mpnet.tracking.plateau import PlateauWatch
-from annotated_mpnet.tracking.sinks import (
-    Metrics,
-    MetricsFile,
-    Sink,
-    TensorBoard,
-    WeightsAndBiases,
-    append,
-    drop_metrics_after,
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,9 +71,7 @@ class Tracker:
         self._run_id = run_id
         self._config = config
         self._console = console
-        self._sinks: dict[str, Sink] = {}
-        if directory is not None:
-            self._sinks[METRICS] = MetricsFile(directory / METRICS)
+        self._sinks: dict[str, sinks.Sink] = {}
         self._failed: set[str] = set()
         self._resumed_from = 0
         # This process's first update, and when it was done.
@@ -100,7 +80,7 @@ class Tracker:
         self._latest: dict[str, float] = {}
         self._plateau: PlateauWatch | None = None
         self._total = config.optimization.total_updates
-        self._live = LiveLines(self._total, console)
+        self._live = display.LiveLines(self._total, console)
 
     @classmethod
     def silent(cls) -> "Tracker":
@@ -115,23 +95,18 @@ class Tracker:
         tracking = self._config.tracking
         if self._directory is not None and tracking.tensorboard_log_dir is not None:
             first = self._resumed_from + 1
-            board = self._try(TENSORBOARD, TensorBoard, tracking.tensorboard_log_dir, first)
+            board = self._try(TENSORBOARD, sinks.TensorBoard, tracking.tensorboard_log_dir, first)
             if board is not None:
                 self._sinks[TENSORBOARD] = board
         if self._directory is not None and tracking.wandb:
-            wandb = self._try(WANDB, WeightsAndBiases, self._config, self._run_id)
+            wandb = self._try(WANDB, sinks.WeightsAndBiases, self._config, self._run_id)
             if wandb is not None:
                 self._sinks[WANDB] = wandb
                 self.say(f"W&B: {wandb.place}")
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Leave the live lines as they are, and close the sinks."""
         self._live.stop()
         for name, sink in self._sinks.items():
@@ -151,7 +126,7 @@ class Tracker:
     def watch(self, model: nn.Module) -> None:
         """Let W&B watch weights and gradients, if that is asked for; within the `with` block."""
         wandb = self._sinks.get(WANDB)
-        if self._config.tracking.wandb_watch and isinstance(wandb, WeightsAndBiases):
+        if self._config.tracking.wandb_watch and isinstance(wandb, sinks.WeightsAndBiases):
             self._try(WANDB, wandb.watch, model)
 
     def watch_plateau(self, watch: PlateauWatch) -> None:
@@ -163,7 +138,7 @@ class Tracker:
         self._resumed_from = step
         if self._directory is None:
             return 0
-        return self._try(METRICS, drop_metrics_after, step, self._directory / METRICS) or 0
+        return self._try(METRICS, sinks.drop_metrics_after, step, self._directory / METRICS) or 0
 
     def progress(self, step: int) -> None:
         """Move the live line to an update."""
@@ -171,20 +146,23 @@ class Tracker:
             self._first_done = step, time.perf_counter()
         self._live.show(step, self._left(step))
 
-    def log(self, step: int, metrics: Metrics) -> None:
+    def log(self, step: int, metrics: sinks.Metrics) -> None:
         """Send metrics to all sinks, and show them.
 
         On a terminal only validations stay as lines; training is in the live lines and the log.
         """
+        if self._directory is not None:
+            line = sinks.metrics_line(step, metrics)
+            self._try(METRICS, sinks.append, self._directory / METRICS, line)
         for name, sink in self._sinks.items():
             self._try(name, sink.log, step, metrics)
         # Training and validation come separately; the live lines show the latest of both.
         self._latest.update(metrics)
-        self._live.numbers = in_words(LEARNING, self._latest), in_words(FULL, self._latest)
+        self._live.numbers = display.learning(self._latest), display.speed(self._latest)
         self.progress(step)
         # Without data wait and memory, to fit into 80 columns. Validation has no speed.
-        speed = in_words(BRIEF, metrics)
-        parts = in_words(LEARNING, metrics), speed, self._left(step) if speed else ""
+        speed = display.speed(metrics, brief=True)
+        parts = display.learning(metrics), speed, self._left(step) if speed else ""
         line = f"update {step}: " + "  ".join(part for part in parts if part)
         if self._console.is_terminal and "valid/bits" not in metrics:
             self._keep(line)
@@ -193,7 +171,7 @@ class Tracker:
         pace = self._seconds_per_update(step)
         if pace is not None and not self._said_finish:
             self._said_finish = True
-            self.say(finish_line(self._total - step, pace))
+            self.say(display.finish_line(self._total - step, pace))
         if self._plateau is not None and "train/bits" in metrics:
             message = self._plateau.look(step, metrics["train/bits"])
             if message is not None:
@@ -225,7 +203,7 @@ class Tracker:
 
     def _left(self, step: int) -> str:
         pace = self._seconds_per_update(step)
-        return "" if pace is None else f"{duration(pace * (self._total - step))} left"
+        return "" if pace is None else f"{display.duration(pace * (self._total - step))} left"
 
     def _print(self, marked_up: str) -> None:
         # A terminal gets lines broken between words; a file gets them whole, for grep.
@@ -241,7 +219,7 @@ class Tracker:
         """Append a line to the log."""
         if self._directory is not None:
             moment = datetime.now().isoformat(timespec="seconds")
-            self._try(LOG, append, self._directory / LOG, f"{moment} {text}\n")
+            self._try(LOG, sinks.append, self._directory / LOG, f"{moment} {text}\n")
 
 
 def nats_to_bits(nats: float) -> float:
