@@ -184,7 +184,7 @@ class HuggingFace:
                         "input_ids": row.input_ids.tolist(),
                         "special_tokens_mask": is_special_V[row.input_ids].astype(int).tolist(),
                     }
-                    for row in loader.rows_of(k)
+                    for row in loader.sequences_of(k)
                 ]
             )
 

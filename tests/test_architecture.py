@@ -73,7 +73,6 @@ NOT_YET = {
     "mpnet/attention.py",
     "mpnet/encoder.py",
     "mpnet/loop.py",
-    "mpnet/optimizer.py",
     "text/tokenizer.py",
 }
 

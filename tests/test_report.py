@@ -1,4 +1,4 @@
-"""The report tells the whole run from its metrics, and can do no harm to a run that is done."""
+"""The report covers the whole run, and cannot harm a finished one."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ FACTS = ReportFacts(
     state=TrainState(
         update=40, tokens_seen=81920, predicted_seen=11520, best_valid_bits=8.2, identity={}
     ),
-    plan=["device: cpu (asked for), float32", "update: 32 rows"],
+    plan=["device: cpu (asked for), float32", "update: 32 sequences"],
     text_read=["100 documents in 2 files; 3 blank lines skipped"],
     seconds=725.0,
     plateau_bits=9.2,
@@ -66,7 +66,7 @@ def test_the_same_metrics_give_the_same_picture(directory: Path) -> None:
 def test_numbers_come_from_the_metrics(directory: Path) -> None:
     lines, _ = report_of(directory)
     for line in (
-        "# my_run: what became of it",
+        "# my_run: training report",
         "![training and validation loss, tokens per second](loss.png)",
         "| guessing by frequency (unigram plateau) | | 9.200 | |",
         "| training, last | 40 | 8.100 |  |",
@@ -75,12 +75,12 @@ def test_numbers_come_from_the_metrics(directory: Path) -> None:
         "| test, the best model | | 8.300 | 0.171 |",
         "| tokens per second (median) | 2,000 |",
         "| MFU, of the dense bfloat16 peak | 40.0% |",
-        "| memory, most | 1.50 GB |",
+        "| most memory | 1.50 GB |",
     ):
         assert line in lines
 
 
-def test_report_says_what_was_run_dropped_and_left_behind(directory: Path) -> None:
+def test_report_lists_settings_text_and_checkpoints(directory: Path) -> None:
     lines, _ = report_of(directory)
     page = "\n".join(lines)
     assert "40 updates over 81,920 tokens, of which 11,520 were predicted" in page
@@ -96,12 +96,12 @@ def test_report_says_what_was_run_dropped_and_left_behind(directory: Path) -> No
     assert 'SentenceTransformer("checkpoints/run/hf")' in page
 
 
-def test_gain_over_the_plateau_is_said_in_words(directory: Path) -> None:
+def test_gain_over_the_plateau_is_put_into_words(directory: Path) -> None:
     page = "\n".join(report_of(directory)[0])
-    assert "From the context come 1.00 bits: it leaves 2.0 times fewer tokens" in page
+    assert "The context is worth 1.00 bits: it leaves 2.0 times fewer tokens" in page
     poor = dataclasses.replace(FACTS, plateau_bits=8.0)
     page = "\n".join(report_of(directory, poor)[0])
-    assert "The context gives nothing yet: 0.20 bits above the plateau." in page
+    assert "The context is worth nothing yet: 0.20 bits above the plateau." in page
 
 
 def test_report_says_when_training_left_the_plateau(directory: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_run_with_hardly_any_metrics_has_a_report(directory: Path, metrics: st
     lines, warnings = report_of(directory, facts)
     assert not warnings
     assert not [line for line in lines if line.startswith("| validation")]
-    assert "- no Hugging Face model; `convert-to-hf` makes one of a checkpoint" in lines
+    assert "- no Hugging Face model; `convert-to-hf` makes one from a checkpoint" in lines
 
 
 def test_without_matplotlib_the_page_says_how_to_get_the_picture(
@@ -157,15 +157,18 @@ def test_a_picture_that_cannot_be_drawn_costs_only_the_picture(
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fail)
     lines, warnings = report_of(directory)
     assert "(No picture: no font)" in lines
-    assert not warnings
+    assert "| validation, last | 40 | 8.400 | 0.110 |" in lines
+    assert warnings == ["could not draw loss.png: no font"]
 
 
 @pytest.mark.parametrize("name", ["report.md", "loss.png", "metrics.jsonl"])
-def test_what_cannot_be_written_or_read_is_a_warning(directory: Path, name: str) -> None:
+def test_a_file_that_cannot_be_written_or_read_is_a_warning(directory: Path, name: str) -> None:
     (directory / name).unlink(missing_ok=True)
     (directory / name).mkdir()
     warnings: list[str] = []
-    write_report(directory, FACTS, warnings.append)
+    written = write_report(directory, FACTS, warnings.append)
     (warning,) = warnings
-    assert "report.md" in warning
+    assert warning.startswith("could not ")
     assert name in warning
+    # Without the picture there is still the page.
+    assert (directory / "report.md" in written) == (name == "loss.png")

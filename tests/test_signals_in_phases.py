@@ -457,7 +457,7 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     assert "stopped by SIGHUP" in said
     process.stderr.close()
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("nobody reads the output any more") == 1
+    assert log.count("the output is closed") == 1
     assert "--resume goes on there" in log
     (last, *_) = newest_first(tmp_path / "run")
     end = load_checkpoint(last).state.update + 2

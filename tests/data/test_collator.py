@@ -36,48 +36,48 @@ def collator(**objective: object) -> DataCollatorForMaskedPermutedLanguageModeli
     )
 
 
-def rows_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[NumberedSequence]:
+def sequences_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[NumberedSequence]:
     generator = np.random.default_rng(seed)
-    rows = []
+    sequences = []
     for index, length in enumerate(lengths):
         ids = generator.integers(4, 96, size=length).astype(np.int32)
         ids[0], ids[-1] = 0, 2
-        rows.append(NumberedSequence(ids, epoch, index))
-    return rows
+        sequences.append(NumberedSequence(ids, epoch, index))
+    return sequences
 
 
-def predicted(batch: Batch, row: int) -> list[tuple[int, int, int]]:
+def predicted(batch: Batch, sequence: int) -> list[tuple[int, int, int]]:
     """Return (position, original, what the model reads there) in order."""
-    used = batch.predicted_ids[row] != NOT_PREDICTED
-    positions = batch.predicted_positions[row][used]
+    used = batch.predicted_ids[sequence] != NOT_PREDICTED
+    positions = batch.predicted_positions[sequence][used]
     return list(
         zip(
             positions.tolist(),
-            batch.predicted_ids[row][used].tolist(),
-            batch.input_ids[row][positions].tolist(),
+            batch.predicted_ids[sequence][used].tolist(),
+            batch.input_ids[sequence][positions].tolist(),
             strict=True,
         )
     )
 
 
 @given(LENGTHS)
-def test_batch_holds_the_rows_but_for_their_stand_ins(lengths):
-    rows = rows_of(lengths)
-    batch = collator()(rows)
-    for i, row in enumerate(rows):
+def test_batch_holds_the_sequences_except_for_corrupted_tokens(lengths):
+    sequences = sequences_of(lengths)
+    batch = collator()(sequences)
+    for i, sequence in enumerate(sequences):
         restored = batch.input_ids[i].clone()
         for position, original, _ in predicted(batch, i):
-            assert row.input_ids[position] == original
+            assert sequence.input_ids[position] == original
             restored[position] = original
-        assert restored[: len(row.input_ids)].tolist() == row.input_ids.tolist()
-        assert (restored[len(row.input_ids) :] == VOCABULARY.pad_id).all()
+        assert restored[: len(sequence.input_ids)].tolist() == sequence.input_ids.tolist()
+        assert (restored[len(sequence.input_ids) :] == VOCABULARY.pad_id).all()
 
 
 @given(LENGTHS)
 def test_counts_and_shapes_are_right(lengths):
-    batch = collator()(rows_of(lengths))
+    batch = collator()(sequences_of(lengths))
     assert batch.input_ids.shape == (len(lengths), max(lengths))
-    # round(0.15 * 62) = 9 slots, whatever the rows.
+    # round(0.15 * 62) = 9 slots for any sequences.
     assert batch.predicted_ids.shape == batch.predicted_positions.shape == (len(lengths), 9)
     assert batch.num_tokens == sum(lengths)
     expected = [max(1, round(0.15 * (length - 2))) for length in lengths]
@@ -90,8 +90,8 @@ def test_counts_and_shapes_are_right(lengths):
 
 
 @given(LENGTHS)
-def test_attention_mask_is_there_only_where_a_row_is_padded(lengths):
-    mask = collator()(rows_of(lengths)).attention_mask
+def test_there_is_an_attention_mask_only_with_padding(lengths):
+    mask = collator()(sequences_of(lengths)).attention_mask
     if len(set(lengths)) == 1:
         assert mask is None
     else:
@@ -100,62 +100,64 @@ def test_attention_mask_is_there_only_where_a_row_is_padded(lengths):
 
 
 @given(LENGTHS, st.integers(0, 3))
-def test_masking_of_a_row_does_not_depend_on_its_batch(lengths, epoch):
-    rows = rows_of(lengths, epoch)
-    together = collator()(rows)
-    for i, row in enumerate(rows):
-        alone = collator()([row])
+def test_masking_does_not_depend_on_the_batch(lengths, epoch):
+    sequences = sequences_of(lengths, epoch)
+    together = collator()(sequences)
+    for i, sequence in enumerate(sequences):
+        alone = collator()([sequence])
         assert predicted(together, i) == predicted(alone, 0)
 
 
-def test_masking_of_a_row_does_not_depend_on_the_number_of_slots():
-    rows = rows_of([20, 40])
+def test_masking_does_not_depend_on_the_number_of_slots():
+    sequences = sequences_of([20, 40])
     wide = dataclasses.replace(collator(), max_tokens=500)
-    assert wide(rows).predicted_ids.shape == (2, 75)
+    assert wide(sequences).predicted_ids.shape == (2, 75)
     for i in range(2):
-        assert predicted(wide(rows), i) == predicted(collator()(rows), i)
+        assert predicted(wide(sequences), i) == predicted(collator()(sequences), i)
 
 
 def test_documents_of_mixed_length_predict_15_percent_of_all_tokens():
     lengths = np.random.default_rng(0).integers(3, MAX_TOKENS + 1, size=600)
-    rows = rows_of(lengths.tolist())
-    batches = [collator()(rows[first : first + 8]) for first in range(0, 600, 8)]
+    sequences = sequences_of(lengths.tolist())
+    batches = [collator()(sequences[first : first + 8]) for first in range(0, 600, 8)]
     share = sum(batch.num_predicted for batch in batches) / sum(lengths - 2)
     assert 0.14 < share < 0.16
 
 
-def test_row_without_a_predictable_token_predicts_nothing():
-    rows = [
+def test_sequence_without_a_predictable_token_predicts_nothing():
+    sequences = [
         NumberedSequence(np.array([0, 3, 3, 2]), 0, 0),
         NumberedSequence(np.array([0, 50, 2]), 0, 1),
     ]
-    batch = collator()(rows)
+    batch = collator()(sequences)
     assert predicted(batch, 0) == []
     assert batch.num_predicted == len(predicted(batch, 1)) == 1
-    assert collator()(rows[:1]).num_predicted == 0
+    assert collator()(sequences[:1]).num_predicted == 0
 
 
-def test_special_tokens_are_neither_predicted_nor_random_stand_ins():
-    batch = collator(rand_prob=1.0, keep_prob=0.0)(rows_of([MAX_TOKENS] * 200))
+def test_special_tokens_are_neither_predicted_nor_random_replacements():
+    batch = collator(rand_prob=1.0, keep_prob=0.0)(sequences_of([MAX_TOKENS] * 200))
     assert not IS_SPECIAL_V[batch.predicted_ids].any()
-    stand_ins = batch.input_ids.gather(1, batch.predicted_positions)
-    assert not IS_SPECIAL_V[stand_ins].any()
+    corrupted = batch.input_ids.gather(1, batch.predicted_positions)
+    assert not IS_SPECIAL_V[corrupted].any()
 
 
 def test_plm_reads_the_original_and_predicts_the_same_tokens():
-    rows = rows_of([64, 30, 50])
-    masked, permuted = collator()(rows), collator(input_mode="plm")(rows)
-    mlm = collator(input_mode="mlm")(rows)
+    sequences = sequences_of([64, 30, 50])
+    masked, permuted = collator()(sequences), collator(input_mode="plm")(sequences)
+    mlm = collator(input_mode="mlm")(sequences)
     assert (permuted.predicted_positions == masked.predicted_positions).all()
     assert (permuted.predicted_ids == masked.predicted_ids).all()
     assert (mlm.input_ids == masked.input_ids).all()
     assert not (masked.input_ids == permuted.input_ids).all()
-    for i, row in enumerate(rows):
-        assert permuted.input_ids[i, : len(row.input_ids)].tolist() == row.input_ids.tolist()
+    for i, sequence in enumerate(sequences):
+        assert (
+            permuted.input_ids[i, : len(sequence.input_ids)].tolist() == sequence.input_ids.tolist()
+        )
 
 
 def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
-    # Every token but the first continues a word: only one word there is to predict.
+    # Every token but the first continues a word, so there is only one word.
     ids = np.array([0, *[8] * 40, 2])
     whole = [p for p, *_ in predicted(collator()([NumberedSequence(ids, 0, 0)]), 0)]
     single = [
@@ -167,15 +169,15 @@ def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"index": 9}])
-def test_masks_change_with_epoch_and_row(change):
-    row = rows_of([MAX_TOKENS])[0]
-    first, second = collator()([row]), collator()([dataclasses.replace(row, **change)])
+def test_masks_change_with_epoch_and_sequence(change):
+    sequence = sequences_of([MAX_TOKENS])[0]
+    first, second = collator()([sequence]), collator()([dataclasses.replace(sequence, **change)])
     assert predicted(first, 0) != predicted(second, 0)
 
 
-def test_masks_of_evaluation_are_others_than_those_of_training():
-    rows = rows_of([MAX_TOKENS])
-    training, evaluation = collator()(rows), collator().for_evaluation()(rows)
+def test_masks_of_evaluation_differ_from_those_of_training():
+    sequences = sequences_of([MAX_TOKENS])
+    training, evaluation = collator()(sequences), collator().for_evaluation()(sequences)
     assert predicted(training, 0) != predicted(evaluation, 0)
 
 
@@ -186,12 +188,12 @@ DOCUMENT_LENGTHS = st.lists(
 )
 
 
-def shared_rows(lengths: list[list[int]]) -> list[NumberedSequence]:
-    """Return rows, each of documents of these lengths."""
-    flat = iter(rows_of([length for row in lengths for length in row]))
+def shared_sequences(lengths: list[list[int]]) -> list[NumberedSequence]:
+    """Return sequences, each of documents of these lengths."""
+    flat = iter(sequences_of([length for sequence in lengths for length in sequence]))
     return [
-        NumberedSequence(np.concatenate([next(flat).input_ids for _ in row]), 0, index)
-        for index, row in enumerate(lengths)
+        NumberedSequence(np.concatenate([next(flat).input_ids for _ in sequence]), 0, index)
+        for index, sequence in enumerate(lengths)
     ]
 
 
@@ -200,48 +202,50 @@ def in_documents() -> DataCollatorForMaskedPermutedLanguageModeling:
 
 
 @given(DOCUMENT_LENGTHS)
-def test_attention_mask_numbers_the_documents_of_a_row(lengths):
-    batch = in_documents()(shared_rows(lengths))
+def test_attention_mask_numbers_the_documents(lengths):
+    batch = in_documents()(shared_sequences(lengths))
     assert batch.attention_mask is not None
     width = max(map(sum, lengths))
-    for row, mask in zip(lengths, batch.attention_mask.tolist(), strict=True):
-        expected = [number for number, length in enumerate(row, start=1) for _ in range(length)]
+    for sequence, mask in zip(lengths, batch.attention_mask.tolist(), strict=True):
+        expected = [
+            number for number, length in enumerate(sequence, start=1) for _ in range(length)
+        ]
         assert mask == expected + [0] * (width - len(expected))
     assert batch.num_tokens == sum(map(sum, lengths))
 
 
 @given(DOCUMENT_LENGTHS)
-def test_each_document_of_a_row_predicts_its_own_share(lengths):
-    batch = in_documents()(shared_rows(lengths))
-    for i, row in enumerate(lengths):
-        starts = np.cumsum([0, *row])
+def test_each_document_predicts_its_own_share(lengths):
+    batch = in_documents()(shared_sequences(lengths))
+    for i, sequence in enumerate(lengths):
+        starts = np.cumsum([0, *sequence])
         positions = np.array([position for position, *_ in predicted(batch, i)])
         counts = np.histogram(positions, bins=starts)[0]
-        # One token or 15 %, and that is all there is of them in up to 12.
-        assert counts.tolist() == [max(1, round(0.15 * (length - 2))) for length in row]
+        # At least one token: 15 % of up to 12 is one or two.
+        assert counts.tolist() == [max(1, round(0.15 * (length - 2))) for length in sequence]
         assert (np.diff(np.searchsorted(starts, positions, side="right")) >= 0).all()
 
 
 def test_masking_of_a_document_does_not_depend_on_its_neighbours():
-    # The second document is the same, behind a shorter and a longer first one.
-    texts = [row.input_ids for row in rows_of([9, 30, 22, 12])]
+    # The second document is the same, after a shorter and after a longer first one.
+    texts = [sequence.input_ids for sequence in sequences_of([9, 30, 22, 12])]
     short = NumberedSequence(np.concatenate([texts[0], texts[2]]), 0, 5)
     long = NumberedSequence(np.concatenate([texts[1], texts[2], texts[3]]), 0, 5)
     after = {
         len(first): [
             (position - len(first), *rest)
-            for position, *rest in predicted(in_documents()([row]), 0)
+            for position, *rest in predicted(in_documents()([sequence]), 0)
             if len(first) <= position < len(first) + 22
         ]
-        for first, row in ((texts[0], short), (texts[1], long))
+        for first, sequence in ((texts[0], short), (texts[1], long))
     }
     assert after[9] == after[30]
     assert len(after[9]) == 3
 
 
-def test_document_alone_in_its_row_is_masked_alike_in_all_modes():
-    rows = rows_of([64, 20, 33])
-    plain, numbered = collator()(rows), in_documents()(rows)
+def test_document_alone_in_its_sequence_is_masked_alike_with_any_packing():
+    sequences = sequences_of([64, 20, 33])
+    plain, numbered = collator()(sequences), in_documents()(sequences)
     assert (plain.input_ids == numbered.input_ids).all()
     assert plain.attention_mask is not None
     assert (plain.attention_mask == numbered.attention_mask).all()
@@ -249,18 +253,18 @@ def test_document_alone_in_its_row_is_masked_alike_in_all_modes():
         assert predicted(plain, i) == predicted(numbered, i)
 
 
-def test_slots_are_the_usual_ones_or_the_next_multiple_of_eight_that_is_enough():
-    few, many = shared_rows([[30, 34]]), shared_rows([[4] * 16, [60]])
+def test_documents_have_the_usual_slots_or_the_next_multiple_of_eight():
+    few, many = shared_sequences([[30, 34]]), shared_sequences([[4] * 16, [60]])
     assert in_documents()(few).predicted_ids.shape == (1, 16)  # 9 usual ones
     assert in_documents()(many).predicted_ids.shape == (2, 16)
-    assert in_documents()(shared_rows([[3] * 21])).predicted_ids.shape == (1, 24)
+    assert in_documents()(shared_sequences([[3] * 21])).predicted_ids.shape == (1, 24)
 
 
-# Rows 17 and 18 of the fault matrix.
+# Faults 17 and 18.
 
 
 def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
-    long = rows_of([64, 64, 64])
+    long = sequences_of([64, 64, 64])
     tiny = NumberedSequence(np.array([0, 50, 2]), 0, 99)
     alone, beside = collator()(long), collator()([*long, tiny])
     for i in range(3):
@@ -270,9 +274,9 @@ def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=6), st.booleans())
 def test_special_tokens_alone_are_never_targets(specials, with_neighbour):
-    rows = [NumberedSequence(np.array([0, *specials, 2]), 0, 0)]
-    rows += rows_of([40]) if with_neighbour else []
+    sequences = [NumberedSequence(np.array([0, *specials, 2]), 0, 0)]
+    sequences += sequences_of([40]) if with_neighbour else []
     for each in (collator(), in_documents()):
-        batch = each(rows)
+        batch = each(sequences)
         assert predicted(batch, 0) == []
         assert batch.num_predicted == (6 if with_neighbour else 0)

@@ -26,7 +26,7 @@ MAX_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> PackedSequences:
+def sequences(tmp_path_factory) -> PackedSequences:
     directory = tmp_path_factory.mktemp("loader")
     generator = np.random.default_rng(0)
     words = ["".join(generator.choice(list("abcdefgh"), size=4)) for _ in range(60)]
@@ -56,30 +56,34 @@ def content(batch: Batch) -> tuple[object, ...]:
 
 
 def seen(loader: BatchLoader, batches: int) -> list[tuple[int, int]]:
-    """Return (epoch, index) of the rows of the first batches."""
-    return [(row.epoch, row.index) for k in range(batches) for row in loader.rows_of(k)]
+    """Return (epoch, index) of each sequence of the first batches."""
+    return [
+        (sequence.epoch, sequence.index)
+        for k in range(batches)
+        for sequence in loader.sequences_of(k)
+    ]
 
 
-def test_batch_is_the_same_in_whatever_order_it_is_asked_for(rows, collator):
-    first = BatchLoader(rows, collator, 7, seed=1)
+def test_batch_is_the_same_in_whatever_order_it_is_asked_for(sequences, collator):
+    first = BatchLoader(sequences, collator, 7, seed=1)
     in_order = [content(first.batch(k)) for k in range(20)]
-    second = BatchLoader(rows, collator, 7, seed=1)
+    second = BatchLoader(sequences, collator, 7, seed=1)
     for k in np.random.default_rng(0).permutation(20).tolist():
         assert content(second.batch(k)) == in_order[k]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 30, 100])
-def test_every_row_comes_once_in_every_epoch(rows, collator, batch_size):
-    loader = BatchLoader(rows, collator, batch_size, seed=1)
+def test_every_sequence_comes_once_in_every_epoch(sequences, collator, batch_size):
+    loader = BatchLoader(sequences, collator, batch_size, seed=1)
     positions = seen(loader, 300 // batch_size)
     for epoch in range(len(positions) // 30):
         of_epoch = positions[30 * epoch : 30 * (epoch + 1)]
-        assert {row_epoch for row_epoch, _ in of_epoch} == {epoch}
+        assert {its_epoch for its_epoch, _ in of_epoch} == {epoch}
         assert sorted(index for _, index in of_epoch) == list(range(30))
 
 
 # fault 58
-def test_of_13_rows_two_ranks_read_each_once_an_epoch_and_none_waits(
+def test_two_ranks_read_each_of_13_sequences_once_per_epoch_and_none_waits(
     collator, tmp_path, monkeypatch
 ):
     words = [a + b for a in "abcdefgh" for b in "abcdefgh"][:13]
@@ -88,46 +92,41 @@ def test_of_13_rows_two_ranks_read_each_once_an_epoch_and_none_waits(
         [tmp_path / "text.txt"], toy_tokenizer.word_piece(), 6, packing="none", cache_dir=tmp_path
     )
     assert len(packed) == 13
-    # Which rows they are, instead of what is made of them.
-    monkeypatch.setattr(BatchLoader, "batch", BatchLoader.rows_of)
+    # The sequences themselves, instead of a batch of them.
+    monkeypatch.setattr(BatchLoader, "batch", BatchLoader.sequences_of)
     loaders = [BatchLoader(packed, collator, 2, seed=1, rank=r, world_size=2) for r in range(2)]
-    # 13 updates of 2 rows on each rank are 4 epochs, of which three end within an update.
+    # 13 updates of 2 sequences per rank are 4 epochs, three of which end within an update.
     updates = [islice(loader.updates(0, 1), 13) for loader in loaders]
     read = [
-        (row.epoch, row.index)
+        (sequence.epoch, sequence.index)
         for of_all in zip(*updates, strict=True)
-        for (rows,), _ in of_all
-        for row in rows
+        for (sequences,), _ in of_all
+        for sequence in sequences
     ]
     assert len(read) == 52
     assert sorted(read) == [(epoch, index) for epoch in range(4) for index in range(13)]
     assert [epoch for epoch, _ in read] == sorted(epoch for epoch, _ in read)
 
 
-def test_order_is_another_one_in_the_next_epoch_and_for_the_next_seed(rows, collator):
-    positions = seen(BatchLoader(rows, collator, 30, seed=1), 3)
+def test_order_changes_with_the_epoch_and_with_the_seed(sequences, collator):
+    positions = seen(BatchLoader(sequences, collator, 30, seed=1), 3)
     orders = [tuple(index for _, index in positions[30 * i : 30 * i + 30]) for i in range(3)]
-    other = tuple(index for _, index in seen(BatchLoader(rows, collator, 30, seed=2), 1))
+    other = tuple(index for _, index in seen(BatchLoader(sequences, collator, 30, seed=2), 1))
     assert len({*orders, other, tuple(range(30))}) == 5
 
 
-def test_without_shuffling_the_order_is_natural_in_every_epoch(rows, collator):
-    loader = BatchLoader(rows, collator, 7, seed=1, shuffle=False)
-    assert seen(loader, 10) == [(p // 30, p % 30) for p in range(70)]
-
-
-def test_sequence_of_rows_does_not_depend_on_the_batch_size(rows, collator):
-    small, large = (BatchLoader(rows, collator, size, seed=1) for size in (4, 8))
+def test_order_does_not_depend_on_the_batch_size(sequences, collator):
+    small, large = (BatchLoader(sequences, collator, size, seed=1) for size in (4, 8))
     assert seen(small, 30) == seen(large, 15)
 
 
-def test_rows_are_those_of_the_table(rows, collator):
-    for row in BatchLoader(rows, collator, 40, seed=1).rows_of(2):
-        assert row.input_ids.tolist() == rows.take(np.array([row.index]))[0].tolist()
+def test_sequences_are_those_of_the_table(sequences, collator):
+    for sequence in BatchLoader(sequences, collator, 40, seed=1).sequences_of(2):
+        assert sequence.input_ids.tolist() == sequences.take(np.array([sequence.index]))[0].tolist()
 
 
-def test_evaluation_reads_each_row_once_with_the_same_masks_each_time(rows, collator):
-    first, second = (list(evaluation_batches(rows, collator, 8)) for _ in range(2))
+def test_evaluation_reads_each_sequence_once_with_the_same_masks_each_time(sequences, collator):
+    first, second = (list(evaluation_batches(sequences, collator, 8)) for _ in range(2))
     assert [len(batch.input_ids) for batch in first] == [8, 8, 8, 6]
     assert list(map(content, first)) == list(map(content, second))
     restored = []
@@ -137,14 +136,28 @@ def test_evaluation_reads_each_row_once_with_the_same_masks_each_time(rows, coll
         ):
             used = originals != NOT_PREDICTED
             ids[positions[used]] = originals[used]
-            restored.append(ids[: len(rows.take(np.array([len(restored)]))[0])].tolist())
-    assert restored == [row.tolist() for row in rows.take(np.arange(30))]
+            restored.append(ids[: len(sequences.take(np.array([len(restored)]))[0])].tolist())
+    assert restored == [sequence.tolist() for sequence in sequences.take(np.arange(30))]
 
 
-def test_evaluation_masks_are_not_those_of_training(rows, collator):
-    training = BatchLoader(rows, collator, 30, seed=1, shuffle=False).batch(0)
-    (evaluation,) = evaluation_batches(rows, collator, 30)
-    assert not (training.predicted_positions == evaluation.predicted_positions).all()
+def test_evaluation_masks_are_not_those_of_training(sequences, collator):
+    loader = BatchLoader(sequences, collator, 30, seed=1)
+    order = np.argsort([each.index for each in loader.sequences_of(0)])
+    (evaluation,) = evaluation_batches(sequences, collator, 30)
+    training = loader.batch(0).predicted_positions[order]
+    assert not (training == evaluation.predicted_positions).all()
+
+
+def test_rank_without_a_batch_repeats_the_last_one_without_predictions(sequences, collator):
+    alone = list(evaluation_batches(sequences, collator, 7))
+    first, second = (list(evaluation_batches(sequences, collator, 7, rank, 2)) for rank in range(2))
+    assert [content(batch) for batch in first] == [content(batch) for batch in alone[::2]]
+    assert [content(batch) for batch in second[:2]] == [content(batch) for batch in alone[1::2]]
+    (*_, last), (*_, repeated) = first, second
+    assert (repeated.input_ids == last.input_ids).all()
+    assert (repeated.predicted_ids == NOT_PREDICTED).all()
+    assert repeated.predicted_ids.shape == last.predicted_ids.shape
+    assert repeated.num_tokens == repeated.num_predicted == 0
 
 
 def prefetch_threads() -> list[threading.Thread]:
@@ -169,13 +182,13 @@ def test_prefetch_works_ahead_by_its_depth_and_no_further():
 
     ahead = prefetch(numbers(), depth=3)
     assert next(ahead) == 0
-    # Asking for number 0 made room for number 3, which is made without being asked for.
+    # Taking number 0 made room for number 3, which is computed unasked.
     assert fourth.wait(timeout=10)
     ahead.close()
     assert made == [0, 1, 2, 3]
 
 
-def test_prefetch_that_is_closed_does_not_make_what_nobody_will_take():
+def test_prefetch_that_is_closed_stops_working_ahead():
     made: list[int] = []
     closing = threading.Event()
 
@@ -188,13 +201,13 @@ def test_prefetch_that_is_closed_does_not_make_what_nobody_will_take():
 
     ahead = prefetch(numbers(), depth=50)
     assert next(ahead) == 0
-    # Closing waits for the number in the making, which waits for a moment after this.
+    # Closing waits for the number being computed, which waits for this timer.
     threading.Timer(0.1, closing.set).start()
     ahead.close()
-    assert made in ([], [1])  # [] if the thread had not come that far
+    assert made in ([], [1])  # [] if the thread had not started it
 
 
-def test_prefetch_passes_an_error_on_in_its_place():
+def test_prefetch_raises_an_error_in_its_place():
     def failing() -> Iterator[int]:
         yield 1
         yield 2
@@ -219,7 +232,7 @@ def test_prefetch_that_is_closed_early_leaves_no_thread():
     assert prefetch_threads() == []
 
 
-# Rows of different length.
+# Sequences of different length.
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +250,7 @@ def fill(batches: list[Batch]) -> float:
     return sum(batch.num_tokens for batch in batches) / sum(b.input_ids.numel() for b in batches)
 
 
-def test_rows_of_different_length_are_hardly_padded_and_each_comes_once(uneven, collator):
+def test_sequences_of_different_length_are_hardly_padded_and_each_comes_once(uneven, collator):
     collator = dataclasses.replace(collator, packing="none", max_tokens=64)
     for batch_size in (8, 16, 64):
         loader = BatchLoader(uneven, collator, batch_size, seed=1)
@@ -247,22 +260,22 @@ def test_rows_of_different_length_are_hardly_padded_and_each_comes_once(uneven, 
         assert fill(list(evaluation_batches(uneven, collator, batch_size))) > 0.97
 
 
-def test_order_of_rows_of_different_length_is_a_function_of_seed_and_epoch(uneven, collator):
+def test_order_by_length_is_a_function_of_seed_and_epoch(uneven, collator):
     collator = dataclasses.replace(collator, packing="none", max_tokens=64)
     small, large = (BatchLoader(uneven, collator, size, seed=1) for size in (10, 40))
     assert seen(small, 1000) == seen(large, 250)
     other = BatchLoader(uneven, collator, 40, seed=2)
     orders = {tuple(seen(other, 125)), tuple(seen(large, 125)), tuple(seen(large, 250)[5000:])}
     assert len(orders) == 3
-    # Lengths go up and down over an epoch: what comes late is not longer than what comes early.
-    lengths = [len(row.input_ids) for k in range(125) for row in large.rows_of(k)]
+    # Late sequences are not longer than early ones.
+    lengths = [len(sequence.input_ids) for k in range(125) for sequence in large.sequences_of(k)]
     assert abs(np.mean(lengths[:2500]) - np.mean(lengths[2500:])) < 10
 
 
 @given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 8))
-def test_grouping_is_a_permutation(rows, chunks, chunk):
-    generator = np.random.default_rng(rows)
-    lengths = generator.integers(1, 9, size=rows)
-    order = generator.permutation(rows)
+def test_grouping_is_a_permutation(sequences, chunks, chunk):
+    generator = np.random.default_rng(sequences)
+    lengths = generator.integers(1, 9, size=sequences)
+    order = generator.permutation(sequences)
     grouped = group_by_length(order, lengths, generator, window=chunks * chunk, chunk=chunk)
-    assert sorted(grouped.tolist()) == list(range(rows))
+    assert sorted(grouped.tolist()) == list(range(sequences))

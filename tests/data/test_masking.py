@@ -13,32 +13,34 @@ from annotated_mpnet.mpnet.masking import (
 
 # A token as masking sees it: special, the start of a word, or its continuation.
 SPECIAL, START, CONTINUE = "s", "w", "c"
-ROWS = st.lists(
+SEQUENCES = st.lists(
     st.text(alphabet=[SPECIAL, START, CONTINUE], min_size=1, max_size=60), min_size=1, max_size=5
 )
 SHARES = st.floats(min_value=0.01, max_value=0.99)
 
 
-def tables(rows: list[str], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def tables(sequences: list[str], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return what starts a word and what is predictable, (B, L), padded with specials."""
-    length = max(width, *map(len, rows))
-    kinds_BL = np.array([list(row.ljust(length, SPECIAL)) for row in rows])
+    length = max(width, *map(len, sequences))
+    kinds_BL = np.array([list(sequence.ljust(length, SPECIAL)) for sequence in sequences])
     return kinds_BL == START, kinds_BL != SPECIAL
 
 
-def choose(rows: list[str], pred_prob: float, width: int = 0, first: int = 0) -> list[list[int]]:
-    """Return the predicted positions of each row, in order; rows are numbered from `first`."""
-    starts_BL, predictable_BL = tables(rows, width)
+def choose(
+    sequences: list[str], pred_prob: float, width: int = 0, first: int = 0
+) -> list[list[int]]:
+    """Return the predicted positions of each sequence in order, numbered from `first`."""
+    starts_BL, predictable_BL = tables(sequences, width)
     draws_UBL = np.zeros((4, *starts_BL.shape))
-    for i, row in enumerate(rows):
-        draws_UBL[:, i, : len(row)] = draw(7, "mask", 0, first + i, len(row))
-    # Everything is one document; where a row is padded, it is padded with specials of it.
+    for i, sequence in enumerate(sequences):
+        draws_UBL[:, i, : len(sequence)] = draw(7, "mask", 0, first + i, len(sequence))
+    # Everything is one document, padding included.
     document_BL = np.ones(starts_BL.shape, dtype=np.int64)
     count_B = count_predicted(predictable_BL.sum(axis=1), pred_prob)
     count_BN = np.stack([0 * count_B, count_B], axis=1)
     word_BL = find_words(starts_BL, predictable_BL)
     positions_BP = choose_predicted(word_BL, document_BL, count_BN, draws_UBL)
-    assert positions_BP.shape == (len(rows), count_B.max())
+    assert positions_BP.shape == (len(sequences), count_B.max())
     # Unused slots come last.
     return [
         positions[:count].tolist()
@@ -47,46 +49,52 @@ def choose(rows: list[str], pred_prob: float, width: int = 0, first: int = 0) ->
     ]
 
 
-@given(ROWS, SHARES)
-def test_each_row_predicts_its_own_share(rows, pred_prob):
-    for row, predicted in zip(rows, choose(rows, pred_prob), strict=True):
-        predictable = len(row) - row.count(SPECIAL)
+@given(SEQUENCES, SHARES)
+def test_each_sequence_predicts_its_own_share(sequences, pred_prob):
+    for sequence, predicted in zip(sequences, choose(sequences, pred_prob), strict=True):
+        predictable = len(sequence) - sequence.count(SPECIAL)
         expected = max(1, round(pred_prob * predictable)) if predictable else 0
         assert len(predicted) == len(set(predicted)) == expected
 
 
-@given(ROWS, SHARES)
-def test_special_tokens_and_padding_are_never_predicted(rows, pred_prob):
-    for row, predicted in zip(rows, choose(rows, pred_prob, width=70), strict=True):
-        assert all(position < len(row) and row[position] != SPECIAL for position in predicted)
+@given(SEQUENCES, SHARES)
+def test_special_tokens_and_padding_are_never_predicted(sequences, pred_prob):
+    for sequence, predicted in zip(sequences, choose(sequences, pred_prob, width=70), strict=True):
+        assert all(
+            position < len(sequence) and sequence[position] != SPECIAL for position in predicted
+        )
 
 
-def words_of(row: str) -> list[list[int]]:
+def words_of(sequence: str) -> list[list[int]]:
     words: list[list[int]] = []
-    for position, kind in enumerate(row):
-        if kind == START or (kind == CONTINUE and (position == 0 or row[position - 1] == SPECIAL)):
+    for position, kind in enumerate(sequence):
+        if kind == START or (
+            kind == CONTINUE and (position == 0 or sequence[position - 1] == SPECIAL)
+        ):
             words.append([])
         if kind != SPECIAL:
             words[-1].append(position)
     return words
 
 
-@given(ROWS, SHARES)
-def test_words_are_whole_except_at_most_one_in_a_row(rows, pred_prob):
-    for row, predicted in zip(rows, choose(rows, pred_prob), strict=True):
-        cut = [word for word in words_of(row) if 0 < len(set(word) & set(predicted)) < len(word)]
+@given(SEQUENCES, SHARES)
+def test_words_are_whole_except_at_most_one_per_sequence(sequences, pred_prob):
+    for sequence, predicted in zip(sequences, choose(sequences, pred_prob), strict=True):
+        cut = [
+            word for word in words_of(sequence) if 0 < len(set(word) & set(predicted)) < len(word)
+        ]
         assert len(cut) <= 1
 
 
-@given(ROWS)
-def test_words_begin_by_the_rule(rows):
-    for row, found in zip(rows, find_words(*tables(rows)), strict=True):
-        expected = {position: word[0] for word in words_of(row) for position in word}
+@given(SEQUENCES)
+def test_words_begin_by_the_rule(sequences):
+    for sequence, found in zip(sequences, find_words(*tables(sequences)), strict=True):
+        expected = {position: word[0] for word in words_of(sequence) for position in word}
         assert found.tolist() == [expected.get(position, -1) for position in range(len(found))]
 
 
-@given(ROWS, SHARES, st.integers(0, 5))
-def test_documents_that_share_a_row_are_chosen_from_as_if_alone(documents, pred_prob, padding):
+@given(SEQUENCES, SHARES, st.integers(0, 5))
+def test_documents_that_share_a_sequence_are_masked_as_if_alone(documents, pred_prob, padding):
     # Each begins with a special token, as real ones do: no word runs from one into the next.
     documents = [SPECIAL + document for document in documents]
     alone = choose(documents, pred_prob)
@@ -108,18 +116,19 @@ def test_documents_that_share_a_row_are_chosen_from_as_if_alone(documents, pred_
     ]
 
 
-@given(ROWS, SHARES, st.integers(0, 10))
-def test_choice_of_a_row_does_not_depend_on_neighbours_or_padding(rows, pred_prob, padding):
-    together = choose(rows, pred_prob)
+@given(SEQUENCES, SHARES, st.integers(0, 10))
+def test_choice_does_not_depend_on_other_sequences_or_padding(sequences, pred_prob, padding):
+    together = choose(sequences, pred_prob)
     alone = [
-        choose([row], pred_prob, width=len(row) + padding, first=i)[0] for i, row in enumerate(rows)
+        choose([sequence], pred_prob, width=len(sequence) + padding, first=i)[0]
+        for i, sequence in enumerate(sequences)
     ]
     assert together == alone
 
 
-def test_every_word_and_every_order_comes_up_equally_often():
-    # Ten words, two of which are predicted: 4000 rows, so 800 for each word, and 4000 / 90 for each
-    # ordered pair. Bounds of five standard deviations.
+def test_every_word_and_every_order_is_equally_likely():
+    # Ten words, of which each of 4000 sequences predicts two: 800 for each word, and 4000 / 90 for
+    # each ordered pair. Bounds of five standard deviations.
     chosen = np.array(choose([START * 10] * 4000, 0.2))
     counts = np.bincount(chosen.ravel(), minlength=10)
     assert np.abs(counts - 800).max() < 5 * np.sqrt(4000 * 0.2 * 0.8)
@@ -135,7 +144,7 @@ def test_pieces_of_a_word_are_predicted_in_random_order():
     assert max(abs(count - 100) for count in counts) < 5 * np.sqrt(600 / 6 * 5 / 6)
 
 
-def stand_ins(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
+def corrupted(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
     if random_ids is None:
         random_ids = np.arange(100, 200)
     draws_UBP = np.random.default_rng(5).random((4, *original_BP.shape))
@@ -149,30 +158,30 @@ def stand_ins(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
     )
 
 
-def test_stand_ins_are_80_10_10_within_statistical_bounds():
+def test_corruption_is_80_10_10_within_statistical_bounds():
     original_BP = np.full((100, 1000), 50)
-    stand_in_BP = stand_ins(original_BP)
+    corrupted_BP = corrupted(original_BP)
     # 100,000 tokens: five standard deviations are 0.63 % and 0.47 %.
-    assert abs((stand_in_BP == 3).mean() - 0.8) < 0.0064
-    assert abs((stand_in_BP == 50).mean() - 0.1) < 0.0048
-    random = stand_in_BP[stand_in_BP >= 100]
+    assert abs((corrupted_BP == 3).mean() - 0.8) < 0.0064
+    assert abs((corrupted_BP == 50).mean() - 0.1) < 0.0048
+    random = corrupted_BP[corrupted_BP >= 100]
     assert abs(len(random) / 100_000 - 0.1) < 0.0048
     counts = np.bincount(random - 100, minlength=100)
     assert np.abs(counts - 100).max() < 5 * np.sqrt(100)
 
 
-def test_random_stand_ins_come_from_the_given_ids_only():
+def test_random_tokens_come_from_the_given_ids_only():
     random_ids = np.array([5, 17, 900])
-    stand_in_BP = stand_ins(np.full((10, 100), 50), 1.0, 0.0, random_ids)
-    assert set(stand_in_BP.ravel()) == {5, 17, 900}
+    corrupted_BP = corrupted(np.full((10, 100), 50), 1.0, 0.0, random_ids)
+    assert set(corrupted_BP.ravel()) == {5, 17, 900}
 
 
-def test_nothing_is_corrupted_where_everything_is_kept():
+def test_nothing_is_corrupted_if_everything_is_kept():
     original_BP = np.arange(40).reshape(4, 10)
-    assert (stand_ins(original_BP, rand_prob=0.0, keep_prob=1.0) == original_BP).all()
+    assert (corrupted(original_BP, rand_prob=0.0, keep_prob=1.0) == original_BP).all()
 
 
-def test_random_numbers_differ_by_row_epoch_seed_and_stream_only():
+def test_random_numbers_differ_by_sequence_epoch_seed_and_stream_only():
     numbers = draw(1, "mask", 0, 0, 8)
     assert (draw(1, "mask", 0, 0, 8) == numbers).all()
     for other in [(2, "mask", 0, 0), (1, "eval", 0, 0), (1, "mask", 1, 0), (1, "mask", 0, 1)]:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
 from annotated_mpnet.mpnet.loop import Trainer
-from annotated_mpnet.mpnet.optimizer import build_optimizer, optimizer_tensors
+from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import explaining_memory
 from annotated_mpnet.settings.config import PretrainingConfig

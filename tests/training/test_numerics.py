@@ -38,16 +38,12 @@ from test_distributed import batch, trainer_of
 
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.checkpoints.manifest import verify_checkpoint
+from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from annotated_mpnet.errors import CheckpointError, DivergedError
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.loop import Trainer
-from annotated_mpnet.mpnet.optimizer import (
-    build_optimizer,
-    learning_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import Stopped

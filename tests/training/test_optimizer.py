@@ -1,4 +1,4 @@
-"""The schedule's values, who decays, and AdamW's state under names."""
+"""The schedule, which parameters decay, and AdamW's state by name."""
 
 import copy
 import math
@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import (
     build_optimizer,
     learning_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
     parameter_groups,
     set_learning_rate,
 )
@@ -138,7 +137,7 @@ def test_runs_without_warm_up_or_without_decay_have_a_rate_for_each_update(warmu
     power=st.floats(0.01, 100),
     place=st.floats(0, 1),
 )
-def test_learning_rate_is_never_negative_above_the_peak_or_not_a_number(
+def test_learning_rate_is_never_negative_above_the_peak_or_nan(
     total: int, share: float, power: float, place: float
 ) -> None:
     config = OptimizationConfig(total_updates=total, warmup_updates=int(share * total), power=power)
@@ -147,7 +146,7 @@ def test_learning_rate_is_never_negative_above_the_peak_or_not_a_number(
     assert 0 <= rate <= config.lr
 
 
-def test_state_has_flat_names_and_a_tied_parameter_only_one(model: Network) -> None:
+def test_state_has_flat_names_and_one_for_a_tied_parameter(model: Network) -> None:
     optimizer = build_optimizer(model, CONFIG, CPU)
     step(model, optimizer, 0)
     assert set(optimizer_tensors(optimizer, model)) == {
@@ -184,7 +183,7 @@ def test_resumed_optimizer_equals_the_uninterrupted_one_to_the_bit(
     assert all(torch.equal(left_state[name], right_state[name]) for name in left_state)
 
 
-def test_loading_copies_so_that_the_source_stays_as_it_was(model: Network) -> None:
+def test_loading_copies_the_tensors(model: Network) -> None:
     optimizer = build_optimizer(model, CONFIG, CPU)
     step(model, optimizer, 0)
     saved = {name: each.clone() for name, each in optimizer_tensors(optimizer, model).items()}
@@ -207,7 +206,7 @@ def test_loading_keeps_rate_and_decay_of_the_configuration(model: Network) -> No
 def test_state_before_the_first_step_is_empty_and_loads(model: Network) -> None:
     optimizer = build_optimizer(model, CONFIG, CPU)
     assert optimizer_tensors(optimizer, model) == {}
-    # Asking must not have made any: PyTorch's state is a defaultdict.
+    # Reading adds nothing: PyTorch's state is a defaultdict.
     assert len(optimizer.state) == 0
     step(model, optimizer, 0)
     load_optimizer_tensors(optimizer, model, {})
@@ -217,14 +216,10 @@ def test_state_before_the_first_step_is_empty_and_loads(model: Network) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("exp_avg.norm.bias"), r"lacks 'exp_avg\.norm\.bias'"),
-        (lambda state: state.update(extra=torch.zeros(1)), "has an unknown 'extra'"),
-        (lambda state: state.update({"step.head.bias": torch.zeros(1)}), r"shape \(1,\), expected"),
-        (lambda state: state.update({"exp_avg.norm.bias": torch.zeros(9)}), r"shape \(9,\)"),
-        (
-            lambda state: state.update({"exp_avg.norm.bias": torch.zeros(4).double()}),
-            r"torch\.float64",
-        ),
+        (lambda state: state.pop("exp_avg.norm.bias"), r"'exp_avg\.norm\.bias' has no tensor"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"shape \(1,\), expected no tensor"),
+        (lambda state: state.update({"step.head.bias": torch.zeros(1)}), r"expected shape \(\)"),
+        (lambda state: state.update({"exp_avg.norm.bias": torch.zeros(9)}), r"has shape \(9,\)"),
     ],
 )
 def test_state_of_another_network_is_refused_and_nothing_changed(

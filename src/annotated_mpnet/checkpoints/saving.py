@@ -63,11 +63,11 @@ import torch
 from torch import Tensor
 
 from annotated_mpnet.checkpoints.checkpoint import Checkpoint, StreamParts, save_checkpoint
+from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.checkpoints.retention import prune
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.mpnet.loop import Progress, Trainer
-from annotated_mpnet.mpnet.optimizer import optimizer_tensors
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.training.distributed import World, whole
 

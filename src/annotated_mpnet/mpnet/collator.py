@@ -1,16 +1,8 @@
-"""Rows to a batch: padded, masked, and in the model's terms.
+"""From sequences to a batch: padded, masked, and in the model's terms.
 
-Everything about the objective that is random has happened once a batch stands here: the model only
-computes. What a batch consists of is in `mpnet/batch.py`, how its tokens are chosen in `mpnet/masking.py`; this
-module puts the two together.
-
-**Shapes.** L is the longest row of the batch. P is the number of slots of a *full* row, whatever
-rows the batch holds: with rows of 512 tokens, 76, always. Full rows then always give the same
-shapes, for which a compiled model or a CUDA graph is made once. A shorter row leaves slots empty,
-which the loss passes over. At the end of an epoch nothing is special, because no batch is smaller
-there (`training/loader.py`).
-
-Here is a batch of one row, seven words of which one is predicted, in full:
+`mpnet/batch.py` says what is in a batch, `mpnet/masking.py` chooses the tokens; this module joins
+the two. After it nothing about the objective is random: the model only computes. Here is a batch of
+one sequence, seven words of which one is predicted:
 
 >>> vocabulary = Vocabulary(
 ...     size=20, pad_id=1, mask_id=19, cls_id=0, sep_id=2, unk_id=3,
@@ -18,36 +10,38 @@ Here is a batch of one row, seven words of which one is predicted, in full:
 ...     starts_word_V=np.ones(20, dtype=np.bool_), random_ids=np.arange(4, 19))
 >>> collator = DataCollatorForMaskedPermutedLanguageModeling(
 ...     vocabulary, ObjectiveConfig(rand_prob=0.0, keep_prob=0.0), max_tokens=9, seed=1)
->>> batch = collator([NumberedSequence(np.array([0, 11, 12, 13, 14, 15, 16, 17, 2]), epoch=0, index=0)])
+>>> ids = np.array([0, 11, 12, 13, 14, 15, 16, 17, 2])
+>>> batch = collator([NumberedSequence(ids, epoch=0, index=0)])
 >>> batch.input_ids
 tensor([[ 0, 11, 19, 13, 14, 15, 16, 17,  2]])
 >>> batch.predicted_positions, batch.predicted_ids
 (tensor([[2]]), tensor([[12]]))
 
-**Neighbours** change nothing about a row: neither how much of it is predicted, nor which tokens,
-nor what stands in for them. Two words beside 510 of them are masked as they would be alone:
+**Shapes.** L is the longest sequence of the batch. P is what a *full* sequence predicts, whatever
+the batch holds: always 76 for 512 tokens. Full sequences then always give the same shapes, for
+which a model is compiled once. A shorter sequence leaves slots empty.
+
+**Independence.** A sequence is masked alike in any batch. Two words next to 510 predict one token,
+and the same one as alone:
 
 >>> usual = replace(collator, objective=ObjectiveConfig(), max_tokens=512)
 >>> short = NumberedSequence(np.array([0, 12, 13, 2]), epoch=0, index=1)
 >>> long = NumberedSequence(np.concatenate([[0], np.full(510, 11), [2]]), epoch=0, index=0)
 >>> both, alone = usual([long, short]), usual([short])
->>> (both.predicted_ids != NOT_PREDICTED).sum(dim=1), both.num_predicted
-(tensor([76,  1]), 77)
+>>> (both.predicted_ids != NOT_PREDICTED).sum(dim=1)
+tensor([76,  1])
 >>> bool((both.predicted_positions[1] == alone.predicted_positions[0]).all())
 True
 
-annotated-mpnet takes P from the shortest row: of this batch it would predict one token in each.
-
-**Documents.** With `--packing documents` a row holds several documents (`text/cutting.py`), and
-nothing of one may depend on another. Text never yields the token `<s>` (`text/tokenization.py`), so that
-each one begins a document, and a cumulative sum numbers them. Each is masked as if it were a row of
-its own, with its own 15 %, and the attention mask numbers them, where it otherwise says 1. Three
-documents, and padding behind the last one:
+**Documents.** With `--packing documents` a sequence holds several documents, and none may depend on
+another. Each is masked by itself, and the attention mask numbers them where it otherwise says 1.
+Each begins with `<s>`, which text never contains, so a cumulative sum counts them. Three documents,
+and padding after the last one:
 
 >>> collator = replace(collator, packing="documents")
->>> rows = [NumberedSequence(np.array([0, 11, 12, 13, 2, 0, 14, 15, 2]), epoch=0, index=0),
-...         NumberedSequence(np.array([0, 16, 2]), epoch=0, index=1)]
->>> batch = collator(rows)
+>>> batch = collator([
+...     NumberedSequence(np.array([0, 11, 12, 13, 2, 0, 14, 15, 2]), epoch=0, index=0),
+...     NumberedSequence(np.array([0, 16, 2]), epoch=0, index=1)])
 >>> batch.attention_mask
 tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2],
         [1, 1, 1, 0, 0, 0, 0, 0, 0]])
@@ -55,18 +49,9 @@ tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2],
 tensor([[  12,   15, -100],
         [  16, -100, -100]])
 
-Many short documents predict more tokens than one long one, because each predicts at least one. The
-number of slots is therefore a multiple of 8 here: the usual one, or the next that is enough for the
-batch. It varies from batch to batch, but not by every single token, so that a compiled model meets
-few different shapes.
+Next: `mpnet/randomness.py`, where the random numbers come from.
 
-HF: `DataCollatorForLanguageModeling` has no order and labels of the shape of the sentence, of which
-85 % say "not me"; its head computes a vocabulary for each of them.
-
-Next: `training/loader.py`, which says which rows make batch number k.
-
-    B batch   L tokens of a sentence   P predicted tokens   U four random numbers of a token
-    N documents of a row and the padding   V vocabulary
+    N documents of a sequence, and the padding   U the four random numbers of a token
 """
 
 from collections.abc import Sequence
@@ -87,21 +72,18 @@ Ids: TypeAlias = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking and packing know of a tokenizer: plain numbers and tables.
-
-    A table of V bits is 30 kB for MPNet's vocabulary, and `table[ids]` answers for a whole batch in
-    one call, where a tokenizer would be asked token by token.
+    """What masking and packing need to know of a tokenizer, as numbers and tables.
 
     Attributes:
-        size: V, the number of embedding rows: the largest id plus one.
-        pad_id: fills short rows.
-        mask_id: stands in for a predicted token.
-        cls_id: begins a row.
-        sep_id: ends a row, and each document within it.
-        unk_id: stands for text that the vocabulary cannot spell.
-        is_special_V: (V,) bool. Never predicted, never a random stand-in.
+        size: V, the rows of the embedding table: the largest id plus one.
+        pad_id: fills short sequences.
+        mask_id: replaces a predicted token.
+        cls_id: begins a sequence, and each document in it.
+        sep_id: ends a sequence, and each document in it.
+        unk_id: replaces text that the vocabulary cannot spell.
+        is_special_V: (V,) bool. Never predicted, never a random replacement.
         starts_word_V: (V,) bool. Begins a word.
-        random_ids: the ids that a random stand-in is drawn from: those that exist and are not
+        random_ids: the ids that random replacements are drawn from: all that exist and are not
             special.
     """
 
@@ -118,12 +100,12 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class NumberedSequence:
-    """A row of tokens and its place in the run, on which its masking depends.
+    """A sequence and its position in the run, on which its masks depend.
 
     Attributes:
         input_ids: (L,) `<s>`, text, `</s>`.
-        epoch: which time the row is seen, from 0.
-        index: which row of the text it is.
+        epoch: how often it was seen before.
+        index: its number in the text.
     """
 
     input_ids: Ids
@@ -133,15 +115,15 @@ class NumberedSequence:
 
 @dataclass(frozen=True)
 class DataCollatorForMaskedPermutedLanguageModeling:
-    """Makes batches of rows.
+    """Makes batches.
 
     Attributes:
-        vocabulary: of the tokenizer that made the rows.
+        vocabulary: of the tokenizer that made the sequences.
         objective: what is predicted, and how it is corrupted.
-        max_tokens: the longest row, which sets the number of slots P.
-        seed: the run's.
+        max_tokens: length of a full sequence, which sets the number of slots P.
+        seed: of the run.
         stream: names the random numbers; see `for_evaluation`.
-        packing: how the rows were packed; with "documents", one begins at each `<s>` of a row.
+        packing: how the sequences were packed.
     """
 
     vocabulary: Vocabulary
@@ -152,116 +134,87 @@ class DataCollatorForMaskedPermutedLanguageModeling:
     packing: Packing = "full"
 
     def for_evaluation(self) -> "DataCollatorForMaskedPermutedLanguageModeling":
-        """Return a collator like this one, whose masks have nothing to do with the training's."""
+        """Return a collator like this one, with masks that are independent of the training's."""
         return replace(self, stream="mask of evaluation")
 
-    @property
-    def slots(self) -> int:
-        """P: how many tokens a full row of one document predicts.
-
-        An upper end for all rows: a row that holds further special tokens, or is shorter, has less
-        to predict from.
-        """
-        predictable = np.array(self.max_tokens - 2)
-        return int(masking.count_predicted(predictable, self.objective.pred_prob))
-
-    def __call__(self, rows: Sequence[NumberedSequence]) -> Batch:
-        """Make a batch of B rows of at most `max_tokens` tokens each.
-
-        Returns:
-            `input_ids` (B, L) with the stand-ins written into it (in the mode `plm`: without),
-            `predicted_positions` and `predicted_ids` (B, P), and the two counts.
-        """
-        vocabulary = self.vocabulary
-        original_BL, document_BL = self._pad(rows)
-        draws_UBL = self._draw(rows, document_BL)
-        positions_BP, valid_BP = self._choose(original_BL, document_BL, draws_UBL)
-        # The targets are read off before the stand-ins are written.
-        ids_BP = np.take_along_axis(original_BL, positions_BP, axis=1)
-
-        # Paper: permuted language modelling alone (`plm`) corrupts nothing; there the queries hide
-        # what is predicted, and the others are shown what it was.
-        input_ids_BL = original_BL
+    def __call__(self, sequences: Sequence[NumberedSequence]) -> Batch:
+        """Make a batch of B sequences of at most `max_tokens` tokens each."""
+        input_ids_BL, document_BL = self._pad(sequences)
+        draws_UBL = self._draw(sequences, document_BL)
+        chosen_BP = self._choose(input_ids_BL, document_BL, draws_UBL)
+        used_BP = chosen_BP >= 0
+        # An empty slot is gathered from like the others, so it needs some position.
+        positions_BP = np.maximum(chosen_BP, 0)
+        original_BP = np.take_along_axis(input_ids_BL, positions_BP, axis=1)
+        # Paper: permuted language modelling alone (`plm`) corrupts nothing.
         if self.objective.input_mode != "plm":
-            input_ids_BL = original_BL.copy()
-            stand_in_BP = masking.corrupt(
-                ids_BP,
+            corrupted_BP = masking.corrupt(
+                original_BP,
                 np.take_along_axis(draws_UBL, positions_BP[None], axis=2),
-                mask_id=vocabulary.mask_id,
-                random_ids=vocabulary.random_ids,
+                mask_id=self.vocabulary.mask_id,
+                random_ids=self.vocabulary.random_ids,
                 rand_prob=self.objective.rand_prob,
                 keep_prob=self.objective.keep_prob,
             )
-            # Only the slots in use are written back: an empty one points at position 0.
-            row_BP = np.broadcast_to(np.arange(len(rows))[:, None], positions_BP.shape)
-            input_ids_BL[row_BP[valid_BP], positions_BP[valid_BP]] = stand_in_BP[valid_BP]
+            of_sequence = np.nonzero(used_BP)[0]
+            input_ids_BL[of_sequence, positions_BP[used_BP]] = corrupted_BP[used_BP]
+        # Without padding there is no mask, and attention has a faster kernel.
+        full = self.packing != "documents" and bool(document_BL.all())
         return Batch(
             input_ids=torch.from_numpy(input_ids_BL),
             predicted_positions=torch.from_numpy(positions_BP),
-            predicted_ids=torch.from_numpy(np.where(valid_BP, ids_BP, NOT_PREDICTED)),
-            # None where it would say 1 throughout: then attention needs no mask, which is the
-            # faster kernel. Rows of several documents need it in any case, for their numbers.
-            attention_mask=(
-                None
-                if self.packing != "documents" and document_BL.all()
-                else torch.from_numpy(document_BL)
-            ),
+            predicted_ids=torch.from_numpy(np.where(used_BP, original_BP, NOT_PREDICTED)),
+            attention_mask=None if full else torch.from_numpy(document_BL),
             num_tokens=int(np.count_nonzero(document_BL)),
-            num_predicted=int(valid_BP.sum()),
+            num_predicted=int(used_BP.sum()),
         )
 
-    def _pad(self, rows: Sequence[NumberedSequence]) -> tuple[masking.Ints, masking.Ints]:
-        """Return tokens (B, L), and the number of the document that each belongs to (B, L).
+    def _pad(self, sequences: Sequence[NumberedSequence]) -> tuple[masking.Ints, masking.Ints]:
+        """Return the tokens (B, L), and the number of each token's document (B, L).
 
-        The numbers do for all that a mask would be needed for: 0 is padding, and where all of a row
-        is one document, they say 1, as an attention mask does.
+        A sequence of one document has the numbers of an ordinary attention mask: 1, and 0 for
+        padding.
         """
-        shape = len(rows), max(len(row.input_ids) for row in rows)
-        original_BL = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
+        shape = len(sequences), max(len(each.input_ids) for each in sequences)
+        input_ids_BL = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
         document_BL = np.zeros(shape, dtype=np.int64)
-        for i, row in enumerate(rows):
-            original_BL[i, : len(row.input_ids)] = row.input_ids
-            document_BL[i, : len(row.input_ids)] = 1
+        for i, each in enumerate(sequences):
+            input_ids_BL[i, : len(each.input_ids)] = each.input_ids
+            document_BL[i, : len(each.input_ids)] = 1
         if self.packing == "documents":
-            document_BL *= np.cumsum(original_BL == self.vocabulary.cls_id, axis=1)
-        return original_BL, document_BL
+            document_BL *= np.cumsum(input_ids_BL == self.vocabulary.cls_id, axis=1)
+        return input_ids_BL, document_BL
 
-    def _draw(self, rows: Sequence[NumberedSequence], document_BL: masking.Ints) -> masking.Floats:
-        """Return random numbers (U, B, L), 0 in the padding."""
+    def _draw(
+        self, sequences: Sequence[NumberedSequence], document_BL: masking.Ints
+    ) -> masking.Floats:
+        """Return the random numbers of each token, (U, B, L); padding draws none."""
         draws_UBL = np.zeros((4, *document_BL.shape))
-        # Each document has its own generator, and that is the only reason for a loop. Padding draws
-        # nothing: how long it is depends on the neighbours.
-        for i, row in enumerate(rows):
+        for i, each in enumerate(sequences):
             start = 0
             for number, length in enumerate(np.bincount(document_BL[i])[1:].tolist(), start=1):
                 draws_UBL[:, i, start : start + length] = masking.draw(
-                    self.seed, self.stream, row.epoch, row.index, length, number
+                    self.seed, self.stream, each.epoch, each.index, length, number
                 )
                 start += length
         return draws_UBL
 
     def _choose(
-        self, original_BL: masking.Ints, document_BL: masking.Ints, draws_UBL: masking.Floats
-    ) -> tuple[masking.Ints, masking.Bools]:
-        """Return the predicted positions (B, P), 0 in an empty slot, and which slots are used.
-
-        An empty slot needs some position, because it is gathered from like the others; 0 is one
-        that every row has. That it is empty, the model learns from `predicted_ids`.
-        """
-        predictable_BL = (document_BL > 0) & ~self.vocabulary.is_special_V[original_BL]
-        starts_BL = (
-            self.vocabulary.starts_word_V[original_BL]
-            if self.objective.whole_word_mask
-            else np.ones_like(predictable_BL)
-        )
+        self, input_ids_BL: masking.Ints, document_BL: masking.Ints, draws_UBL: masking.Floats
+    ) -> masking.Ints:
+        """Return the predicted positions (B, P), -1 in an empty slot."""
+        predictable_BL = (document_BL > 0) & ~self.vocabulary.is_special_V[input_ids_BL]
+        starts_BL = np.ones_like(predictable_BL)
+        if self.objective.whole_word_mask:
+            starts_BL = self.vocabulary.starts_word_V[input_ids_BL]
         word_BL = masking.find_words(starts_BL, predictable_BL)
         predictable_BN = masking.count_in_documents(predictable_BL, document_BL)
         count_BN = masking.count_predicted(predictable_BN, self.objective.pred_prob)
         chosen = masking.choose_predicted(word_BL, document_BL, count_BN, draws_UBL)
-        # The slots that no row of this batch needs keep the shape that full rows have.
-        needed = chosen.shape[1]
-        slots = self.slots
+        needed, full = chosen.shape[1], np.array(self.max_tokens - 2)
+        slots = int(masking.count_predicted(full, self.objective.pred_prob))
+        # Many short documents predict more than one long document, since each predicts at least
+        # one token. Steps of 8 keep the number of shapes small.
         if self.packing == "documents":
             slots = -(-max(slots, needed) // 8) * 8
-        positions_BP = np.pad(chosen, ((0, 0), (0, slots - needed)), constant_values=-1)
-        return np.maximum(positions_BP, 0), positions_BP >= 0
+        return np.pad(chosen, ((0, 0), (0, slots - needed)), constant_values=-1)

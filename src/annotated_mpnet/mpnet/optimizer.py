@@ -1,15 +1,14 @@
-"""The optimizer: AdamW, which parameters decay, and the learning rate as a function of the update.
+"""The optimizer: AdamW, which parameters decay, and the learning rate of each update.
 
-AdamW keeps two running means for each weight, of its gradient (`exp_avg`, m) and of its square
-(`exp_avg_sq`, v), and moves the weight w by
+AdamW keeps two running means for each weight w: of its gradient g (`exp_avg`, m) and of the
+gradient's square (`exp_avg_sq`, v). In step t = 1, 2, 3, ...
 
     m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
     w = w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) - lr decay w
 
-where t counts the steps, g is the gradient, and the divisions by 1 - beta^t make up for the means
-having started at zero: after the first step m is (1 - beta1) g, and divided it is g. So the first
-step has the length lr, whatever the size of the gradient, as long as it is large beside eps. Three
-weights at zero, gradients a billion times apart:
+The divisions by 1 - beta^t correct for the means starting at zero: in the first step they turn m
+back into g and v into g^2. So the first step has length lr whatever the size of the gradient, as
+long as it is large compared with eps. Three weights at zero, gradients a billion times apart:
 
 >>> network = nn.Linear(3, 1, bias=False)
 >>> network.weight.data.zero_()
@@ -21,23 +20,21 @@ tensor([[0., 0., 0.]])
 >>> network.weight.data
 tensor([[-0.1000, -0.1000, -0.0500]])
 
-That is what a Transformer needs, of which the embedding of a rare word has gradients far smaller
-than a LayerNorm's; and it is why the *length* of a step is the schedule's business alone.
+A Transformer needs this: the embedding of a rare word has far smaller gradients than a LayerNorm.
+The length of a step is then up to the schedule alone.
 
-Paper, section 3.1: betas 0.9 and 0.98, eps 1e-6, decay 0.01, peak lr 6e-4. A mean with beta looks
-back over about 1 / (1 - beta) updates: 10 for the direction, 50 for the scale. The price of the two
-means is 8 bytes a weight: twice what the weights take, in memory and in each checkpoint.
+Paper, section 3.1: betas 0.9 and 0.98, eps 1e-6, decay 0.01, peak lr 6e-4. A mean with beta covers
+about 1 / (1 - beta) updates: 10 for the direction, 50 for the scale. The means cost 8 bytes per
+weight, twice as much as the weights.
 
-**The schedule.** The learning rate rises in a straight line, because the means know nothing yet and
-large steps along them would go anywhere, and then falls polynomially (by default in a straight line
-again):
+**The schedule.** The learning rate rises linearly, because the means know little yet, and then
+falls polynomially, by default linearly again:
 
     update u < W:        lr (u + 1) / W
     W <= u < T:          end + (lr - end) (1 - (u - W) / (T - W))^power
 
-with W = `warmup_updates`, T = `total_updates`, end = `end_learning_rate`, and u counted from 0. It
-is a function of the update's number alone: no scheduler object, no state to save, and a resume
-cannot be off by one.
+with W = `warmup_updates`, T = `total_updates`, end = `end_learning_rate` and u from 0. It is a
+function of the update's number: no scheduler, no state, no resume that is off by one.
 
 >>> config = OptimizationConfig(total_updates=20, warmup_updates=5, lr=1.0)
 >>> print(picture(config))
@@ -48,49 +45,32 @@ cannot be off by one.
 0.20 ##################
      01234567890123456789
 
-**`end_learning_rate` is not the rate of the last update.** It is where the line arrives at u = T,
-and the last update is T - 1: one step above the end. Update 19 of the picture, which ends at 0,
-still has 1/15 of the peak. fairseq does the same, and it is worth having: with an end of 0, an
-update at that rate would read a batch and move nothing.
+The line reaches `end_learning_rate` at u = T, one step after the last update. fairseq does the
+same; otherwise the last update of a run that ends at 0 would read a batch and change nothing.
 
 >>> config = OptimizationConfig(total_updates=20, warmup_updates=5, lr=1.0, end_learning_rate=0.1)
 >>> [round(learning_rate(update, config), 3) for update in (18, 19, 20)]
 [0.22, 0.16, 0.1]
 
-**What decays.** fairseq: decays every parameter, biases and norms too. HF: the Trainer exempts all
-that has "bias" in its name, which with MPNet takes in the table `relative_attention_bias`, a matrix
-of 32 buckets by heads. Ours is a rule of shape: what has one dimension does not decay, all else
-does.
-
-The decay stands outside of the fraction (the W of AdamW): divided by sqrt(v) like a gradient, as in
-plain Adam with an L2 penalty, the weights with the largest gradients would decay least. It is
-multiplied by lr, so that it warms up and dies away with the steps.
-
-Next: `checkpoints/checkpoint.py`, which saves the means.
+Next: `mpnet/loop.py`, which takes the steps.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.mpnet.config import OptimizationConfig
-
-STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps for a parameter: two means of its shape, and its count of steps, a scalar."""
 
 ParameterGroup = dict[str, list[nn.Parameter] | float]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Split a model's trainable parameters into those that decay and those that do not.
+    """Split the trainable parameters into those that decay, which come first, and the others.
 
-    Decay pulls a weight towards zero. For a matrix that is a preference for small functions. A
-    bias or the gain of a norm, though, scales or shifts a whole feature: zero is no simpler than
-    another value, and a norm's gain would be pulled away from its neutral 1.
+    Matrices and tables decay: smaller weights make a simpler function. Biases and the gains of
+    norms do not: zero is no simpler for them than another value, and a gain's neutral value is 1.
 
     >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     >>> for group in parameter_groups(model, 0.01):
@@ -98,33 +78,26 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGro
     0.01 [(9, 4), (2, 4)]
     0.0 [(4,), (4,), (2,)]
 
-    A frozen parameter is in neither: it would decay although it never gets a gradient. A tied one
-    (the token embeddings are the head's matrix too) is one parameter, and takes one step.
+    The decay is not divided by sqrt(v), as an L2 penalty in the loss would be: the weights with the
+    largest gradients would then decay least.
+
+    fairseq: everything decays. HF: the Trainer exempts every name with "bias" in it, and so also
+    the matrix `relative_attention_bias`.
     """
     parameters = [each for each in model.parameters() if each.requires_grad]
+    matrices = [each for each in parameters if each.dim() > 1]
+    vectors = [each for each in parameters if each.dim() <= 1]
     return [
-        {
-            "params": [each for each in parameters if each.dim() > 1],
-            "weight_decay": weight_decay,
-        },
-        {
-            "params": [each for each in parameters if each.dim() <= 1],
-            "weight_decay": 0.0,
-        },
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
 
 
 def build_optimizer(
     model: nn.Module, config: OptimizationConfig, device: torch.device
 ) -> Optimizer:
-    """Return AdamW over a model that is already on its device.
-
-    Rate, betas, eps and decay are the configuration's, on a resume too; only means and step counts
-    come from a checkpoint (`load_optimizer_tensors`).
-
-    Fused, one kernel does the whole update of many parameters; `foreach`, one kernel does one
-    operation of it. The plain loop over parameters launches thousands.
-    """
+    """Return AdamW for a model that is already on its device."""
+    # Fused, one kernel updates many parameters at once. A loop over parameters starts thousands.
     fused = device.type in ("cpu", "cuda", "mps")
     return AdamW(
         parameter_groups(model, config.weight_decay),
@@ -137,22 +110,13 @@ def build_optimizer(
 
 
 def learning_rate(update: int, config: OptimizationConfig) -> float:
-    """Return the learning rate of an update; the first update of a run is number 0.
-
-    The warm-up ends with update W - 1, the first at the peak. The decay begins with update W, still
-    at the peak, and would arrive at `end_learning_rate` with update T = `total_updates`, one past
-    the last: so no update of the run is wasted on a rate of zero, at either end.
+    """Return the learning rate of an update, counted from 0.
 
     >>> config = OptimizationConfig(total_updates=100, warmup_updates=10, lr=1.0)
     >>> [round(learning_rate(update, config), 3) for update in (0, 4, 9, 10, 55, 99, 100)]
     [0.1, 0.5, 1.0, 1.0, 0.5, 0.011, 0.0]
 
-    fairseq: the same polynomial. fairseq and HF: the warm-up begins with u / W, so that the first
-    update has the rate 0 and moves nothing.
-
-    Args:
-        update: from 0; behind the last one the rate stays at `end_learning_rate`.
-        config: `effective_warmup_updates` of 0 starts at the peak, of T never leaves the warm-up.
+    fairseq and HF: the warm-up starts with u / W, so the first update has rate 0.
     """
     warmup, total = config.effective_warmup_updates, config.total_updates
     if update < warmup:
@@ -164,121 +128,20 @@ def learning_rate(update: int, config: OptimizationConfig) -> float:
     return config.end_learning_rate + span * math.pow(remaining, config.power)
 
 
-def picture(config: OptimizationConfig, height: int = 5) -> str:
-    """Draw the schedule, a column an update; a `#` where the rate reaches the line's value."""
-    rates = [learning_rate(update, config) for update in range(config.total_updates)]
-    lines = []
-    for level in range(height, 0, -1):
-        value = config.lr * level / height
-        # The tolerance lets 0.6000000000000001 count as reached by 0.6.
-        row = "".join("#" if rate > value * (1 - 1e-9) else " " for rate in rates)
-        lines.append(f"{value:.2f} {row}".rstrip())
-    digits = "".join(str(update % 10) for update in range(config.total_updates))
-    return "\n".join([*lines, f"     {digits}"])
-
-
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step, for all groups.
-
-    The groups differ in decay and in nothing else; each keeps a rate of its own, and `step` reads
-    those, so that one that was forgotten would go on with the rate of the first update.
-    """
+    """Set the learning rate of the next step, for both groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return AdamW's state under flat names, such as `exp_avg.lm_head.bias`; empty before the
-    first step.
-
-    PyTorch numbers parameters in the order of the groups, so that its own state dict means
-    something else as soon as a group changes: thaw one bias, and all numbers behind it are another
-    parameter's, of which some have the same shape. Names do not. And a flat dictionary of tensors
-    is what safetensors can hold, which knows no nesting and runs no code.
-
-    The tensors are the optimizer's own: save them before the next step, or copy them.
-
-    Raises:
-        RuntimeError: some parameters had steps and others had none. Such a state would be refused
-            on resume, so it must not be saved.
-    """
-    # `get`, for the state is a defaultdict: asked with [], it would make an entry, and reading must
-    # not change what is read.
-    tensors = {
-        f"{key}.{name}": value
-        for name, parameter in _named_parameters(optimizer, model).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    missing = _expected_shapes(optimizer, model).keys() - tensors.keys()
-    if tensors and missing:
-        raise RuntimeError(f"the optimizer has no {min(missing)}: a parameter without a gradient")
-    return tensors
-
-
-def load_optimizer_tensors(
-    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back, to the bit, what `optimizer_tensors` returned; the tensors are copied.
-
-    Learning rate, decay and betas stay as the optimizer was built: they are the configuration's.
-    PyTorch's own state dict holds them too, and would quietly put the former ones back.
-
-    Raises:
-        CheckpointError: a name is missing or unknown, or a shape or dtype is another one; nothing
-            has been changed then.
-    """
-    if tensors:
-        _check_tensors(_expected_shapes(optimizer, model), tensors)
-    names = {parameter: name for name, parameter in _named_parameters(optimizer, model).items()}
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    state = {
-        index: {key: tensors[f"{key}.{names[each]}"].clone() for key in STATE_NAMES}
-        for index, each in enumerate(parameters)
-        if tensors
-    }
-    # load_state_dict moves each tensor to where this kind of AdamW wants it: the step counts of the
-    # fused one live on the parameter's device, the others' on the CPU.
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _named_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return name -> parameter for those that the optimizer moves; a tied one has one name.
-
-    `named_parameters` gives each tensor once, under the first name by which it comes to it: the
-    embeddings are `sentence_encoder.embed_tokens.weight`, in each run and version alike.
-    """
-    moved = {each for group in optimizer.param_groups for each in group["params"]}
-    return {name: each for name, each in model.named_parameters() if each in moved}
-
-
-def _expected_shapes(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Size]:
-    """Return the name and shape of everything that a state has after a step."""
-    scalar = torch.Size([])
-    return {
-        f"{key}.{name}": scalar if key == "step" else parameter.shape
-        for name, parameter in _named_parameters(optimizer, model).items()
-        for key in STATE_NAMES
-    }
-
-
-def _check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a state that is not exactly this network's, before anything of it is put back.
-
-    PyTorch does not look at the shapes when it loads a state, and fails, at best, in the next step.
-    """
-    if strange := sorted(tensors.keys() ^ expected.keys()):
-        name = strange[0]
-        problem = "lacks" if name in expected else "has an unknown"
-        raise CheckpointError(
-            f"the optimizer's state {problem} {name!r:.80} (and {len(strange) - 1} more such "
-            "names); it belongs to another network"
-        )
-    for name, shape in expected.items():
-        found = tensors[name]
-        if found.shape != shape or found.dtype != torch.float32:
-            raise CheckpointError(
-                f"the optimizer's state {name!r:.80} is {found.dtype} of shape "
-                f"{tuple(found.shape)}, expected torch.float32 of shape {tuple(shape)}; it "
-                "belongs to another network"
-            )
+def picture(config: OptimizationConfig, height: int = 5) -> str:
+    """Draw the schedule: a column for each update, a `#` where its rate reaches the line's."""
+    rates = [learning_rate(update, config) for update in range(config.total_updates)]
+    lines = []
+    for level in range(height, 0, -1):
+        value = config.lr * level / height
+        # The tolerance lets 0.6 reach 0.6000000000000001.
+        columns = "".join("#" if rate > value * (1 - 1e-9) else " " for rate in rates)
+        lines.append(f"{value:.2f} {columns}".rstrip())
+    digits = "".join(str(update % 10) for update in range(config.total_updates))
+    return "\n".join([*lines, f"     {digits}"])

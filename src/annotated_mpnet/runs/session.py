@@ -56,6 +56,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
     TrainState,
     load_checkpoint,
 )
+from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors
 from annotated_mpnet.checkpoints.resume import (
     Resumable,
     compare_identity,
@@ -67,7 +68,6 @@ from annotated_mpnet.checkpoints.saving import Saver, streams_from
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.loop import Evaluation, Progress, Trainer
-from annotated_mpnet.mpnet.optimizer import load_optimizer_tensors
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.preparation import identity_of
 from annotated_mpnet.runs.texts import Text

@@ -1,59 +1,40 @@
-"""What a reader sees of a run: the live lines of a terminal, numbers in words, the time of its end.
+"""What a run shows: live lines on a terminal, metrics and durations in words.
 
-Three live lines at the bottom of a terminal, each within 80 columns: how far, how good, how fast.
-What is said goes above them and stays.
+On a terminal, three live lines of at most 80 columns stay at the bottom: how far, how good, how
+fast. Everything else is printed above them.
 
     update 320/1000 ━━━━━━━━━━━━━━━                                  12 min left
     train 8.51 bits  valid 8.60 bits  acc 0.124
     21.5k tok/s  3.0k predicted/s  data wait 1%  0.9 GB
 
-Where nobody watches (a file, a pipe, a scheduler's log) a bar that redraws itself would be pages of
-noise, and the lines of metrics are printed instead, one a line.
+In a file or a pipe a bar that redraws itself would be pages of noise; there the metrics are
+printed, one line at a time.
 
-**What is worth a place there?** Of a dozen metrics, those that somebody acts upon. Bits and
-accuracy say whether it learns. Tokens per second and MFU say whether the machine is used, and the
-two behind them, if not, why not: `data wait` above a few per cent means that the text is not read
-fast enough, and memory says whether a larger micro-batch would fit. Learning rate and gradient norm
-are looked at afterwards, in curves.
-
-**When will it be done?** Updates left x seconds per update, where the latter come from the clock on
-the wall: evaluations and checkpoints included, and whatever else the machine does. The first update
-of a start is left out: kernels are chosen and compiled in it. It is said once, when the first line
-of metrics comes, and the bar goes on saying how much is left.
-
->>> finish_line(9500, 1.25, now=datetime(2026, 3, 1, 14, 30))
-'finishes at about 17:47 (in 3 h 17 min) at this speed'
->>> finish_line(95000, 1.25, now=datetime(2026, 3, 1, 14, 30))
-'finishes at about 23:29 on 2026-03-02 (in 1 d 8 h) at this speed'
-
-Next: `tracking/tracker.py`, which says all this.
+The display has only what one acts on. Bits and accuracy show whether the run learns. Tokens per
+second and MFU show whether the machine is used; if not, `data wait` above a few per cent means that
+the text is read too slowly, and memory whether a larger micro-batch fits.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from annotated_mpnet.tracking.sinks import Metrics
-
 
 class LiveLines(Progress):
-    """The bar, and under it what is learned and how fast: side by side they need more columns.
-
-    rich redraws them ten times a second from a thread of its own, whatever the loop does, so that
-    to change them costs the loop nothing.
+    """The bar and two lines under it. rich redraws them in a thread, so updating them is free.
 
     Attributes:
-        numbers: the lines under the bar, in words.
+        numbers: the lines under the bar.
     """
 
     numbers: tuple[str, ...] = ()
 
     def __init__(self, total: int, console: Console) -> None:
-        # rich has a column for the time left too, which knows the last half minute only: between
-        # two evaluations it is too hopeful, and after one too gloomy. The tracker knows better.
+        # rich's own column of the time left looks back half a minute only: too optimistic between
+        # two evaluations, too pessimistic after one.
         super().__init__(
             TextColumn("update"),
             MofNCompleteColumn(),
@@ -66,24 +47,23 @@ class LiveLines(Progress):
         self._task = self.add_task("", total=total, left="")
 
     def show(self, step: int, left: str) -> None:
-        """Show how far it is, and how long it will take."""
+        """Move the bar."""
         self.update(self._task, completed=step, left=left)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Return the lines."""
+        """Return the lines, cut off at the edge: wrapped, they would jump."""
         yield self.make_tasks_table(self.tasks)
-        # Cut off at the edge, not wrapped: a line more or less would make the rest jump.
         for line in self.numbers:
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def finish_line(updates_left: int, seconds_per_update: float, now: datetime | None = None) -> str:
-    """Say when a run will be done, if it goes on as it does.
+    """Say when a run will be done at its present speed.
 
-    Args:
-        updates_left: how many are still to be done.
-        seconds_per_update: on the clock on the wall.
-        now: from when to count; from this moment if not given.
+    >>> finish_line(9500, 1.25, now=datetime(2026, 3, 1, 14, 30))
+    'finishes at about 17:47 (in 3 h 17 min) at this speed'
+    >>> finish_line(95000, 1.25, now=datetime(2026, 3, 1, 14, 30))
+    'finishes at about 23:29 on 2026-03-02 (in 1 d 8 h) at this speed'
     """
     now = now or datetime.now()
     seconds = updates_left * seconds_per_update
@@ -93,12 +73,11 @@ def finish_line(updates_left: int, seconds_per_update: float, now: datetime | No
 
 
 def duration(seconds: float) -> str:
-    """Say how long something takes, as exactly as one wants to know.
+    """Say how long something takes, in at most two units.
 
     >>> [duration(seconds) for seconds in (4.2, 75, 725, 12000, 190000)]
     ['4 s', '1 min 15 s', '12 min', '3 h 20 min', '2 d 4 h']
     """
-    # Two units at the most, and only one where the smaller one changes while one is reading.
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if days:
@@ -110,38 +89,37 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
-Format = Callable[[float], str]
+Formats = Mapping[str, Callable[[float], str]]
+"""By the names in `metrics.jsonl`, in the order in which they are shown."""
 
-# In the order in which they are shown, by the names that they have in `metrics.jsonl`.
-
-LEARNING: dict[str, Format] = {
-    "train/bits": lambda value: f"train {value:.2f} bits",
-    "valid/bits": lambda value: f"valid {value:.2f} bits",
-    "valid/accuracy": lambda value: f"acc {value:.3f}",
+LEARNING: Formats = {
+    "train/bits": "train {:.2f} bits".format,
+    "valid/bits": "valid {:.2f} bits".format,
+    "valid/accuracy": "acc {:.3f}".format,
 }
-BRIEF: dict[str, Format] = {
+BRIEF: Formats = {
     "perf/tokens_per_second": lambda value: f"{_thousands(value)} tok/s",
     "perf/predicted_per_second": lambda value: f"{_thousands(value)} predicted/s",
-    "perf/mfu": lambda value: f"mfu {value:.0%}",
+    "perf/mfu": "mfu {:.0%}".format,
 }
-FULL: dict[str, Format] = {
+FULL: Formats = {
     **BRIEF,
-    "perf/data_wait": lambda value: f"data wait {value:.0%}",
-    "memory/peak_gb": lambda value: f"{value:.1f} GB",
+    "perf/data_wait": "data wait {:.0%}".format,
+    "memory/peak_gb": "{:.1f} GB".format,
 }
 
 
-def learning(metrics: Metrics) -> str:
-    """Say how good it is.
+def learning(metrics: Mapping[str, float]) -> str:
+    """Say how good the model is.
 
     >>> learning({"train/bits": 8.514, "train/loss": 5.9, "train/gradient_norm": 0.8134})
     'train 8.51 bits'
     """
-    return _shown(LEARNING, metrics)
+    return _in_words(LEARNING, metrics)
 
 
-def speed(metrics: Metrics, brief: bool = False) -> str:
-    """Say how fast it is; with what limits it, if there is room.
+def speed(metrics: Mapping[str, float], brief: bool = False) -> str:
+    """Say how fast training is, and unless in brief, what limits it.
 
     >>> rates = {"perf/tokens_per_second": 1.05e6, "perf/predicted_per_second": 157020.0}
     >>> speed({**rates, "perf/mfu": 0.418, "perf/data_wait": 0.012, "memory/peak_gb": 61.25})
@@ -149,16 +127,16 @@ def speed(metrics: Metrics, brief: bool = False) -> str:
     >>> speed({"perf/tokens_per_second": 21480.0, "perf/data_wait": 0.01}, brief=True)
     '21.5k tok/s'
     """
-    return _shown(BRIEF if brief else FULL, metrics)
+    return _in_words(BRIEF if brief else FULL, metrics)
 
 
-def _shown(formats: dict[str, Format], metrics: Metrics) -> str:
-    # What was not measured is left out: no MFU on a CPU, no validation without text for it.
+def _in_words(formats: Formats, metrics: Mapping[str, float]) -> str:
+    # What was not measured is left out: no MFU on a CPU.
     return "  ".join(say(metrics[name]) for name, say in formats.items() if name in metrics)
 
 
 def _thousands(value: float) -> str:
-    """Return a rate in three digits or so.
+    """Return a rate in about three digits.
 
     >>> [_thousands(value) for value in (45.2, 3020.0, 21480.0, 1.05e6)]
     ['45', '3.0k', '21.5k', '1.05M']

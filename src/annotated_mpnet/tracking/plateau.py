@@ -1,17 +1,17 @@
 """Has training left the unigram plateau?
 
-On the plateau a network guesses by frequency, whatever the context (`text/frequencies.py`). Its loss
-still creeps down a little there, by up to a bit: it learns what follows punctuation, and which
-words go with the topic. Then it falls. So the plateau counts as left once the training loss is one
-bit below it, where half of the candidates are ruled out by the context:
+On the plateau a network guesses by frequency, whatever the context (`text/frequencies.py`). Its
+loss still falls slowly there, by up to a bit: it learns what follows punctuation, and which words
+go with the topic. Then it falls fast. So the plateau counts as left once the training loss is one
+bit below it, where the context rules out half of the candidates:
 
 >>> watch = PlateauWatch(bits=9.2, patience=300, advice="try a lower --lr")
 >>> for update, bits in ((20, 9.3), (40, 8.9), (60, 8.1), (80, 7.9)):
-...     if said := watch.look(update, bits):
-...         print(said)
+...     if message := watch.look(update, bits):
+...         print(message)
 left the plateau at update 60: the model now uses context
 
-A run that is still there after a while hears once what to try:
+A run that stays there is told once what to try:
 
 >>> watch = PlateauWatch(bits=9.2, patience=300, advice="try a lower --lr")
 >>> [watch.look(update, bits=8.6) for update in (100, 200)]
@@ -20,9 +20,7 @@ A run that is still there after a while hears once what to try:
 still on the plateau after 300 updates (8.60 bits; guessing by frequency: 9.20): try a lower --lr
 >>> watch.look(400, 8.6)
 
-A run that starts from trained weights is below the plateau from the start, and nothing is said.
-
-Next: `tracking/tracker.py`, which asks after each line of metrics.
+A run that starts from trained weights is below the plateau at once, and nothing is said.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,21 +29,21 @@ from dataclasses import dataclass
 from annotated_mpnet.settings.config import PretrainingConfig
 
 MARGIN_BITS = 1.0
-"""How far below the plateau it counts as left. Runs that stayed on it still came down to 0.9 bits
-below it (`docs/log.md`)."""
+"""How far below the plateau counts as left. Runs that stayed on it came down by up to 0.9 bits
+(`docs/log.md`)."""
 
 LEAST_PATIENCE = 300
-"""Updates before a run hears that it is still on the plateau. With the local start it is left after
-60 to 150."""
+"""Updates before a run is told that it is still on the plateau. With the local start it takes 60 to
+150 to leave it."""
 
 
 @dataclass
 class PlateauWatch:
-    """Follows the training loss of a run and says when it leaves the plateau, once.
+    """Follows the training loss of a run.
 
     Attributes:
         bits: the plateau of the training text.
-        patience: updates after which a run that is still on the plateau is told so.
+        patience: updates before a run is told that it is still there.
         advice: what to try then.
     """
 
@@ -53,18 +51,17 @@ class PlateauWatch:
     patience: int
     advice: str
     _was_on_it: bool = False
-    _done: bool = False
+    _left: bool = False
     _warned: bool = False
 
     def look(self, update: int, bits: float) -> str | None:
-        """Take the training loss by an update, and return what to tell the user, if anything."""
-        if self._done:
+        """Return what to tell the user about the training loss of an update, if anything."""
+        if self._left:
             return None
         if bits <= self.bits - MARGIN_BITS:
-            self._done = True
-            if not self._was_on_it:
-                return None
-            return f"left the plateau at update {update}: the model now uses context"
+            self._left = True
+            message = f"left the plateau at update {update}: the model now uses context"
+            return message if self._was_on_it else None
         self._was_on_it = True
         if update < self.patience or self._warned:
             return None
@@ -76,26 +73,24 @@ class PlateauWatch:
 
 
 def watch_for(
-    bits: float, config: PretrainingConfig, former: Iterable[Mapping[str, float]]
+    bits: float, config: PretrainingConfig, earlier: Iterable[Mapping[str, float]]
 ) -> PlateauWatch:
     """Return the watch of a run.
 
     Args:
         bits: the plateau of the training text.
         config: of the run. Patience is at least twice the warm-up, during which little is learned.
-        former: the metrics of the run so far, if it is resumed. What they show is not said again.
+        earlier: the metrics of a resumed run so far. What they show is not said again.
     """
     optimization, run = config.optimization, config.run
+    advice = "a lower --lr, or more sequences in an update (--update-freq)"
     # Loaded weights keep their own bias, so the flag would not help there.
     fresh = not run.resuming and run.initial_weights is None
-    local = fresh and optimization.relative_bias_init == "normal"
-    watch = PlateauWatch(
-        bits,
-        max(LEAST_PATIENCE, 2 * optimization.effective_warmup_updates),
-        f"try {'--relative-bias-init local, ' * local}a lower --lr, or more sequences in an update "
-        "(--update-freq)",
-    )
-    for record in former:
+    if fresh and optimization.relative_bias_init == "normal":
+        advice = f"--relative-bias-init local, {advice}"
+    patience = max(LEAST_PATIENCE, 2 * optimization.effective_warmup_updates)
+    watch = PlateauWatch(bits, patience, f"try {advice}")
+    for record in earlier:
         if "train/bits" in record:
             watch.look(int(record["step"]), record["train/bits"])
     return watch
@@ -104,7 +99,7 @@ def watch_for(
 def left_at(records: Iterable[Mapping[str, float]], bits: float) -> int | None:
     """Return the update by which a run had left the plateau.
 
-    None if it never did, or started below it.
+    None if it never did, or if it started below it.
 
     >>> records = [{"step": 20, "train/bits": 9.0}, {"step": 40, "train/bits": 7.9}]
     >>> left_at(records, 9.2), left_at(records[1:], 9.2), left_at(records, 8.5)

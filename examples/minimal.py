@@ -1,0 +1,80 @@
+"""MPNet on one page: a text and a tokenizer in, hidden states out. The book alone trains it:
+python examples/minimal.py my_text.txt microsoft/mpnet-base
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from annotated_mpnet.mpnet import collator
+from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig, OptimizationConfig
+from annotated_mpnet.mpnet.local_start import start_locally
+from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.mpnet.randomness import fold_in
+
+SEED, LENGTH, BATCH_SIZE = 12345, 64, 32
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> collator.Vocabulary:
+    """Tell what masking needs to know: the special tokens, and which tokens begin a word."""
+    ids = tokenizer.get_vocab()
+    size = max(ids.values()) + 1
+    is_special_V, starts_word_V = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
+    is_special_V[tokenizer.all_special_ids] = True
+    # WordPiece marks what continues a word, BPE and SentencePiece mark what begins one.
+    mark = next((m for m in ("##", "Ġ", "▁") if any(each.startswith(m) for each in ids)), "")
+    for token, number in ids.items():
+        starts_word_V[number] = token.startswith(mark) != (mark == "##")
+    purposes = "pad", "mask", "cls", "sep", "unk"
+    special = [getattr(tokenizer, f"{each}_token_id") for each in purposes]
+    random_ids = np.flatnonzero(~is_special_V)
+    return collator.Vocabulary(size, *special, is_special_V, starts_word_V, random_ids)
+
+
+def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
+    """Pretrain on a CPU."""
+    # Text to sequences: <s>, 62 tokens, </s>.
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    vocabulary = vocabulary_of(tokenizer)
+    tokens = tokenizer(Path(text).read_text(), add_special_tokens=False, verbose=False).input_ids
+    pieces = [tokens[start : start + LENGTH - 2] for start in range(0, len(tokens), LENGTH - 2)]
+    sequences = [np.array([vocabulary.cls_id, *piece, vocabulary.sep_id]) for piece in pieces]
+    collate = collator.DataCollatorForMaskedPermutedLanguageModeling(
+        vocabulary, ObjectiveConfig(), max_tokens=LENGTH, seed=SEED
+    )
+
+    # A small model, and the paper's optimizer.
+    torch.manual_seed(SEED)
+    size = {"encoder_layers": 3, "encoder_embed_dim": 128, "encoder_ffn_dim": 512}
+    ids = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad_id}
+    model_config = ModelConfig(**size, **ids, encoder_attention_heads=4, max_positions=LENGTH)
+    model = MPNetForPretraining(model_config)
+    start_locally(model.sentence_encoder.relative_attention_bias)
+    config = OptimizationConfig(lr=3e-3, total_updates=updates)
+    optimizer = build_optimizer(model, config, torch.device("cpu"))
+
+    # The loop. Batch, masks and learning rate are functions of the update's number.
+    for update in range(updates):
+        chosen = fold_in(SEED, "batch", update).choice(len(sequences), BATCH_SIZE)
+        batch = collate([collator.NumberedSequence(sequences[i], update, i) for i in chosen])
+        loss = model.loss_sum(batch) / batch.num_predicted
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+        set_learning_rate(optimizer, learning_rate(update, config))
+        optimizer.step()
+        if update % 20 == 0 or update == updates - 1:
+            print(f"update {update}: {loss.item() / math.log(2):.2f} bits per predicted token")
+
+    # What it is for: a vector for each token, in its context.
+    hidden_BLD = model.eval().encode(batch.input_ids, batch.attention_mask)
+    print("hidden states:", tuple(hidden_BLD.shape))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

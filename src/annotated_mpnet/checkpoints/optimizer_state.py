@@ -1,0 +1,91 @@
+"""AdamW's state as a flat dictionary of tensors, `exp_avg.lm_head.bias` and so on.
+
+PyTorch's own state dict numbers the parameters in the order of their groups. Its numbers change
+their meaning as soon as a group changes: after one bias is unfrozen, every later number belongs to
+another parameter, sometimes of the same shape. Names do not change. And a flat dictionary is what
+safetensors can hold.
+
+Learning rate, decay and betas are not part of it. They come from the configuration, on a resume
+too.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from annotated_mpnet.errors import CheckpointError
+
+STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps for each parameter: two means of its shape, and a count of steps, a scalar."""
+
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return AdamW's state by name; empty before the first step.
+
+    The tensors are the optimizer's own: copy them before the next step.
+
+    Raises:
+        RuntimeError: a parameter had no gradient yet. A resume would refuse this state.
+    """
+    # `get`, because the state is a defaultdict: [] would add an entry.
+    tensors = {
+        f"{key}.{name}": value
+        for name, parameter in _parameters(optimizer, model).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    missing = _shapes(optimizer, model).keys() - tensors.keys()
+    if tensors and missing:
+        raise RuntimeError(f"the optimizer has no {min(missing)}: a parameter without a gradient")
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` returned, bit for bit. The tensors are copied.
+
+    Raises:
+        CheckpointError: the state belongs to another network; nothing has been changed.
+    """
+    # PyTorch does not check the shapes, and would fail in the next step at best.
+    expected = _shapes(optimizer, model) if tensors else {}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if different := sorted(dict(found.items() ^ expected.items())):
+        name = different[0]
+        raise CheckpointError(
+            f"the optimizer's state {name!r:.80} has {_shape(found, name)}, expected "
+            f"{_shape(expected, name)} (and {len(different) - 1} more differences); it belongs to "
+            "another network"
+        )
+    names = {parameter: name for name, parameter in _parameters(optimizer, model).items()}
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    state = {
+        index: {key: tensors[f"{key}.{names[each]}"].clone() for key in STATE_NAMES}
+        for index, each in enumerate(parameters)
+        if tensors
+    }
+    # `load_state_dict` moves each tensor to the device where this kind of AdamW wants it. With the
+    # optimizer's own groups, rates and decay stay as configured.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that the optimizer updates, by name; a tied one has one name."""
+    updated = {each for group in optimizer.param_groups for each in group["params"]}
+    return {name: each for name, each in model.named_parameters() if each in updated}
+
+
+def _shapes(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Size]:
+    """Return the name and shape of everything in a state after a step."""
+    return {
+        f"{key}.{name}": torch.Size([]) if key == "step" else parameter.shape
+        for name, parameter in _parameters(optimizer, model).items()
+        for key in STATE_NAMES
+    }
+
+
+def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return f"shape {tuple(shapes[name])}" if name in shapes else "no tensor"
