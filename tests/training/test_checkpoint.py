@@ -35,7 +35,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from annotated_mpnet.checkpoints.manifest import MANIFEST, _encode, read_manifest, verify_checkpoint
+from annotated_mpnet.checkpoints.manifest import MANIFEST, read_manifest, seal, verify_checkpoint
 from annotated_mpnet.errors import CheckpointError
 
 FILES = [MODEL, OPTIMIZER, STATE, CONFIG, "tokenizer/vocab.txt", MANIFEST]
@@ -49,7 +49,7 @@ def saved(tmp_path: Path) -> Path:
 def rewrite_manifest(path: Path, **changes: object) -> None:
     """Change a manifest's content and its checksum with it, as an enemy would."""
     content = json.loads((path / MANIFEST).read_text())["content"]
-    (path / MANIFEST).write_text(_encode({**content, **changes}))
+    (path / MANIFEST).write_bytes(seal({**content, **changes}))
 
 
 def test_loading_returns_what_was_saved_to_the_bit(saved: Path) -> None:
@@ -284,7 +284,7 @@ def test_any_types_in_a_manifest_raise_nothing_but_checkpoint_error(
     else:
         content[field] = value
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / MANIFEST).write_text(_encode(content))
+        (Path(directory) / MANIFEST).write_bytes(seal(content))
         # With its checksum right, what is legal is accepted; nothing else may come but our error.
         with suppress(CheckpointError):
             manifest = read_manifest(Path(directory))
@@ -310,18 +310,20 @@ def test_a_newer_format_is_refused_with_both_versions(
     with pytest.raises(CheckpointError, match=r"format version 2; .* up to version 1"):
         load_checkpoint(saved)
     monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 2)
-    with pytest.raises(CheckpointError, match="files is no object"):
+    with pytest.raises(
+        CheckpointError, match=r"Expected `object`, got `str` - at `\$\.content\.files`"
+    ):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder_layers": "1"}, "encoder_layers is '1', expected int"),
+        ({"encoder_layers": "1"}, r"Expected `int`, got `str` - at `\$\.encoder_layers`"),
         ({"encoder_layers": 0}, "encoder-layers is 0"),
-        ({"dropout": float("nan")}, "dropout is nan"),
-        ({"activation_fn": "softmax"}, "activation-fn is"),
-        ({"normalize_before": 1}, "normalize_before is 1, expected bool"),
+        ({"dropout": float("nan")}, "JSON is malformed"),
+        ({"activation_fn": "softmax"}, "activation_fn"),
+        ({"normalize_before": 1}, r"Expected `bool`, got `int` - at `\$\.normalize_before`"),
         ({"hidden_size": 768}, "hidden_size"),
     ],
 )

@@ -208,7 +208,7 @@ def test_best_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path: Path) -
 def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     save(tmp_path, 20, run_id=OTHER_RUN)
     before = bytes_of(tmp_path)
-    with pytest.raises(CheckpointError, match=r"belongs to another run .* left as it is"):
+    with pytest.raises(CheckpointError, match=r"belongs to another run .* left unchanged"):
         save(tmp_path, 20)
     assert bytes_of(tmp_path) == before
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import OTHER_RUN, bytes_of, save
 
-from annotated_mpnet.checkpoints import run_directory
 from annotated_mpnet.checkpoints.checkpoint import BEST
 from annotated_mpnet.checkpoints.run_directory import (
     ENVIRONMENT,
@@ -180,7 +179,7 @@ def test_writing_a_file_keeps_the_former_one_when_the_disk_is_full(
         directory.write("report.md", "first")
         assert stat.S_IMODE((tmp_path / "report.md").stat().st_mode) & 0o600 == 0o600
         full = failing(OSError(errno.ENOSPC, "No space left on device"))
-        monkeypatch.setattr(run_directory, "write_synced", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(WriteError, match=r"report\.md could not be written: No space"):
             directory.write("report.md", "second")
         assert (tmp_path / "report.md").read_text() == "first"

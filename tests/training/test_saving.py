@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from annotated_mpnet.checkpoints.saving import Writer
 from annotated_mpnet.errors import DivergedError, WriteError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import learning_rate
@@ -246,7 +245,7 @@ def test_a_run_that_fails_tells_of_a_failed_write_too(
     with pytest.raises(DivergedError):
         run(config_of(text, tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "warning: and the last checkpoint was not saved" in log
+    assert "warning: the last checkpoint was not saved either" in log
     assert "No space left on device" in log
 
 
@@ -258,13 +257,17 @@ def test_a_bug_in_the_thread_keeps_its_traceback(
         run(config_of(text, tmp_path / "run"))
 
 
-def test_what_is_asked_without_waiting_is_only_what_is_done() -> None:
-    writer: Writer[int] = Writer()
-    first, second = threading.Event(), threading.Event()
-    writer.begin(lambda: first.wait(60) and 1)
-    writer.begin(lambda: second.wait(60) and 2)
-    assert writer.over(wait=False) == []
-    first.set()
-    second.set()
-    assert writer.over(wait=True) == [1, 2]
-    writer.close()
+def test_no_checkpoint_is_written_after_one_that_failed(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two names for one update: the second is waiting when the first finds the disk full.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        valid_file=text.valid_file,
+        checkpoint_interval=4,
+        eval_interval_steps=4,
+    )
+    full_at(1, monkeypatch)
+    with pytest.raises(WriteError):
+        run(config)
+    assert not list((tmp_path / "run").glob("*checkpoint*"))
