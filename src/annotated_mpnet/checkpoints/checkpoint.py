@@ -11,39 +11,35 @@
 
 The state is small because nothing random depends on history (`mpnet/randomness.py`): the number of
 the next update determines its batch, masks and dropout. Only a stream has a past: its position and
-its shuffle buffer are saved as they are (`streams/streams.py`).
+its shuffle buffer.
 
 Saving is a protocol that may be interrupted after any step:
 
     write    .tmp-checkpoint2500/, every file fsynced
     seal     its manifest.json, fsynced
+    aside    only if the name is taken: rename the old one to .old-checkpoint2500
     publish  rename .tmp-checkpoint2500 to checkpoint2500
     sync     the parent directory: now a power cut cannot undo the rename
     (only now is the checkpoint reported as saved, and older ones are pruned)
 
-If the name is taken, because there is a new best model or because a run that fell back to an older
-checkpoint gets here again, the old directory is first renamed to `.old-checkpoint2500`.
-`retention.recover` cleans up at the next start:
-
-    killed after   on disk                                         the next start
+    killed after   on disk                                         the next start (`recover`)
     write          .tmp-checkpoint2500, no manifest                deletes it
     seal           .tmp-checkpoint2500, whole                      deletes it: it was not reported
-    rename to .old the same and .old-checkpoint2500                renames the old one back
+    aside          the same and .old-checkpoint2500                renames the old one back
     publish        checkpoint2500 and .old-checkpoint2500          deletes the old one
 
-So at every moment there is a whole checkpoint under its name, or one that gets it back. The
-temporary directory is a sibling of its target because a rename is atomic only within a file system.
-Files are synced before the rename because a file system may write the new name to disk before the
-bytes: after a power cut there would be a complete name of empty files.
+The temporary directory is a sibling of its target because a rename is atomic only within a file
+system. Files are synced before the rename because a file system may write the new name to disk
+before the bytes: after a power cut there would be a complete name of empty files.
 """
 
-import errno
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +69,27 @@ REPLACED = ".old-"
 
 IdentityValue = str | int | float
 StreamParts = tuple[list[dict[str, Any]], Mapping[str, Tensor]]
-"""The states of all ranks in a stream, as JSON values, and their arrays (`streams/reservoir.py`)."""
+"""The ranks' states in a stream as JSON values, and their arrays (`streams/reservoir.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything that a resume restores, except tensors: the content of `state.json`.
-
-    What follows from these numbers is not saved (learning rate, epoch): it could contradict them.
-    """
+    """Everything that a resume restores, except tensors."""
 
     update: Count
-    """Updates done, which is the number, counted from 0, of the next one."""
+    """Updates done: the number, from 0, of the next one."""
     tokens_seen: Count
-    """Tokens trained on so far, without padding; like the next number, only for the report."""
+    """Without padding; like the next number, only for the report."""
     predicted_seen: Count
     best_valid_bits: float | None
-    """Lowest validation loss so far, in bits per predicted token; None before the first. Without
-    it, the first evaluation after a resume would overwrite the best checkpoint."""
+    """Without it, the first evaluation after a resume would overwrite the best checkpoint."""
     identity: dict[str, IdentityValue]
     """What must be the same on resume (data, seed, batch, ...): see `compare_identity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint in memory. It refers to tensors and copies none."""
+    """A checkpoint in memory."""
 
     run_id: str
     state: TrainState
@@ -105,18 +97,12 @@ class Checkpoint:
     model_tensors: Mapping[str, Tensor]
     """By parameter name; a tied matrix once."""
     optimizer_tensors: Mapping[str, Tensor] | None
-    """By "exp_avg.", "exp_avg_sq." or "step." and the parameter's name. None: saved without, for
-    export only, or not loaded."""
+    """By "exp_avg.", "exp_avg_sq." or "step." and the parameter's name. None: export only."""
     stream: StreamParts | None = None
-    """None for local files."""
 
 
 def checkpoint_name(update: int) -> str:
-    """Return the name of the checkpoint after that many updates.
-
-    >>> checkpoint_name(2500)
-    'checkpoint2500'
-    """
+    """Return the name of the checkpoint after that many updates."""
     return f"checkpoint{update}"
 
 
@@ -125,29 +111,15 @@ def save_checkpoint(
 ) -> Path:
     """Save a checkpoint in a run's directory; it is on disk when this returns.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> state = TrainState(
-    ...     update=5, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
-    >>> saved = Checkpoint(
-    ...     run_id="0123abcd", state=state, model_config=ModelConfig(),
-    ...     model_tensors={"lm_head.bias": torch.arange(4.0)}, optimizer_tensors=None)
-    >>> with TemporaryDirectory() as folder:
-    ...     path = save_checkpoint(Path(folder), "checkpoint5", saved, lambda directory: None)
-    ...     print(path.name, sorted(each.name for each in path.iterdir()))
-    ...     print(load_checkpoint(path, with_optimizer=False).model_tensors)
-    checkpoint5 ['config.json', 'manifest.json', 'model.safetensors', 'state.json', 'tokenizer']
-    {'lm_head.bias': tensor([0., 1., 2., 3.])}
-
     Args:
         directory: the run's directory; it must exist.
         name: `checkpoint_name(update)` or `BEST`. A checkpoint of this run with that name is
             replaced; a damaged one is kept as `NAME.damaged`.
-        checkpoint: what to save. The same tensors give the same bytes, in any run.
-        save_tokenizer: called with an existing, empty directory to fill.
+        checkpoint: what to save.
+        save_tokenizer: called with an empty directory to fill.
 
     Raises:
-        WriteError: full disk, lost permission. The temporary directory is removed and earlier
-            checkpoints are unchanged.
+        WriteError: full disk, lost permission; earlier checkpoints are unchanged.
         CheckpointError: the name is taken by another run.
     """
     target = directory / name
@@ -160,9 +132,6 @@ def save_checkpoint(
             "--checkpoint-dir, and --resume"
         )
     try:
-        # Left by an earlier save of this process that failed.
-        if temporary.exists():
-            shutil.rmtree(temporary)
         _write(temporary, checkpoint, save_tokenizer)
         _publish(temporary, target)
     # Half a checkpoint on a full disk would take the room that the next attempt needs.
@@ -176,19 +145,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoint:
-    """Verify and read a checkpoint; its tensors are on the CPU.
+    """Verify and read a checkpoint; its tensors are on the CPU. Raises `CheckpointError`.
 
-    Args:
-        directory: the checkpoint.
-        with_optimizer: False for export. A resume never starts with empty means: AdamW's first
-            step moves every weight by the whole learning rate, whatever its gradient.
-
-    Raises:
-        CheckpointError: damaged, incomplete, of a newer format, with NaN or infinite weights, or
-            without the optimizer's state.
+    A resume never starts with empty means, so a checkpoint without them is refused: AdamW's first
+    step would move every weight by the whole learning rate, whatever its gradient.
     """
-    # All files in the manifest are now as they were written, so what is left to check is whether
-    # it lists all that is needed, and whether the directory was renamed.
+    # Now the files are as they were written. Are they all there, and was the directory renamed?
     manifest = verify_checkpoint(directory)
     for name in (MODEL, STATE, CONFIG):
         if name not in manifest.files:
@@ -225,10 +187,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """Read a `config.json`, not verified; raises `CheckpointError`.
-
-    A resumed run needs the model's dimensions before it hashes gigabytes.
-    """
+    """Read a `config.json`, not verified: a resume needs it before it hashes gigabytes."""
     return decode_exactly(path, ModelConfig)
 
 
@@ -250,19 +209,18 @@ def _write(directory: Path, checkpoint: Checkpoint, save_tokenizer: Callable[[Pa
     directory.mkdir()
     (directory / TOKENIZER).mkdir()
     save_tokenizer(directory / TOKENIZER)
-    state = directory / STATE
-    state.write_text(to_json(checkpoint.state), encoding="utf-8")
-    (directory / CONFIG).write_text(to_json(checkpoint.model_config), encoding="utf-8")
+    (directory / STATE).write_text(to_json(checkpoint.state))
+    (directory / CONFIG).write_text(to_json(checkpoint.model_config))
     _write_tensors(directory / MODEL, checkpoint.model_tensors)
     if checkpoint.optimizer_tensors is not None:
         _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
     if checkpoint.stream is not None:
         ranks, tensors = checkpoint.stream
-        (directory / STREAM).write_text(to_json(_StreamRecord(ranks)), encoding="utf-8")
+        (directory / STREAM).write_text(to_json(_StreamRecord(ranks)))
         _write_tensors(directory / STREAM_TENSORS, tensors)
     # safetensors gives its files mode 0600; other files follow the umask.
     for path in directory.glob("*.safetensors"):
-        path.chmod(state.stat().st_mode)
+        path.chmod((directory / STATE).stat().st_mode)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_manifest(directory, checkpoint.run_id, now)
 
@@ -306,28 +264,14 @@ def _publish(temporary: Path, target: Path) -> None:
 
 
 def _name_aside(target: Path) -> Path:
-    """Return a new name for what has the target's: ours is deleted later, a damaged one is kept.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     target = Path(folder, "checkpoint5")
-    ...     for _ in range(3):
-    ...         target.mkdir()
-    ...         print(target.rename(_name_aside(target)).name)
-    checkpoint5.damaged
-    checkpoint5.damaged2
-    checkpoint5.damaged3
-    """
+    """Return a new name for what has the target's: ours is deleted later, a damaged one is kept."""
     if owner(target) is not None:
         previous = target.with_name(f"{REPLACED}{target.name}")
         if previous.exists():
             shutil.rmtree(previous)
         return previous
-    previous, number = target.with_name(f"{target.name}.damaged"), 1
-    while os.path.lexists(previous):
-        number += 1
-        previous = target.with_name(f"{target.name}.damaged{number}")
-    return previous
+    names = (target.with_name(f"{target.name}.damaged{n if n > 1 else ''}") for n in count(1))
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def _system_error(error: Exception) -> int | None:
@@ -348,13 +292,13 @@ def _system_error(error: Exception) -> int | None:
 def _explain(target: Path, checkpoint: Checkpoint, number: int) -> str:
     """Say what could not be written, why, and how much room it needs and there is."""
     tensors = [*checkpoint.model_tensors.values(), *(checkpoint.optimizer_tensors or {}).values()]
-    # Tokenizer and JSON are about a megabyte.
-    needed = sum(tensor.nbytes for tensor in tensors) / 1e6 + 1
+    needed = sum(tensor.nbytes for tensor in tensors) / 1e6 + 1  # tokenizer
     message = f"{target} could not be written: {os.strerror(number)}; needed {needed:.0f} MB"
-    # The disk itself may be gone.
     try:
         message += f", free {shutil.disk_usage(target.parent).free / 1e6:.0f} MB"
-    except OSError:
+    except OSError:  # the disk itself is gone
         message += f"; the free space of {target.parent} is unknown"
-    remedy = "make room" if number in (errno.ENOSPC, errno.EDQUOT) else "fix that"
-    return f"{message}; earlier checkpoints are intact: {remedy} and continue with --resume"
+    return (
+        f"{message}; earlier checkpoints are intact: make room or fix that, and continue with "
+        "--resume"
+    )

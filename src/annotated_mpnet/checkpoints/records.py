@@ -1,19 +1,15 @@
 """JSON files as typed records: a damaged or foreign file becomes one clear error.
 
-The small files of a run are JSON, so a person can read them. `msgspec` decodes them strictly: NaN,
-2.5e3 or true for a count, and unknown or missing fields are errors.
-
-Writing is strict too: `to_json` sorts keys and refuses NaN, so the same value always gives the same
-bytes, and a hash of the text is a hash of the value (`checkpoints/manifest.py` relies on this).
+`msgspec` decodes strictly: NaN, or 2.5e3 or true for a count, are errors. `to_json` is strict too:
+the same value always gives the same bytes, so a hash of the text is a hash of the value.
 """
 
 import dataclasses
 import json
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, TypeVar, get_type_hints
 
 import msgspec
 from safetensors import SafetensorError
@@ -21,57 +17,44 @@ from safetensors import SafetensorError
 from annotated_mpnet.errors import CheckpointError
 
 T = TypeVar("T")
-
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""A number of things; at most what fits a tensor of int64."""
 
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes. Our JSON files have a few thousand; a longer one is damaged, and is not read."""
 
 
 def to_json(value: object) -> str:
-    """Return the only JSON text for a value (a dataclass, or what JSON knows)."""
-    text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False, default=dataclasses.asdict)
-    return text + "\n"
+    """Return the only JSON text for a value: a dataclass, or what JSON knows."""
+    plain = dataclasses.asdict
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, default=plain) + "\n"
 
 
 def decode(path: Path, kind: type[T]) -> T:
-    """Decode a JSON file; raises `CheckpointError`. A dataclass may have more fields in the file."""
+    """Decode a JSON file; unknown fields are ignored. Raises `CheckpointError`."""
     with reading(path):
-        return msgspec.json.decode(read_small(path), type=kind)
+        if regular_size(path) > LARGEST_JSON:
+            raise OSError(f"more than {LARGEST_JSON} bytes")
+        return msgspec.json.decode(path.read_bytes(), type=kind)
 
 
 def decode_exactly(path: Path, kind: type[T]) -> T:
-    """Decode a JSON file that must have exactly the fields of a dataclass.
+    """Decode a JSON file that has exactly the fields of a dataclass; raises `CheckpointError`.
 
     A missing field must not become its default. Weights fit a network with either setting of
     `normalize_before`: the wrong one would load without complaint and predict nonsense.
     """
-    # Of the same fields, but without defaults.
     fields = list(get_type_hints(kind, include_extras=True).items())
-    strict: Any = msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True)
-    values = msgspec.structs.asdict(decode(path, strict))
+    without_defaults = msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True)
+    values = msgspec.structs.asdict(decode(path, without_defaults))
     with reading(path):
-        # A dataclass may check its own numbers.
-        return kind(**values)
-
-
-def read_small(path: Path) -> bytes:
-    """Return a JSON file's bytes; raises `OSError` or `ValueError` for what cannot be one."""
-    if regular_size(path) > LARGEST_JSON:
-        raise ValueError(f"more than {LARGEST_JSON} bytes")
-    return path.read_bytes()
+        return kind(**values)  # which may check its own values
 
 
 def regular_size(path: Path) -> int:
-    """Return a file's size in bytes; raises `OSError` if it is not a regular file.
-
-    Opening a FIFO would block until something writes to it.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a regular file")
-    return status.st_size
+    """Return a file's size; raises `OSError` for a FIFO, which would block when it is opened."""
+    if not path.is_file():
+        raise OSError("missing, or not a regular file")
+    return path.stat().st_size
 
 
 @contextmanager
@@ -85,13 +68,8 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        OSError,
-        ValueError,  # msgspec, UTF-8, and the checks of our own dataclasses
-        RuntimeError,  # nested too deeply; torch
-        MemoryError,
-        SafetensorError,
-    ) as error:
+    # ValueError: msgspec, UTF-8, the dataclass itself. RuntimeError: torch, too deep a nesting.
+    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {short(str(error))}); it is damaged "
             "or not a file of this program"
@@ -99,11 +77,5 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def short(value: object) -> str:
-    r"""Return a value from a file in a form that is safe to print: escaped, at most 80 characters.
-
-    A terminal obeys what it is shown: unescaped, a file could add lines to the log.
-
-    >>> short("\x1b[31mred")
-    "'\\x1b[31mred'"
-    """
+    """Return a value from a file, escaped and cut: a terminal would obey control characters."""
     return repr(value)[:80]

@@ -1,26 +1,20 @@
 """Resuming: from which checkpoint, and whether it is still the same run.
 
-*Which.* The newest checkpoint that is whole. A damaged one is skipped with a warning; if none is
-left, that is an error. A fresh start in a directory with checkpoints would look like success, and
-would prune what could still be repaired.
+*Which.* The newest checkpoint that is whole. If none is left, that is an error: a fresh start would
+look like success, and would prune what could still be repaired.
 
     checkpoint300      another run's              skipped, with a warning
     checkpoint250      a bit has flipped          skipped, with a warning
     best_checkpoint    update 220, whole          the run resumes after update 220
     checkpoint200      whole                      not looked at
 
-The updates after 220 are repeated with the same batches, masks and dropout, and give the same
-weights.
-
 *Whether.* Batch k is a function of data, seed and k, and the checkpoint holds only k. So a resumed
-run equals the uninterrupted one only if everything else that determines a batch is unchanged. The
-checkpoint carries this as its *identity*; a difference stops the run unless `--allow-change` names
-it. Nothing would crash without that: with twice the batch size, update 1000 would start where
-update 2000 used to, and the text in between would be skipped silently.
+run equals the uninterrupted one only if everything else that determines a batch is unchanged: the
+checkpoint's *identity*. Nothing would crash without this check: with twice the batch size, update
+1000 would start where update 2000 used to, and skip the text in between.
 
-    must not change   text, seed, batch, length, masking, tokenizer    what an update sees
-    not compared      learning rate, schedule, dropout                 what it does with it
-                      how often to save, log, evaluate                 who watches
+    must not change   text, seed, batch, length, masking, tokenizer    unless --allow-change says so
+    not compared      learning rate, schedule, dropout, intervals
     an error          layers, widths, vocabulary, buckets, ...         it is another model
 """
 
@@ -36,8 +30,6 @@ from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.mpnet.config import ModelConfig
 
-EXPLANATIONS = {"batch": " (--batch-size x --update-freq x processes)"}
-
 
 @dataclass(frozen=True)
 class Resumable:
@@ -52,12 +44,11 @@ def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
     """Load the newest whole checkpoint of a run; None if there is no checkpoint at all.
 
     Raises:
-        CheckpointError: there are checkpoints, but no valid one of this run.
+        CheckpointError: there are checkpoints, but none of this run is whole.
     """
     problems: list[str] = []
     for path in newest_first(directory):
         try:
-            # Before gigabytes are hashed.
             owner = read_manifest(path).run_id
             if owner != run_id:
                 raise CheckpointError(
@@ -82,9 +73,6 @@ def compare_identity(
     allowed: Sequence[str],
 ) -> list[str]:
     """Compare what must be the same on resume; return the differences that `allowed` permits.
-
-    >>> compare_identity({"seed": 1, "batch": 64}, {"seed": 2, "batch": 64}, allowed=["seed"])
-    ['seed was 1 and is 2']
 
     Raises:
         CheckpointError: names every other difference, with both values.
@@ -111,12 +99,6 @@ def compare_identity(
 def compare_model_config(saved: ModelConfig, current: ModelConfig) -> list[str]:
     """Compare two models; return the differences in dropout, which may change on resume.
 
-    Of the other fields, those without a tensor (activation, heads, eps) would load, and give
-    another model.
-
-    >>> compare_model_config(ModelConfig(), ModelConfig(dropout=0.0))
-    ['dropout was 0.1 and is 0.0']
-
     Raises:
         CheckpointError: names every other difference, with both values.
     """
@@ -135,7 +117,7 @@ def _differences(
 ) -> dict[str, str]:
     return {
         name: f"{name} was {short(saved.get(name))} and is {short(current.get(name))}"
-        + EXPLANATIONS.get(name, "")
+        + (" (--batch-size x --update-freq x processes)" if name == "batch" else "")
         for name in sorted({*saved, *current})
         if saved.get(name) != current.get(name)
     }

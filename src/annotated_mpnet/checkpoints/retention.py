@@ -1,25 +1,17 @@
 """The checkpoints of one directory: their order, which ones stay, and what is cleaned up.
 
-A checkpoint of MPNet-base takes 1.3 GB, so most are deleted again while the run trains. Three rules
-keep that safe:
-
-- only checkpoints with this run's id are pruned;
-- a damaged one is neither pruned nor counted: it must not take the place of a whole one;
-- a name that is not exactly one of ours (`checkpoint_old.bak`, `best.txt`) is never looked at.
-
-With `keep` = 2, after the checkpoint of update 500:
+A checkpoint of MPNet-base takes 1.3 GB, so most are deleted. With `keep` = 2, after update 500:
 
     checkpoint500        just saved       stays: newest
     checkpoint400        whole            stays: second
-    checkpoint300        damaged          stays, not counted
+    checkpoint300        damaged          stays, not counted: it must not replace a whole one
     checkpoint200        whole            deleted
     checkpoint150        another run's    stays
-    best_checkpoint      update 200       stays: it is a copy, without a number
-    checkpoint_old.bak                    not ours
+    best_checkpoint      update 200       stays: it has no number
+    checkpoint_old.bak                    not one of our names: not looked at
 
-Pruning happens only after the new checkpoint is published and synced, so the disk needs room for
-one more than `keep`. In the other order there would be a moment with one fewer: with `keep` = 1,
-none.
+Pruning happens only after the new checkpoint is on disk, so there must be room for one more than
+`keep`.
 """
 
 import os
@@ -41,26 +33,15 @@ from annotated_mpnet.errors import CheckpointError
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Return whether a checkpoint can have this name.
-
-    >>> [is_checkpoint_name(name) for name in ("checkpoint25", "best_checkpoint", "checkpoint_old")]
-    [True, True, False]
-    """
+    """Return whether a checkpoint can have this name; "checkpoint_old" is the user's."""
     return name == BEST or NUMBERED.fullmatch(name) is not None
 
 
 def prune(directory: Path, keep: int, run_id: str, protected: Collection[str]) -> list[str]:
     """Delete all but the newest `keep` numbered checkpoints of a run; return warnings.
 
-    Args:
-        directory: the run's directory.
-        keep: how many; -1 keeps all.
-        run_id: the run.
-        protected: names to keep in any case: the checkpoint that was just saved does not have the
-            highest number if the run resumed from an older one.
-
-    Returns:
-        A line for each checkpoint that could not be deleted: no reason to end a run.
+    -1 keeps all. `protected` is kept in any case: the checkpoint that was just saved does not have
+    the highest number if the run resumed from an older one.
     """
     if keep < 0:
         return []
@@ -75,8 +56,7 @@ def prune(directory: Path, keep: int, run_id: str, protected: Collection[str]) -
         if path.name in protected:
             continue
         try:
-            # Renamed first: if the process is killed here, a .tmp- is left and not half a
-            # checkpoint.
+            # Renamed first: killed here, the process leaves a .tmp- and not half a checkpoint.
             doomed = directory / f"{TEMPORARY}{path.name}"
             os.rename(path, doomed)
             shutil.rmtree(doomed)
@@ -109,13 +89,6 @@ def newest_first(directory: Path) -> list[Path]:
 
     By number: "checkpoint9" comes after "checkpoint10" in the alphabet. At the same update a
     numbered one comes before `best_checkpoint`. A missing directory has none.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     for name in ("checkpoint9", "checkpoint100", "checkpoint10", "checkpoint_old.bak"):
-    ...         (Path(folder) / name).mkdir()
-    ...     print([path.name for path in newest_first(Path(folder))])
-    ['checkpoint100', 'checkpoint10', 'checkpoint9']
     """
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():

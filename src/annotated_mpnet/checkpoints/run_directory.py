@@ -3,39 +3,32 @@
     checkpoints/my_run/
         environment.json      the run's id, library versions, the machine: written first
         config.toml  metrics.jsonl  log.txt  report.md  loss.png
-        checkpoint2500/       (`checkpoints/checkpoint.py`)
-        best_checkpoint/      the same, with the lowest validation loss so far
+        checkpoint2500/  best_checkpoint/       (`checkpoints/checkpoint.py`)
         hf/                   the export
         .lock                 locked by the process that trains; names it
 
-Everything that a run writes is in there, except the cache of packed text. Three things can go wrong,
-and each could cost weeks of training:
-
-*Two processes write to it*, for example when a scheduler restarts a job that was only slow. The
+*Two processes* must not write to it, as when a scheduler restarts a job that was only slow. The
 lock is the kernel's (`filelock`), so it ends with its process, however that ends. The text in
 `.lock` is only for the message.
 
-*A second run starts over the first.* A directory holds a run if there are checkpoints or metrics in
-it; what an aborted start leaves (a wrong path, an empty corpus) does not count:
+*A second run* must not start over the first. What an aborted start leaves (a wrong path, an empty
+corpus) is not a run: a run has checkpoints or metrics.
 
     what is there                neither flag    --resume            --overwrite
     ---------------------------  --------------  ------------------  --------------------
-    nothing, or other files      a new run       no checkpoint       a new run
-    an aborted start             a new run       no checkpoint       a new run
+    nothing, or other files      a new run       no checkpoint (1)   a new run
+    an aborted start             a new run       no checkpoint (1)   a new run
     a run                        refused         resumes             deleted, then a new run
     files of a run, but no id    refused         refused             refused
 
-*No checkpoint* is an error as well (`nothing_to_resume`), raised elsewhere: this class starts a new
-run there.
+(1) an error as well, raised by `runs` with `nothing_to_resume`; this class starts a new run there.
 
-*A clean-up deletes too much.* `--overwrite` deletes only the names in the list above, and no
-checkpoint with another run's id. The id is random, is written before anything else, and is in the
-manifest of each checkpoint.
+*A clean-up* must not delete too much. `--overwrite` deletes only the names above, and no checkpoint
+with another run's id, which is random, written first, and in the manifest of each checkpoint.
 
 **Order on entering**: check without writing; lock; check again, because another process may have
-entered in between; clean up after a killed process; delete, if asked to; only then write. A run that
-is refused leaves no trace, not even a lock file. All of this happens before any text is tokenized
-(`refuse_taken_directory` checks even earlier).
+entered in between; clean up after a killed process; delete, if asked to; only then write. A refused
+run leaves no trace, not even a lock file.
 """
 
 import os
@@ -68,28 +61,15 @@ EXPORT = "hf"
 
 
 class RunDirectory:
-    """A run's directory, locked inside the `with` block.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     with RunDirectory(Path(folder)) as directory:
-    ...         directory.write("metrics.jsonl", "...")
-    ...     with RunDirectory(Path(folder), resume=True) as again:
-    ...         print(again.run_id == directory.run_id)
-    True
-
-    Attributes:
-        path: the directory; made if it is missing.
-        run_id: 32 hexadecimal digits, drawn when the run first starts and kept on resume. Empty
-            before the block.
-    """
+    """A run's directory, locked inside the `with` block."""
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path = path
         self.run_id = ""
+        """32 hexadecimal digits, drawn when the run first starts and kept on resume."""
         self._resume = resume
         self._overwrite = overwrite
-        # Where the file system has no locks, an error and not a file that outlives its process.
+        # Without a fallback: a lock that is only a file would outlive its process.
         self._lock = FileLock(path / LOCK, blocking=False, fallback_to_soft=False)
 
     def __enter__(self) -> Self:
@@ -97,8 +77,7 @@ class RunDirectory:
 
         Raises:
             WriteError: the path is a file, or cannot be written to.
-            CheckpointError: another process uses the directory, or it holds a run and neither
-                resume nor overwrite was asked for. Nothing was changed then.
+            CheckpointError: refused by the table above, or in use. Nothing was changed.
         """
         try:
             self._enter()
@@ -113,21 +92,13 @@ class RunDirectory:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lock.
-
-        The file stays. If it were deleted, one process could lock a file without a name while
-        another creates and locks a new one.
-        """
+        """Release the lock. Its file stays: deleted, it could be locked by two processes."""
         with suppress(OSError):  # the directory may be gone
             os.truncate(self.path / LOCK, 0)
         self._lock.release()
 
     def write(self, name: str, text: str) -> None:
-        """Write one of `FILES`, whole or not at all: on a full disk the previous one stays.
-
-        Raises:
-            WriteError: full disk, lost permission.
-        """
+        """Write one of `FILES`, whole or not at all; raises `WriteError` for a full disk."""
         try:
             write_file(self.path / name, text.encode())
         except OSError as error:
@@ -137,12 +108,16 @@ class RunDirectory:
             ) from error
 
     def _enter(self) -> None:
-        """Enter in the order of the module's docstring; raises `OSError` or `CheckpointError`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        # A directory with a run but without a lock file gets none if it is refused. If there is
-        # one, "in use" is the better message, so the lock comes first.
+        # "In use" is the better message, but a refusal must not create the lock file.
         if (self.path / LOCK).exists() or self._is_admitted():
-            self._acquire()
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise CheckpointError(
+                    f"--checkpoint-dir {self.path} is in use by {_holder(self.path / LOCK)}; wait "
+                    "for it, stop it, or choose another directory"
+                ) from error
         if not self._is_admitted():
             raise _taken(self.path)
         # Only where a run has been: elsewhere, a `.tmp-` may be the user's.
@@ -165,28 +140,9 @@ class RunDirectory:
     def _is_admitted(self) -> bool:
         return self._resume or self._overwrite or not holds_run(self.path)
 
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            # Empty if the holder has not written its name yet.
-            text = (self.path / LOCK).read_text(encoding="utf-8", errors="replace").strip()
-            raise CheckpointError(
-                f"--checkpoint-dir {self.path} is in use by "
-                f"{short(text) if text else 'another process'}; wait for it, stop it, or choose "
-                "another directory"
-            ) from error
-
 
 def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse now what `RunDirectory` would refuse only after the text was tokenized.
-
-    Reads only: a mistyped path must not exist afterwards.
-
-    Raises:
-        CheckpointError: the directory holds a run, and neither flag was given.
-        WriteError: the path is a file, or is below one.
-    """
+    """Refuse now, without writing, what `RunDirectory` would refuse after minutes of tokenizing."""
     nearest = directory.absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
@@ -202,8 +158,8 @@ def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> No
 def nothing_to_resume(directory: Path) -> CheckpointError:
     """Return the error for `--resume` in a directory without a checkpoint.
 
-    Starting at update 0 instead would train without the initial weights of a preset or a settings
-    file, which `--resume` leaves out (`settings/parsing.py`).
+    A fresh start would lack the initial weights of a preset or a settings file, which `--resume`
+    leaves out (`settings/parsing.py`).
     """
     # With metrics in it, a new run would be refused too.
     way_out = "with --overwrite instead" if holds_run(directory) else "without it"
@@ -211,33 +167,17 @@ def nothing_to_resume(directory: Path) -> CheckpointError:
 
 
 def holds_run(directory: Path) -> bool:
-    """Return whether there is a run in a directory, or what might be one.
-
-    Files with our names but without an id may be the user's own `config.toml`: they count.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     for name in ("corpus.txt", ENVIRONMENT, "log.txt", "checkpoint5"):
-    ...         (Path(folder) / name).touch()
-    ...         print(name, holds_run(Path(folder)))
-    corpus.txt False
-    environment.json False
-    log.txt False
-    checkpoint5 True
-    """
+    """Return whether there is a run in a directory, or what might be one."""
     named = _named(directory)
     if not (directory / ENVIRONMENT).exists():
-        return bool(named)
+        return bool(named)  # perhaps the user's own config.toml
     metrics = directory / METRICS
     has_metrics = metrics.exists() and metrics.stat().st_size > 0
     return has_metrics or any(path.name not in FILES for path in named)
 
 
 def _named(directory: Path) -> list[Path]:
-    """Return what has a name of a run's, except its id and its lock.
-
-    One list for "is there a run?" and "what does --overwrite delete?".
-    """
+    """Return what has a name of a run's, except its id and its lock."""
     if not directory.is_dir():
         return []
     return [
@@ -245,6 +185,11 @@ def _named(directory: Path) -> list[Path]:
         for path in sorted(directory.iterdir())
         if path.name in (*FILES, EXPORT) or is_checkpoint_name(path.name.removeprefix(REPLACED))
     ]
+
+
+def _holder(lock: Path) -> str:
+    text = lock.read_text(encoding="utf-8", errors="replace").strip()
+    return short(text) if text else "another process"
 
 
 def _taken(directory: Path) -> CheckpointError:
@@ -255,11 +200,7 @@ def _taken(directory: Path) -> CheckpointError:
 
 
 def _delete_run(directory: Path) -> None:
-    """Delete what the run in a directory wrote, and nothing else.
-
-    Raises:
-        CheckpointError: there is no id, so nothing proves that a run wrote these files.
-    """
+    """Delete what the run in a directory wrote, if its id proves that one did."""
     if not (directory / ENVIRONMENT).exists():
         raise CheckpointError(
             f"--overwrite: {directory} has no {ENVIRONMENT}, so a run may not have written what "
@@ -286,10 +227,6 @@ class _RunId(msgspec.Struct):
 
 
 def _read_run_id(directory: Path) -> str:
-    """Return the id of the run; `CheckpointError` if there is none.
-
-    A new id would make its own checkpoints another run's.
-    """
     path = directory / ENVIRONMENT
     if not path.exists():
         raise CheckpointError(

@@ -8,28 +8,22 @@ Saving takes seconds, but the weights must not change only while they are copied
     loop      update 98   99  100 |copy| 101  102  103  104  ...  200 |copy| 201 ...
     thread                              write ........ on disk             write ...
 
-The copy takes 12 bytes per weight (1.3 GB for MPNet-base), in memory that the next copy reuses:
-allocating that much takes longer than filling it. There is one copy, so a save waits for the
-previous write; but a new best model and the checkpoint of the same update share it.
+There is one copy, of 12 bytes per weight (1.3 GB for MPNet-base), in memory that is reused. So a
+save waits for the previous write; but a new best model and the checkpoint of the same update share
+the copy.
 
-**Nothing is reported before it is on disk**: `finish` waits, and so does a run that ends, however it
-ends. If it is killed earlier, it resumes from the previous checkpoint. Checkpoints are written in
-the order in which they were taken, and none after one that failed.
+Nothing is reported before it is on disk: `finish` waits, and so does a run that ends, however it
+ends. A failed write ends the run before the next update, and no later checkpoint is written. The
+thread prints nothing itself.
 
-**A failed write** ends the run before the next update, or at the end. The thread itself prints
-nothing: errors and warnings are reported by the loop.
-
-**Why a thread.** Writing, hashing and fsync release the interpreter's lock: while 1 GB was written
-and hashed, no other thread waited longer than 13 ms (`docs/log.md`). A process would need the copy
-in shared memory.
-
-**Several processes.** Rank 0 copies and writes. The others send their shares (--fsdp) and continue.
+A thread is enough: writing, hashing and fsync release the interpreter's lock. While 1 GB was
+written and hashed, no other thread waited longer than 13 ms (`docs/log.md`).
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +38,7 @@ from annotated_mpnet.training.distributed import World, whole
 
 
 class Saver:
-    """Saves the checkpoints of a run; a context manager that waits for the last write.
-
-    All ranks call its methods.
-
-    Attributes:
-        stream_counts: what the run had read of a stream at the last copy.
-    """
+    """Saves the checkpoints of a run; all ranks call its methods."""
 
     def __init__(
         self,
@@ -58,14 +46,9 @@ class Saver:
         directory: RunDirectory | None,
         save_tokenizer: Callable[[Path], None],
     ) -> None:
-        """Start with nothing to write.
-
-        Args:
-            trainer: whose model and optimizer are saved; warnings go to its tracker.
-            directory: the run's; None on all ranks but the first.
-            save_tokenizer: called, in the thread, with an empty directory to fill.
-        """
+        """Save the model and optimizer of a trainer; only rank 0 has a directory."""
         self.stream_counts = StreamCounts()
+        """What the run had read of a stream at the last copy."""
         self._trainer = trainer
         self._directory = directory
         self._save_tokenizer = save_tokenizer
@@ -80,12 +63,7 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait for the last write, even if the run has failed: then the lock may be released."""
         try:
             self._collect(wait=True)
@@ -98,13 +76,7 @@ class Saver:
             self._thread.shutdown()
 
     def save(self, name: str, progress: Progress) -> None:
-        """Copy the state of a run and start to write it.
-
-        All ranks must call this in the same update, because each has its share of the tensors.
-
-        Args:
-            name: `checkpoint2500`, or `best_checkpoint`.
-            progress: of this rank; the streams differ.
+        """Copy the state of a run and start to write it, on all ranks in the same update.
 
         Raises:
             WriteError: an earlier checkpoint could not be written.
@@ -115,37 +87,34 @@ class Saver:
             self._copy(progress)
         if self._directory is None:
             return
-        saves_optimizer = self._trainer.config.run.save_optimizer_state
+        path, run = self._directory.path, self._trainer.config.run
         checkpoint = Checkpoint(
             run_id=self._directory.run_id,
             state=progress.state,
             stream=stream_parts(self._streams),
             model_config=self._trainer.model.config,
             model_tensors=self._model,
-            optimizer_tensors=self._means if saves_optimizer else None,
+            optimizer_tensors=self._means if run.save_optimizer_state else None,
         )
-        previous = self._writes[-1] if self._writes else None
-        arguments = previous, self._directory.path, name, checkpoint
-        self._writes.append(self._thread.submit(self._write, *arguments))
+        earlier = list(self._writes)
+
+        def write() -> list[str]:
+            for each in earlier:
+                each.result()  # has ended, since there is one thread; raises if it failed
+            save_checkpoint(path, name, checkpoint, self._save_tokenizer)
+            return prune(path, run.keep_checkpoints, checkpoint.run_id, protected={name})
+
+        self._writes.append(self._thread.submit(write))
 
     def check(self) -> None:
-        """Raise the error of a write that has failed, without waiting for one that has not ended.
-
-        Raises:
-            WriteError: the disk is full or not writable. Earlier checkpoints are unchanged.
-        """
+        """Raise the `WriteError` of a write that has failed; does not wait."""
         self._collect(wait=False)
 
     def finish(self) -> None:
-        """Wait, on all ranks, until everything that was saved is on disk.
-
-        Raises:
-            WriteError: as `check`.
-        """
+        """Wait, on all ranks, until everything is on disk; raises `WriteError` if it cannot be."""
         self._trainer.world.first(lambda: self._collect(wait=True))
 
     def _copy(self, progress: Progress) -> None:
-        """Copy tensors and streams, put together from all ranks."""
         trainer, world = self._trainer, self._trainer.world
         self._copied = progress.state.update
         if trainer.config.run.save_optimizer_state:
@@ -158,48 +127,22 @@ class Saver:
             self.stream_counts = sum((each.counts for each in self._streams), StreamCounts())
             trainer.tracker.say(f"read until update {self._copied}: {self.stream_counts}")
 
-    def _write(
-        self,
-        previous: Future[list[str]] | None,
-        directory: Path,
-        name: str,
-        checkpoint: Checkpoint,
-    ) -> list[str]:
-        """Write, then prune; return warnings. Runs in the thread, on rank 0."""
-        if previous is not None:
-            previous.result()  # has ended, since there is one thread; raises if it failed
-        save_checkpoint(directory, name, checkpoint, self._save_tokenizer)
-        keep = self._trainer.config.run.keep_checkpoints
-        return prune(directory, keep, checkpoint.run_id, protected={name})
-
     def _collect(self, *, wait: bool) -> None:
-        """Report the warnings of writes that have ended, or raise the error of the first to fail."""
+        """Report the warnings of writes that have ended; raise the error of the first to fail."""
         try:
             while self._writes and (wait or self._writes[0].done()):
                 for warning in self._writes[0].result():
                     self._trainer.tracker.warn(warning)
                 del self._writes[0]
         except Exception:
-            # Those after it have the same error, which is raised once.
-            self._writes.clear()
+            self._writes.clear()  # the later ones have the same error
             raise
 
 
 def copy_into(copy: dict[str, Tensor], tensors: Mapping[str, Tensor], world: World) -> None:
-    """Copy tensors into the CPU memory of rank 0, which the next call reuses.
+    """Copy tensors of all ranks into the CPU memory of rank 0, which the next call reuses.
 
-    All ranks must call it, with the same names, shapes and types each time. Only one tensor at a
-    time is whole on a device: a model that needs --fsdp would not fit on one.
-
-    >>> weight, copy = torch.ones(2), {}
-    >>> copy_into(copy, {"weight": weight}, World())
-    >>> _ = weight.zero_()
-    >>> copy
-    {'weight': tensor([1., 1.])}
-    >>> memory = copy["weight"].data_ptr()
-    >>> copy_into(copy, {"weight": weight}, World())
-    >>> copy, copy["weight"].data_ptr() == memory
-    ({'weight': tensor([0., 0.])}, True)
+    Only one tensor at a time is whole on a device: a model that needs --fsdp would not fit on one.
     """
     on_gpu = False
     for name, tensor in tensors.items():
@@ -216,9 +159,7 @@ def copy_into(copy: dict[str, Tensor], tensors: Mapping[str, Tensor], world: Wor
 
 
 def stream_parts(states: list[StreamState]) -> StreamParts | None:
-    """Return what a checkpoint keeps of the ranks' streams; None without any.
-
-    All arrays go into one file, under names that start with the rank's number.
+    """Return what a checkpoint keeps of the ranks' streams: all arrays go into one file.
 
     >>> ranks, tensors = stream_parts([StreamState(rank=rank, world_size=2) for rank in range(2)])
     >>> [each["rank"] for each in ranks], sorted(tensors)[:2]
@@ -240,14 +181,8 @@ def stream_parts(states: list[StreamState]) -> StreamParts | None:
 def streams_from(parts: StreamParts) -> list[StreamState]:
     """Return the states from `stream_parts`; raises `CheckpointError` for another version's."""
     ranks, tensors = parts
-    return [
-        StreamState.from_parts(
-            values,
-            {
-                name.removeprefix(f"{rank}."): tensor.numpy()
-                for name, tensor in tensors.items()
-                if name.startswith(f"{rank}.")
-            },
-        )
-        for rank, values in enumerate(ranks)
-    ]
+    arrays: list[dict[str, Any]] = [{} for _ in ranks]
+    for name, tensor in tensors.items():
+        rank, _, array = name.partition(".")
+        arrays[int(rank)][array] = tensor.numpy()
+    return [StreamState.from_parts(*each) for each in zip(ranks, arrays, strict=True)]
