@@ -21,15 +21,16 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT = {
     "mpnet": set(),
     "errors": set(),
+    "files": set(),
     "signals": {"errors"},
     "fast": {"mpnet", "errors"},
     "settings": {"mpnet", "errors"},
     "text": {"mpnet", "errors", "settings"},
     "streams": {"mpnet", "errors", "settings", "text"},
     "training": {"mpnet", "errors", "settings", "text", "streams", "fast", "signals"},
-    "checkpoints": {"mpnet", "errors", "settings", "streams", "training"},
+    "checkpoints": {"mpnet", "errors", "files", "settings", "streams", "training"},
     "tracking": {"mpnet", "errors", "settings", "training", "checkpoints"},
-    "conversion": {"mpnet", "errors", "settings", "text", "checkpoints"},
+    "conversion": {"mpnet", "errors", "files", "settings", "text", "checkpoints"},
     "runs": {
         "mpnet",
         "errors",

@@ -1,4 +1,4 @@
-"""Round trip, determinism, and every kind of damage that a disk or a hand can do."""
+"""Round trip, determinism, and every kind of damage."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from annotated_mpnet.checkpoints.manifest import MANIFEST, _encode, read_manifest, verify_checkpoint
+from annotated_mpnet.checkpoints.manifest import MANIFEST, read_manifest, seal, verify_checkpoint
 from annotated_mpnet.errors import CheckpointError
 
 FILES = [MODEL, OPTIMIZER, STATE, CONFIG, "tokenizer/vocab.txt", MANIFEST]
@@ -47,9 +47,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rewrite_manifest(path: Path, **changes: object) -> None:
-    """Change a manifest's content and its checksum with it, as an enemy would."""
+    """Change a manifest's content and its checksum with it, as an attacker would."""
     content = json.loads((path / MANIFEST).read_text())["content"]
-    (path / MANIFEST).write_text(_encode({**content, **changes}))
+    (path / MANIFEST).write_bytes(seal({**content, **changes}))
 
 
 def test_loading_returns_what_was_saved_to_the_bit(saved: Path) -> None:
@@ -70,7 +70,7 @@ def test_same_state_gives_the_same_bytes_whatever_run_and_order(tmp_path: Path) 
     (tmp_path / "b").mkdir()
     left = bytes_of(save_checkpoint(tmp_path / "a", "checkpoint20", first, save_tokenizer))
     right = bytes_of(save_checkpoint(tmp_path / "b", "checkpoint20", second, save_tokenizer))
-    # The manifest holds run and time; all the rest is a function of the state.
+    # The manifest holds run and time; everything else is a function of the state.
     assert left.pop(MANIFEST) != right.pop(MANIFEST)
     assert left == right
 
@@ -105,7 +105,7 @@ def test_every_one_of_200_bit_flips_is_found(saved: Path, name: str) -> None:
 
 
 def test_plain_formats_let_nine_in_ten_bit_flips_pass(tmp_path: Path) -> None:
-    # Why there is a manifest at all: the number in its docstring.
+    # The number in the docstring of the manifest, and the reason why there is one.
     tensors = {"weight": torch.zeros(5000)}
     save_file(tensors, tmp_path / "plain.safetensors")
     torch.save(tensors, tmp_path / "plain.pt")
@@ -125,8 +125,8 @@ def test_plain_formats_let_nine_in_ten_bit_flips_pass(tmp_path: Path) -> None:
 
 
 def test_a_bit_flip_in_any_byte_of_the_manifest_is_found(saved: Path) -> None:
-    # Nobody sums the manifest but the manifest: so not a sample here, but every byte, and (7 and 8
-    # have no common factor) each of the eight bits equally often.
+    # Only the manifest's own checksum covers it, so every byte is tested here and not a sample; a
+    # step of 7 bits visits each of the eight bits equally often.
     whole = (saved / MANIFEST).read_bytes()
     for position in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
@@ -154,7 +154,7 @@ def test_a_missing_or_replaced_file_is_found_and_named(saved: Path, name: str) -
     with pytest.raises(CheckpointError, match=path.name):
         verify_checkpoint(saved)
     path.rmdir()
-    # Opening a FIFO would wait for ever for somebody who writes to it.
+    # Opening a FIFO would block until something writes to it.
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match=path.name):
         verify_checkpoint(saved)
@@ -180,7 +180,7 @@ def test_a_renamed_checkpoint_is_found_by_its_update(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file", "torch_zip"])
-def test_what_is_no_checkpoint_directory_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_checkpoint_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "checkpoint5"
     if kind == "empty":
         path.mkdir()
@@ -215,7 +215,7 @@ BAD_STATES: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("changes", BAD_STATES, ids=repr)
-def test_a_state_that_cannot_be_is_refused_even_with_right_hashes(
+def test_an_impossible_state_is_refused_even_with_right_hashes(
     saved: Path, changes: dict[str, object]
 ) -> None:
     change_json(saved / STATE, **changes)
@@ -230,7 +230,7 @@ BAD_JSON += [b'{"update": ' + b"9" * 5000 + b"}", b"{}", b'"\\ud800"']
 
 @pytest.mark.parametrize("content", BAD_JSON, ids=lambda content: repr(content[:12]))
 @pytest.mark.parametrize("name", [STATE, CONFIG])
-def test_json_that_is_none_is_refused_even_with_right_hashes(
+def test_invalid_json_is_refused_even_with_right_hashes(
     saved: Path, name: str, content: bytes
 ) -> None:
     (saved / name).write_bytes(content)
@@ -240,7 +240,7 @@ def test_json_that_is_none_is_refused_even_with_right_hashes(
 
 
 @pytest.mark.parametrize("content", BAD_JSON, ids=lambda content: repr(content[:12]))
-def test_a_manifest_that_is_no_json_is_refused(saved: Path, content: bytes) -> None:
+def test_a_manifest_that_is_not_json_is_refused(saved: Path, content: bytes) -> None:
     (saved / MANIFEST).write_bytes(content)
     with pytest.raises(CheckpointError, match=MANIFEST):
         load_checkpoint(saved)
@@ -284,8 +284,8 @@ def test_any_types_in_a_manifest_raise_nothing_but_checkpoint_error(
     else:
         content[field] = value
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / MANIFEST).write_text(_encode(content))
-        # With its checksum right, what is legal is accepted; nothing else may come but our error.
+        (Path(directory) / MANIFEST).write_bytes(seal(content))
+        # With a right checksum, legal values are accepted and all others raise our error.
         with suppress(CheckpointError):
             manifest = read_manifest(Path(directory))
             assert field != "surprise"
@@ -310,22 +310,24 @@ def test_a_newer_format_is_refused_with_both_versions(
     with pytest.raises(CheckpointError, match=r"format version 2; .* up to version 1"):
         load_checkpoint(saved)
     monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 2)
-    with pytest.raises(CheckpointError, match="files is no object"):
+    with pytest.raises(
+        CheckpointError, match=r"Expected `object`, got `str` - at `\$\.content\.files`"
+    ):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder_layers": "1"}, "encoder_layers is '1', expected int"),
+        ({"encoder_layers": "1"}, r"Expected `int`, got `str` - at `\$\.encoder_layers`"),
         ({"encoder_layers": 0}, "encoder-layers is 0"),
-        ({"dropout": float("nan")}, "dropout is nan"),
-        ({"activation_fn": "softmax"}, "activation-fn is"),
-        ({"normalize_before": 1}, "normalize_before is 1, expected bool"),
+        ({"dropout": float("nan")}, "JSON is malformed"),
+        ({"activation_fn": "softmax"}, "activation_fn"),
+        ({"normalize_before": 1}, r"Expected `bool`, got `int` - at `\$\.normalize_before`"),
         ({"hidden_size": 768}, "hidden_size"),
     ],
 )
-def test_a_configuration_that_is_no_network_is_refused(
+def test_an_impossible_model_configuration_is_refused(
     saved: Path, changes: dict[str, object], message: str
 ) -> None:
     change_json(saved / CONFIG, **changes)
@@ -335,7 +337,7 @@ def test_a_configuration_that_is_no_network_is_refused(
 
 
 class Canary:
-    """A pickle that gives itself away when somebody loads it."""
+    """A pickle that makes a directory when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

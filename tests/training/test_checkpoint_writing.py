@@ -34,7 +34,7 @@ from annotated_mpnet.errors import CheckpointError, WriteError
 
 
 class Recorder:
-    """Stands in for functions of `os`: writes down each call, then makes it."""
+    """Replaces functions of `os`: records each call, then makes it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, str]] = []
@@ -64,12 +64,12 @@ def test_every_file_is_synced_before_the_rename_and_the_directory_after(
     names = {Path(name).name for name in bytes_of(path)} | {"tokenizer", ".tmp-checkpoint20"}
     assert before == [("fsync", name) for _, name in before]
     assert {name for _, name in before} == names
-    # The manifest vouches for the others, so it comes behind them all; then the list of names.
+    # The manifest says that the others are complete, so it comes last; then the list of names.
     assert before[-2:] == [("fsync", MANIFEST), ("fsync", ".tmp-checkpoint20")]
     assert after == [("fsync", tmp_path.name)]
 
 
-def test_the_temporary_directory_is_a_sibling_so_that_a_rename_is_possible(tmp_path: Path) -> None:
+def test_the_temporary_directory_is_a_sibling_as_a_rename_needs(tmp_path: Path) -> None:
     seen = []
 
     def look(directory: Path) -> None:
@@ -81,9 +81,9 @@ def test_the_temporary_directory_is_a_sibling_so_that_a_rename_is_possible(tmp_p
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    former = os.umask(request.param)
+    previous = os.umask(request.param)
     yield request.param
-    os.umask(former)
+    os.umask(previous)
 
 
 def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
@@ -104,7 +104,7 @@ DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def full_after(number: int) -> Callable[..., None]:
-    """Return a `save_file` that writes so many bytes and then finds the disk full."""
+    """Return a `save_file` that writes that many bytes and then finds the disk full."""
 
     def save_file(tensors: object, path: Path) -> None:
         path.write_bytes(bytes(number))
@@ -116,7 +116,7 @@ def full_after(number: int) -> Callable[..., None]:
 def fail_at(step: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Make one step of a save find the disk full; return the `save_tokenizer` to use."""
     if step == "tokenizer":
-        # What the Rust library behind tokenizers raises is a plain Exception.
+        # tokenizers, written in Rust, raises a plain Exception.
         return raising(Exception("No space left on device (os error 28)"))
     if step.startswith("tensors"):
         monkeypatch.setattr(checkpoint_module, "save_file", full_after(int(step.split()[1])))
@@ -149,7 +149,7 @@ def test_full_disk_leaves_earlier_checkpoints_as_they_were(
     assert bytes_of(tmp_path) == before
 
 
-def test_a_rename_that_fails_half_way_puts_the_former_checkpoint_back(
+def test_a_rename_that_fails_half_way_puts_the_previous_checkpoint_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 10, BEST)
@@ -208,12 +208,12 @@ def test_best_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path: Path) -
 def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     save(tmp_path, 20, run_id=OTHER_RUN)
     before = bytes_of(tmp_path)
-    with pytest.raises(CheckpointError, match=r"belongs to another run .* left as it is"):
+    with pytest.raises(CheckpointError, match=r"belongs to another run .* left unchanged"):
         save(tmp_path, 20)
     assert bytes_of(tmp_path) == before
 
 
-def test_what_stands_in_the_way_and_may_not_be_ours_is_kept_aside(tmp_path: Path) -> None:
+def test_what_has_the_name_and_may_not_be_ours_is_kept_under_another(tmp_path: Path) -> None:
     damaged = save(tmp_path, 20)
     (damaged / MANIFEST).write_bytes(b"")
     save(tmp_path, 20)
@@ -230,7 +230,7 @@ STEPS_OF_THE_SYSTEM = ("mkdir", "fsync", "rename", "chmod", "unlink", "rmdir")
 
 
 def die_at(number: int) -> None:
-    """Kill this process at its so many-th step that changes the disk."""
+    """Kill this process at the given step that changes the disk."""
     count = 0
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -249,7 +249,7 @@ def die_at(number: int) -> None:
 
 
 def save_replace_and_prune(run: Path, acknowledged: Path) -> None:
-    """A stretch of a run: a new checkpoint, a better best one, one that is passed again."""
+    """Part of a run: a new checkpoint, a new best one, and one whose name is taken."""
     with acknowledged.open("a") as file:
         for update, name in ((20, None), (20, BEST), (20, None)):
             path = save(run, update, name)
@@ -259,7 +259,7 @@ def save_replace_and_prune(run: Path, acknowledged: Path) -> None:
 
 
 def kill_at_every_step(root: Path) -> int:
-    """Kill a process at each step of that stretch in turn; return how many deaths there were."""
+    """Kill a process at each step of it in turn; return how many were killed."""
     for number in range(1, 1000):
         run, acknowledged = root / f"run{number}", root / f"acknowledged{number}"
         run.mkdir()
@@ -276,7 +276,7 @@ def kill_at_every_step(root: Path) -> int:
         if status == 0:
             return number - 1
         assert os.WTERMSIG(status) == signal.SIGKILL, status
-    raise AssertionError("the stretch never ended")
+    raise AssertionError("it never ended")
 
 
 def check_survival(run: Path, acknowledged: Path) -> None:

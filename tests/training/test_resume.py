@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, which ones it keeps, and whether it is the same run."""
+"""Which checkpoint a run resumes from, which ones it keeps, and whether it is the same run."""
 
 import dataclasses
 import os
@@ -57,7 +57,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_why(
     assert "\n" not in found.warnings[0]
 
 
-def test_best_checkpoint_is_one_to_go_on_from(tmp_path: Path) -> None:
+def test_a_run_can_resume_from_best_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 10)
     save(tmp_path, 20, BEST)
     found = newest_valid_checkpoint(tmp_path, RUN)
@@ -69,7 +69,7 @@ def test_best_checkpoint_is_one_to_go_on_from(tmp_path: Path) -> None:
     assert found.path.name == "checkpoint10"
 
 
-def test_only_damaged_checkpoints_are_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     for update in (10, 20):
         damage(save(tmp_path, update) / MODEL)
     (tmp_path / "checkpoint30").mkdir()
@@ -149,7 +149,7 @@ def test_prune_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
     assert names_in(tmp_path) == {"checkpoint20"}
 
 
-def test_recover_ends_what_a_killed_process_began(tmp_path: Path) -> None:
+def test_recover_cleans_up_after_a_killed_process(tmp_path: Path) -> None:
     os.rename(save(tmp_path, 10, BEST), tmp_path / f".old-{BEST}")
     shutil.copytree(save(tmp_path, 10), tmp_path / ".old-checkpoint10")
     (tmp_path / ".tmp-checkpoint20").mkdir()
@@ -195,7 +195,7 @@ def test_a_misspelt_name_to_allow_is_a_wrong_flag() -> None:
         compare_identity(SAVED, SAVED, allowed=["sede"])
 
 
-def test_another_network_is_refused_with_field_and_both_values() -> None:
+def test_another_model_is_refused_with_field_and_both_values() -> None:
     other = dataclasses.replace(CONFIG, encoder_layers=2, activation_fn="relu")
     with pytest.raises(CheckpointError) as caught:
         compare_model_config(CONFIG, other)

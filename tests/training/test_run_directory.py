@@ -1,4 +1,4 @@
-"""Who gets into a run's directory, and what happens to what is in it."""
+"""Which process may enter a run's directory, and what happens to what is in it."""
 
 import errno
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import OTHER_RUN, bytes_of, save
 
-from annotated_mpnet.checkpoints import run_directory
 from annotated_mpnet.checkpoints.checkpoint import BEST
 from annotated_mpnet.checkpoints.run_directory import (
     ENVIRONMENT,
@@ -88,7 +87,7 @@ def test_a_resume_clears_what_a_killed_process_left(tmp_path: Path) -> None:
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
-    former = finish_run(tmp_path)
+    previous = finish_run(tmp_path)
     foreign = save(tmp_path, 99999999, run_id=OTHER_RUN)
     user = [tmp_path / name for name in ("checkpoint_old.bak", "best.txt", "corpus.txt")]
     for path in user:
@@ -96,13 +95,13 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     before = bytes_of(foreign)
     refuse_taken_directory(tmp_path, resume=False, overwrite=True)
     with RunDirectory(tmp_path, overwrite=True) as directory:
-        assert directory.run_id != former
+        assert directory.run_id != previous
         left = {path.name for path in tmp_path.iterdir()}
     assert left == {ENVIRONMENT, LOCK, foreign.name, *(path.name for path in user)}
     assert bytes_of(foreign) == before
 
 
-def test_overwrite_deletes_nothing_where_no_run_proves_to_have_been(tmp_path: Path) -> None:
+def test_overwrite_deletes_nothing_without_proof_that_a_run_was_there(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("of another program")
     with pytest.raises(CheckpointError, match="nothing was deleted"):
         RunDirectory(tmp_path, overwrite=True).__enter__()
@@ -115,7 +114,7 @@ def test_files_of_our_names_without_an_id_are_not_overwritten(tmp_path: Path) ->
         RunDirectory(tmp_path).__enter__()
 
 
-def test_files_of_other_names_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_files_with_other_names_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("text")
     (tmp_path / ".tmp-mine").write_text("text")
     with RunDirectory(tmp_path):
@@ -123,7 +122,7 @@ def test_files_of_other_names_are_in_nobodys_way(tmp_path: Path) -> None:
         assert (tmp_path / ".tmp-mine").read_text() == "text"
 
 
-def test_an_aborted_start_stands_in_nobodys_way(tmp_path: Path) -> None:
+def test_an_aborted_start_does_not_count_as_a_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as directory:
         directory.write("log.txt", "no text found\n")
     assert not holds_run(tmp_path)
@@ -173,14 +172,14 @@ def test_a_directory_without_write_permission_is_a_write_error(
         RunDirectory(tmp_path).__enter__()
 
 
-def test_writing_a_file_keeps_the_former_one_when_the_disk_is_full(
+def test_writing_a_file_keeps_the_previous_one_when_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunDirectory(tmp_path) as directory:
         directory.write("report.md", "first")
         assert stat.S_IMODE((tmp_path / "report.md").stat().st_mode) & 0o600 == 0o600
         full = failing(OSError(errno.ENOSPC, "No space left on device"))
-        monkeypatch.setattr(run_directory, "write_synced", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(WriteError, match=r"report\.md could not be written: No space"):
             directory.write("report.md", "second")
         assert (tmp_path / "report.md").read_text() == "first"
@@ -210,7 +209,7 @@ def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> 
         assert bytes_of(tmp_path) == before
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    # Killed, it could not clean up; the kernel did.
+    # It could not clean up, but the kernel did.
     with RunDirectory(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on: what they hold, and what if it fails.
+"""Checkpoints written during training: what they hold, and what happens if writing fails.
 
 Signals and SIGKILL while the thread writes: ../test_signals_in_phases.py.
 """
@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from annotated_mpnet.checkpoints.saving import Writer
 from annotated_mpnet.errors import DivergedError, WriteError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import learning_rate
@@ -52,7 +51,7 @@ def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPat
     """Do something between the gradient of an update, counted from 1, and its step."""
 
     def rate(update: int, optimization: OptimizationConfig) -> float:
-        # The rate is asked for once more, to be logged, behind the step.
+        # The rate is read once more after the step, for the log.
         if update == number - 1 and not done:
             done.append(action())
         return learning_rate(update, optimization)
@@ -61,26 +60,26 @@ def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPat
     patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", rate)
 
 
-def test_updates_are_made_while_a_checkpoint_is_written_and_do_not_get_into_it(
+def test_updates_during_the_write_of_a_checkpoint_do_not_get_into_it(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, beside = (config_of(text, tmp_path / name) for name in ("whole", "beside"))
+    whole, slowly = (config_of(text, tmp_path / name) for name in ("whole", "slowly"))
     run(whole)
     later, calls = threading.Event(), itertools.count(1)
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        # Checkpoint 3 is not on the disk before update 5 is made.
+        # Checkpoint 3 is not on disk before update 5 is made.
         if next(calls) == 1:
             assert threading.current_thread() is not LOOP
             assert later.wait(60), "the loop waits for the disk"
-            assert not (tmp_path / "beside" / "checkpoint3").exists()
+            assert not (tmp_path / "slowly" / "checkpoint3").exists()
         save_file(tensors, path)
 
     monkeypatch.setattr(WRITE, slow)
     at_update(5, later.set, monkeypatch)
-    run(beside)
+    run(slowly)
     for name in ("checkpoint3", "checkpoint6", "checkpoint8"):
-        assert decided(tmp_path / "beside" / name) == decided(tmp_path / "whole" / name)
+        assert decided(tmp_path / "slowly" / name) == decided(tmp_path / "whole" / name)
 
 
 def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_ended(
@@ -99,7 +98,7 @@ def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_
 
     monkeypatch.setattr(WRITE, slow)
     run(config)
-    # The network's and the optimizer's file of each.
+    # Each has two files, of the model and of the optimizer.
     assert updates == sorted([*range(1, 9), *range(1, 9)])
     assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {
         "checkpoint7",
@@ -110,7 +109,7 @@ def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_
 def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Were there a copy for each, the second would wait for the first to be written.
+    # With a copy for each, the second would wait for the first to be written.
     config = changed(
         config_of(text, tmp_path / "run"),
         valid_file=text.valid_file,
@@ -133,7 +132,7 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
 
 
 def full_at(number: int, patch: pytest.MonkeyPatch) -> threading.Event:
-    """Let the disk be full at the so many-th file of tensors; return what says that it was."""
+    """Let the disk be full at the given file of tensors; return an event that it happened."""
     happened, calls = threading.Event(), itertools.count(1)
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -147,7 +146,7 @@ def full_at(number: int, patch: pytest.MonkeyPatch) -> threading.Event:
 
 
 @pytest.mark.parametrize(("file", "whole"), [(2, set()), (4, {3}), (6, {3, 6})])
-def test_a_full_disk_ends_the_run_with_the_same_words_and_spoils_nothing(
+def test_a_full_disk_ends_the_run_and_damages_nothing(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +223,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
 
     def diverge() -> None:
         later.set()
-        raise DivergedError("the loss is no number")
+        raise DivergedError("the loss is NaN")
 
     monkeypatch.setattr(WRITE, slow)
     at_update(5, diverge, monkeypatch)
@@ -233,20 +232,20 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
     assert load_checkpoint(tmp_path / "run" / "checkpoint3").state.update == 3
 
 
-def test_a_run_that_fails_tells_of_a_failed_write_too(
+def test_a_run_that_fails_reports_a_failed_write_too(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened = full_at(1, monkeypatch)
 
     def diverge() -> None:
         assert happened.wait(60)
-        raise DivergedError("the loss is no number")
+        raise DivergedError("the loss is NaN")
 
     at_update(4, diverge, monkeypatch)
     with pytest.raises(DivergedError):
         run(config_of(text, tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "warning: and the last checkpoint was not saved" in log
+    assert "warning: the last checkpoint was not saved either" in log
     assert "No space left on device" in log
 
 
@@ -258,13 +257,17 @@ def test_a_bug_in_the_thread_keeps_its_traceback(
         run(config_of(text, tmp_path / "run"))
 
 
-def test_what_is_asked_without_waiting_is_only_what_is_done() -> None:
-    writer: Writer[int] = Writer()
-    first, second = threading.Event(), threading.Event()
-    writer.begin(lambda: first.wait(60) and 1)
-    writer.begin(lambda: second.wait(60) and 2)
-    assert writer.over(wait=False) == []
-    first.set()
-    second.set()
-    assert writer.over(wait=True) == [1, 2]
-    writer.close()
+def test_no_checkpoint_is_written_after_one_that_failed(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two names for one update: the second is waiting when the first finds the disk full.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        valid_file=text.valid_file,
+        checkpoint_interval=4,
+        eval_interval_steps=4,
+    )
+    full_at(1, monkeypatch)
+    with pytest.raises(WriteError):
+        run(config)
+    assert not list((tmp_path / "run").glob("*checkpoint*"))

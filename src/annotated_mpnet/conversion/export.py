@@ -57,11 +57,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from annotated_mpnet.checkpoints.manifest import sync
 from annotated_mpnet.conversion.configuration import reasons_not_representable, to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
 from annotated_mpnet.errors import ConfigError, WriteError
+from annotated_mpnet.files.atomic import sync
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
