@@ -23,7 +23,7 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED
 from annotated_mpnet.mpnet.config import ActivationName, InputMode, ModelConfig, PositionEmbedding
 
@@ -93,7 +93,7 @@ def test_cases_hold_every_pair_of_settings() -> None:
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_model_equals_oracle(case: Case, attention: AttentionName) -> None:
     model = random_model(case.config).double()
-    model.use_attention(attention)
+    model.use_attention(ATTENTIONS[attention])
     lengths = [17, 23, 9] if case.padded else [23, 23, 23]
     batch = random_batch(7, lengths, [3, 5, 1], input_mode=case.input_mode)
     with torch.no_grad():
