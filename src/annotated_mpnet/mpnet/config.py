@@ -173,8 +173,8 @@ class OptimizationConfig:
     there. The paper: 500000."""
     lr: float = option(6e-4, above=0, at_most=1)
     """Peak learning rate, reached at the end of the warm-up: about the step that each weight takes
-    in an update. 6e-4 is the paper's for 8192 sequences. Smaller batches and larger networks need
-    less, tiny networks more (3e-3 in the preset demo)."""
+    in an update. The paper's for 8192 sequences; smaller batches and larger networks want less,
+    tiny networks more (3e-3 in the preset demo)."""
     end_learning_rate: float = option(0.0, at_least=0, at_most=1, aliases=("-end_lr",))
     """Learning rate that the decay reaches one update after the last."""
     power: float = option(1.0, above=0, at_most=100)
