@@ -151,7 +151,8 @@ class Work:
         torch.manual_seed(0)
         torch.nn.init.normal_(self.table.weight)
         heads, head_dim = shape.heads, shape.width // shape.heads
-        counts = rows.input_ids.shape[1], rows.num_keys, rows.num_keys
+        num_keys = rows.last_block.key_positions.shape[1]
+        counts = rows.input_ids.shape[1], num_keys, num_keys
         # Drawn on the CPU and in float32, so that the same numbers are rounded to either type.
         self.leaves = [
             torch.randn(self.batch_size, count, heads, head_dim).to(device, dtype).requires_grad_()

@@ -15,14 +15,12 @@ makes it zero. Take a query that likes all three keys equally, and biases of log
 >>> attend_eager(query, key, value, bias, dropout=0.0).item()  # 2/3 of 3 and 1/3 of 6
 4.0
 
-Every query must see *something*: a softmax over nothing is NaN, and a single NaN spoils all weights
-at the next update.
+Every query must see *something*: a softmax over nothing is NaN, and one NaN spoils all weights.
 
-**Blocks.** An ordinary implementation puts all queries through one such product, with one large
-matrix of biases. Here the L entries of the masked sentence see only its L keys, and the other 2P
-entries see L + P. In two blocks, the larger one needs no mask, shares one bias with the whole
-batch, and skips the keys that it would not see. The result is the same, because the softmax of a
-query does not depend on other queries:
+**Blocks.** The L entries of the masked sentence see its L keys, the other 2P entries see L + P. In
+two blocks, the larger one needs no mask, has one bias for the whole batch, and skips the keys that
+it would not see. The result is that of one product with one large matrix of biases, because the
+softmax of a query does not depend on other queries:
 
 >>> layer = RelativeMultiHeadAttention(ModelConfig(attention_dropout=0.0))
 >>> _ = [nn.init.normal_(weight, std=0.02) for weight in layer.parameters()]
@@ -34,14 +32,9 @@ query does not depend on other queries:
 >>> torch.allclose(*(layer(hidden_BED, hidden_BED[:, :7], each) for each in (one, two)), atol=1e-6)
 True
 
-The projections before and after are computed for all entries together: the three kinds of entries
-share their weights, and one large product is faster than three small ones.
-
-**Other ways to compute it.** `EAGER` is the formula above, step by step. For one block of 512 x 512
-and 12 heads its scores take 12.6 MB per sample in float32, the weights and the weights after
-dropout as much again. `SDPA` is PyTorch's `scaled_dot_product_attention`, which takes the best
-kernel for its inputs. Faster ways for CPUs and GPUs are in `fast/`; `model.use_attention` takes any
-`Attention`, and all agree to rounding.
+**Ways to compute it.** `EAGER` is the formula, step by step. `SDPA` is PyTorch's
+`scaled_dot_product_attention`, which takes the best kernel for its inputs. Faster ways for CPUs and
+GPUs are in `fast/`. `model.use_attention` takes any of them, and all agree to rounding.
 
 Next: `mpnet/encoder.py`, the layer around the attention.
 """
@@ -98,12 +91,8 @@ def bias_matrix(block: Block, table: RelativePositionBias | None, hidden: Tensor
     """Return what is added to the scores of a block, or None.
 
     The learned bias, (B or 1, H, Q, M), with -inf where a query must not see a key. -inf replaces
-    the bias and is not added to it, so hidden pairs send no gradient into the table.
-
-    Args:
-        block: the queries, the keys, and who sees whom.
-        table: the relative position bias, if the network has one.
-        hidden: the network's hidden states, for their type and device.
+    the bias and is not added to it, so hidden pairs send no gradient into the table. The hidden
+    states are there for their type and device.
     """
     if table is not None:
         bias = table.for_pairs(block.query_positions, block.key_positions)
@@ -113,8 +102,7 @@ def bias_matrix(block: Block, table: RelativePositionBias | None, hidden: Tensor
         return None
     if block.visibility is not None:
         bias = bias.masked_fill(~block.visibility.matrix()[:, None], float("-inf"))
-    # Kernels mix no types: the bias must have the type of the scores. Cast here, it is cast once
-    # and not in every layer.
+    # The bias must have the type of the scores. Cast here, it is cast once for all layers.
     device = bias.device.type
     autocast = torch.is_autocast_enabled(device)
     return bias.to(torch.get_autocast_dtype(device) if autocast else hidden.dtype)
@@ -138,8 +126,7 @@ EAGER, SDPA = Attention(attend_eager), Attention(attend_sdpa)
 class BiasedBlock(NamedTuple):
     """The next `num_queries` queries, which attend to the first `num_keys` keys.
 
-    `bias` may have size 1 in a dimension that it does not depend on. The masked sentence's bias is
-    (1, H, L, L) for the whole batch. (Hugging Face's MPNet expands it: 12.6 MB per sample.)
+    `bias` may have size 1 in a dimension: the masked sentence's is (1, H, L, L) for the batch.
     """
 
     num_queries: int
@@ -148,11 +135,7 @@ class BiasedBlock(NamedTuple):
 
 
 class RelativeMultiHeadAttention(nn.Module):
-    """Attention of some entries to others, with four D x D matrices.
-
-    The weights are left empty: `MPNetForPretraining.reset_parameters` draws all of the network's
-    weights in one place.
-    """
+    """Attention of some entries to others; `MPNetForPretraining` initialises the weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -179,9 +162,9 @@ class RelativeMultiHeadAttention(nn.Module):
         Returns:
             (B, Q, D).
         """
-        # Two products, because queries and keys are of different entries: the P queries of the
-        # query stream need no keys, and in the last layer the keys' entries need no queries. Split
-        # instead of sliced: in the backward pass each slice would fill a tensor of zeros.
+        # Two products, because not all entries need both: the query stream gives no keys, and in
+        # the last layer only the query stream attends. Split instead of sliced: in the backward
+        # pass each slice would fill a tensor of zeros.
         weights, biases = (
             torch.split(each, [self.embed_dim, 2 * self.embed_dim])
             for each in (self.in_proj_weight, self.in_proj_bias)

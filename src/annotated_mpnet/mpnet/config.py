@@ -33,12 +33,10 @@ def option(
     below: float | None = None,
     aliases: tuple[str, ...] = (),
 ) -> T:
-    """Declare a field with its range and the other spellings of its flag.
+    """Declare a field with its range (never NaN or infinite) and other spellings of its flag.
 
-    The range includes `at_least` and `at_most`, excludes `above` and `below`, and excludes NaN and
-    infinity. Upper bounds of counts are generous: they catch a number with a few zeros too many.
-
-    Like `dataclasses.field`, this pretends to return the default, for type checkers.
+    Upper bounds of counts are generous: they catch a number with a few zeros too many. Like
+    `dataclasses.field`, this pretends to return the default, for type checkers.
     """
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
     given = {sign: bound for sign, bound in bounds.items() if bound is not None}
@@ -81,8 +79,7 @@ class ArchitectureConfig:
     not add weights."""
     dropout: float = option(0.1, at_least=0, below=1)
     """Probability of dropping a hidden unit, after the embeddings and each sub-layer (BERT: 0.1). 0
-    is faster, much faster on a CPU, and recent encoders use it where the text is so large that the
-    model sees nothing often enough to memorise it."""
+    is faster, much faster on a CPU, and enough where the text is too large to be memorised."""
     attention_dropout: float = option(0.1, at_least=0, below=1)
     """Probability of dropping an attention weight: the query then does not see that key in that
     head and layer. See --dropout."""
@@ -163,8 +160,8 @@ class OptimizationConfig:
 
     batch_size: int = option(16, at_least=1, at_most=1048576)
     """Sequences per device and micro-batch: as many as fit into memory. An update sees batch-size x
-    update-freq x devices sequences. Smaller and more micro-batches give the same gradient to
-    rounding, apart from dropout, which draws new masks for each micro-batch."""
+    update-freq x devices sequences. Without dropout, smaller and more micro-batches give the same
+    gradient to rounding."""
     update_freq: int = option(8, at_least=1, at_most=1048576, aliases=("-gc_steps",))
     """Micro-batches per update (gradient accumulation). An update sees batch-size x update-freq x
     devices sequences; in the paper, 8192."""
@@ -197,7 +194,7 @@ class OptimizationConfig:
     head_bias: HeadBias = "zeros"
     """Initial bias of the LM head: zeros (the original), or the logarithm of each token's frequency
     in the training text. With frequencies, the loss starts where guessing by frequency ends, which
-    saves hundreds of updates: much for a small model on a small machine, nothing in a long run."""
+    saves hundreds of updates: much in a short run, nothing in a long one."""
     relative_bias_init: RelativeBiasInit = "auto"
     """Initial relative position bias. local: a quarter of the heads prefer the left neighbour and a
     quarter the right one at first. This ends the plateau that short runs get stuck on, and training
@@ -232,8 +229,7 @@ def check_architecture(group: ArchitectureConfig) -> None:
             f"--relative-attention-max-distance is {longest}; expected more than {buckets // 4}, "
             "the number of distances that have a bucket of their own"
         )
-    # The command line checks these two, but a `ModelConfig` can also be made in Python or from the
-    # files of another program.
+    # The command line checks these two, but not everyone comes from there.
     for name, kind in (
         ("activation_fn", ActivationName),
         ("position_embedding", PositionEmbedding),

@@ -12,28 +12,25 @@ Pre-norm normalises the input of each part and lets the sum grow:
     hidden = hidden + attention(LayerNorm(hidden))
     hidden = hidden + feed_forward(LayerNorm(hidden))
 
-fairseq's MPNet has a peculiarity here: with pre-norm, the embeddings are *not* normalised, and
-their LayerNorm is the final norm of the network instead.
+With pre-norm, fairseq's MPNet does *not* normalise the embeddings, and uses their LayerNorm as the
+final norm of the network instead.
 
-The masked sentence, content and queries share all weights. They differ only in what they see. So
-`encode`, which fine-tuning uses, is this same code with the masked sentence's block alone.
+The masked sentence, content and queries share all weights. They differ only in what they see.
 
-**The last layer** computes only the entries that make predictions. The others are still its keys
-and values, but nothing reads what they would become. In MPNet-base with 512 tokens, of which 76 are
-predicted:
+**The last layer** computes only the entries that make predictions, because nothing reads what the
+others would become. In MPNet-base with 512 tokens, of which 76 are predicted:
 
     layers 1-11   512 masked sentence + 76 content + 76 queries = 664 attend to 512 + 76 = 588 keys
     layer 12                                         76 queries = 76 attend to 512 + 76 = 588 keys
 
-The last layer costs a quarter of the others, which saves 6 % of the network's work
-(`docs/performance.md` has the sums).
+This saves 6 % of the network's work (`docs/performance.md` has the sums).
 
 **Gradient checkpointing** (Chen, Xu, Zhang, Guestrin: arXiv 1604.06174). The backward pass needs
 what the forward pass has computed, and keeping it takes most of the memory of training: 93 MB for
 each layer and sample of MPNet-base in float32. With checkpointing a layer keeps its input only, 2
-MB, and the backward pass computes the rest of the layer again. It restores the random generator
-first, so dropout drops the same units, and all gradients are the same to the last bit. The price is
-one more forward pass, a third of the work.
+MB, and is computed again in the backward pass. The random generator is restored first, so dropout
+drops the same units, and all gradients are the same to the last bit. The price is one more forward
+pass, a third of the work.
 
 Next: `mpnet/pretraining.py`, with the head, the initialisation and the loss.
 """
@@ -72,7 +69,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
 class SentenceEncoderLayer(nn.Module):
     """One Transformer layer, with fairseq's names: `final_layer_norm` is the layer's second norm.
 
-    It has 12 D^2 weights: 4 D^2 in the attention, 8 D^2 in `fc1` and `fc2`, if F is 4 D.
+    12 D^2 weights, if F is 4 D: 4 D^2 in the attention, 8 D^2 in `fc1` and `fc2`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -89,17 +86,12 @@ class SentenceEncoderLayer(nn.Module):
         self.pre_norm = config.normalize_before
 
     def forward(
-        self,
-        hidden_BED: Tensor,
-        num_keys: int,
-        blocks: tuple[BiasedBlock, ...],
-        wanted_BP: Tensor | None = None,
+        self, hidden_BED: Tensor, blocks: tuple[BiasedBlock, ...], wanted_BP: Tensor | None = None
     ) -> Tensor:
         """Run the layer.
 
         Args:
-            hidden_BED: (B, E, D), all entries; the first `num_keys` of them give keys and values.
-            num_keys: M.
+            hidden_BED: (B, E, D), all entries; the first M of them give keys and values.
             blocks: the queries of the entries that are computed.
             wanted_BP: (B, P), the entries to compute; None for all.
 
@@ -113,8 +105,8 @@ class SentenceEncoderLayer(nn.Module):
             query_input_BQD = _take_entries(source_BED, wanted_BP)
             residual_BQD = _take_entries(hidden_BED, wanted_BP)
 
-        # Dropout acts on what is added, not on the sum, which includes the residual.
-        attended_BQD = self.self_attn(query_input_BQD, source_BED[:, :num_keys], blocks)
+        key_input_BMD = source_BED[:, : blocks[-1].num_keys]
+        attended_BQD = self.self_attn(query_input_BQD, key_input_BMD, blocks)
         hidden_BQD = residual_BQD + self.dropout(attended_BQD)
         if self.pre_norm:
             return hidden_BQD + self._feed_forward(self.final_layer_norm(hidden_BQD))
@@ -127,19 +119,14 @@ class SentenceEncoderLayer(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """Embeddings, the layers, and the relative position bias that they share.
-
-    It knows no objectives: `Entries` say what goes in and who sees whom.
-    """
+    """Embeddings, the layers, and the relative position bias that they share."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         embed_dim, padding = config.encoder_embed_dim, config.pad_token_id
-        positions = {
-            "learned": LearnedPositionalEmbedding,
-            "sinusoidal": SinusoidalPositionalEmbedding,
-        }[config.position_embedding]
+        learned = config.position_embedding == "learned"
+        positions = LearnedPositionalEmbedding if learned else SinusoidalPositionalEmbedding
         self.embed_tokens = nn.Embedding(config.vocab_size, embed_dim, padding_idx=padding)
         self.embed_positions = positions(config.max_positions, embed_dim, padding)
         self.emb_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
@@ -160,8 +147,6 @@ class SentenceEncoder(nn.Module):
         Returns:
             (B, P, D), the entries that make predictions; (B, E, D) if all entries are wanted.
         """
-        # A query starts as the same vector as the masked sentence's entry at its position: the same
-        # token, the same position. They differ after the first layer, where they see other keys.
         embedded_BED = self.embed_tokens(entries.input_ids)
         hidden_BED = embedded_BED + self.embed_positions(entries.position_ids)
         if not self.config.normalize_before:
@@ -174,10 +159,8 @@ class SentenceEncoder(nn.Module):
         if entries.loss_entries is not None:
             last_blocks = (self._with_bias(entries.last_block, hidden_BED),)
         for layer in self.layers[:-1]:
-            hidden_BED = self._run(layer, hidden_BED, entries.num_keys, blocks)
-        hidden_BQD = self._run(
-            self.layers[-1], hidden_BED, entries.num_keys, last_blocks, entries.loss_entries
-        )
+            hidden_BED = self._run(layer, hidden_BED, blocks)
+        hidden_BQD = self._run(self.layers[-1], hidden_BED, last_blocks, entries.loss_entries)
         return self.emb_layer_norm(hidden_BQD) if self.config.normalize_before else hidden_BQD
 
     def _with_bias(self, block: Block, hidden_BED: Tensor) -> BiasedBlock:

@@ -11,36 +11,32 @@ predicted token on held-out text, where guessing by frequency needs 9.44:
 
 **The reason.** To fill a gap, a model needs the words next to it. A head has to learn *where* to
 look (queries, keys, relative position bias) and *what* to take from there (values, output). Each
-waits for the other. The scores of a new network are close to zero, so a head spreads its attention
-evenly: in a sequence of 64 tokens, each gets 1.6 % of the weight. What the head takes is then the
-average of the sequence, which says little about *this* gap. And while it does not matter what a
-head takes, it does not matter either where it looks.
+waits for the other. A new network has scores close to zero, so a head spreads its attention evenly:
+each of 64 tokens gets 1.6 %. What the head takes is the average of the sequence, which says little
+about *this* gap. And while it does not matter what a head takes, it does not matter where it looks.
 
-You can watch this. `python benchmarks/plateau.py` trains the preset `demo` with both starts. It
-prints what each head sees (mean attention weight by distance, in percent), the length of the
-gradients on its values and on its column of the table (times 1,000), and the loss on a batch of
-validation text, where guessing by frequency needs about 9.24 bits. The first two of four heads:
+`python benchmarks/plateau.py` shows it, on the preset `demo`: what each head sees (mean attention
+weight by distance, in percent), the length of the gradients on its values and on its column of the
+table (times 1,000), and the loss on a batch of validation text, where guessing by frequency needs
+about 9.24 bits. Two of the four heads:
 
-    the paper's start           -3   -2   -1    0   +1   +2   +3    values   table
-    update 0, 9.47 bits   head 0     2    2    2    2    2    2    2       5.7     0.1
-                          head 1     2    2    2    2    2    2    2       5.1     0.1
-    update 50, 9.36       head 0     1    2    2    1    2    2    2      10.2     0.3
-                          head 1     2    2    2    2    2    2    2       8.8     0.4
-    update 250, 9.14      head 0     2    2    2    1    2    2    2      21.7     1.2
-                          head 1     2    2    2    1    2    2    2      37.2     0.8
+    the paper's start         -3   -2   -1    0   +1   +2   +3     values   table
+    update 0    9.47   head 0  2    2    2    2    2    2    2        5.7     0.1
+    update 50   9.36   head 0  1    2    2    1    2    2    2       10.2     0.3
+    update 250  9.14   head 0  2    2    2    1    2    2    2       21.7     1.2
 
-    the local start
-    update 0, 9.47 bits   head 0     3   10   69    9    3    1    1      22.0     0.2
-                          head 1     1    1    3    9   70    9    3      22.8     0.1
-    update 50, 9.18       head 0     3    9   71    8    3    1    1      79.8     2.5
-                          head 1     1    1    2    8   74    8    3      79.9     9.4
-    update 250, 7.59      head 0     4   10   62   12    4    1    1     180.3    10.4
-                          head 1     1    1    4   14   63    9    3     192.2     3.9
+    the local start           -3   -2   -1    0   +1   +2   +3     values   table
+    update 0    9.47   head 0  3   10   69    9    3    1    1       22.0     0.2
+                       head 1  1    1    3    9   70    9    3       22.8     0.1
+    update 50   9.18   head 0  3    9   71    8    3    1    1       79.8     2.5
+                       head 1  1    1    2    8   74    8    3       79.9     9.4
+    update 250  7.59   head 0  4   10   62   12    4    1    1      180.3    10.4
+                       head 1  1    1    4   14   63    9    3      192.2     3.9
 
 With the paper's start the heads see the same at update 250 as at update 0, and at first the
 gradient on the table is a sixtieth of that on the values. A head that sees one word gets four times
 the gradient on its values at once. After 50 updates its values are worth something, and the
-gradient on its column of the table is 8 and 26 times as large: now it matters where it looks.
+gradient on the table has grown more than tenfold: now it matters where the head looks.
 
 **What ends the plateau.** MPNet has a parameter for preferring places, the relative position bias:
 a number for each bucket of distances and each head, shared by all layers. The paper starts it with
@@ -49,35 +45,26 @@ noise. The local start adds, for a head that prefers the offset o,
     b(d) = -2 log2(1 + |d - o|)        d = key position - query position
 
 (each bucket gets the mean over its distances). After the softmax, the weights fall with the power
-2 / ln 2 = 2.9 of the distance from o. Before any training, a token among 63 others sees:
+2 / ln 2 = 2.9 of the distance from o. For head 0, in a sequence of 64 tokens and in percent:
 
->>> distances = torch.arange(-32, 32)
->>> bias_SH = local_bias(num_buckets=32, max_distance=128, num_heads=4)
->>> buckets = relative_position_bucket(distances, num_buckets=32, max_distance=128)
->>> weights_HW = bias_SH[buckets].T.softmax(dim=1)
->>> print("percent on  -4   -3   -2   -1    0   +1   +2   +3   +4")
-percent on  -4   -3   -2   -1    0   +1   +2   +3   +4
->>> for head, weights_W in enumerate(weights_HW):
-...     print(f"head {head}  ", *(f"{100 * weight:4.0f}" for weight in weights_W[28:37]))
-head 0      1    3    9   69    9    3    1    1    0
-head 1      0    1    1    3    9   69    9    3    1
-head 2      2    2    2    2    2    2    2    2    2
-head 3      2    2    2    2    2    2    2    2    2
+>>> buckets = relative_position_bucket(torch.arange(-32, 32), num_buckets=32, max_distance=128)
+>>> weights_W = local_bias(32, 128, num_heads=4)[buckets, 0].softmax(dim=0)
+>>> [round(100 * weight) for weight in weights_W[29:34].tolist()]  # distances -3 to 1
+[3, 9, 69, 9, 3]
 
 Of every four heads, one prefers the left neighbour, one the right, and two start as in the paper.
-Nothing is fixed: training can change the table like any other parameter.
+Training can change the table like any other parameter.
 
 **Why these heads?** Because training ends there anyway. After 6,000 updates from the paper's start,
 a model of the preset `tiny`'s shape has one head of four with +3.1 on its left neighbour and one
-with +3.1 on its right. Started locally, the same run is ahead all the way and at the end (4.63
-bits, not 4.81). Heads that prefer both sides alike leave the plateau later. `docs/log.md` has all
-that was tried. Long runs of MPNet-base have not been measured.
+with +3.1 on its right. Started locally, the same run is ahead all the way (in the end
+4.63 bits, not 4.81). Heads that prefer both sides alike leave the plateau later. `docs/log.md` has
+all that was tried. Long runs of MPNet-base have not been measured.
 
 The same start works in Hugging Face's `MPNetForMaskedLM`, which has the same buckets:
 `model.mpnet.encoder.relative_attention_bias.weight.data += local_bias(32, 128, num_heads)`.
 
-Related: ConViT (arXiv 2103.10697) starts attention as a soft convolution; ALiBi (2108.12409) keeps
-its slopes fixed; 2309.07311 studies the sudden fall of the loss.
+Related: ConViT (arXiv 2103.10697) and ALiBi (2108.12409); 2309.07311 on the sudden fall of a loss.
 
 Next: `mpnet/attention.py` adds the bias to the scores.
 """

@@ -19,8 +19,8 @@ predicted first and "task" (position 1) second:
 
 Compare entry 5 with the first query of `mpnet`, which sees five keys where this one sees three: for
 entry 5 the positions 1 and 3 do not exist. If "labelling" were predicted too, it could not even
-know that the sentence goes on. And nothing is dense any more: entries 0, 2 and 4 must not look
-ahead either, because the queries look at them.
+know that the sentence goes on. And entries 0, 2 and 4 must not look ahead either, because the
+queries look at them.
 
 **Several documents in a sequence.** "the task" and "is sentence" are two documents, followed by a
 token of padding. "task" is predicted first, then "sentence":
@@ -39,8 +39,8 @@ token of padding. "task" is predicted first, then "sentence":
  7  1 [M]            x       x       .       .       .       .       .    -> loss
  8  1 [M]            .       .       x       x       .       .       .    -> loss
 
-Positions restart in each document. Ranks do not: "sentence" has rank 2, though it is the first
-prediction of its document. That does no harm, because only the order within a document counts.
+Positions restart in each document. Ranks do not ("sentence" has rank 2), which does no harm: only
+their order within a document counts.
 
 **What an average prediction knows.** The paper compares the objectives by the share of tokens and
 of positions that a prediction is made from. For 100 tokens, of which the last 15 are predicted:
@@ -48,8 +48,9 @@ of positions that a prediction is made from. For 100 tokens, of which the last 1
 >>> MASK, sentence, predicted = 999, torch.arange(100)[None], torch.arange(85, 100)[None]
 >>> masked = sentence.where(sentence < 85, MASK)
 >>> def knows(entries):
-...     visibility, keys_M = entries.last_block.visibility, entries.input_ids[0, : entries.num_keys]
-...     sees_PM = torch.ones(15, len(keys_M)) if visibility is None else visibility.matrix()[0]
+...     block = entries.last_block
+...     keys_M = entries.input_ids[0, : block.key_positions.shape[1]]
+...     sees_PM = block.visibility.matrix()[0] if block.visibility else torch.ones(15, len(keys_M))
 ...     tokens, positions = (sees_PM * (keys_M != MASK)).sum() / 15, sees_PM.sum() / 15
 ...     return f"{tokens:.0f} % of the tokens, {positions:.0f} % of the positions"
 >>> knows(mlm_entries(masked, predicted, predicted))
@@ -59,8 +60,7 @@ of positions that a prediction is made from. For 100 tokens, of which the last 1
 >>> knows(mpnet_entries(masked, predicted, predicted))
 '92 % of the tokens, 100 % of the positions'
 
-(The paper has 92.5 %, which is 85 and half of 15. Prediction j knows j - 1 of the others, 7 on
-average.)
+(The paper says 92.5 %. Prediction j knows j - 1 of the others: 7 on average, not 7.5.)
 
 Next: `mpnet/positions.py`, how the network knows where a token is.
 """
@@ -84,7 +84,8 @@ def draw_visibility(entries: Entries, words: Sequence[str]) -> str:
     positions = entries.position_ids.expand_as(entries.input_ids)[0].tolist()
     inputs = [words[token] for token in entries.input_ids[0].tolist()]
     predicting = [] if entries.loss_entries is None else entries.loss_entries[0].tolist()
-    keys = list(zip(positions, inputs, strict=True))[: entries.num_keys]
+    num_keys = entries.last_block.key_positions.shape[1]
+    keys = list(zip(positions, inputs, strict=True))[:num_keys]
     header = "".join(f"{position:2} {word[:4]:<5}" for position, word in keys)
     lines = [f"    entry         {header}"]
     for block in entries.blocks:

@@ -1,8 +1,7 @@
 """Where a token is: absolute positions, and the relative position bias.
 
-Attention treats its keys as a set: permute them, and the result is the same. That is why a sentence
-can stay in its natural order here while the paper permutes it, and why the network must be told
-where each token is. MPNet tells it twice.
+Attention treats its keys as a set. That is why a sentence can stay in its natural order here, and
+why the network must be told where each token is. MPNet tells it twice.
 
 **Absolute.** Each position has a learned vector, which is added to the token's embedding. Position
 p is row `p + pad_token_id + 1` of the table: fairseq counts from the padding id, and the released
@@ -21,9 +20,9 @@ tensor([[ 0, 17, 18, 19, 20],
         [ 3,  2,  1,  0, 17],
         [ 4,  3,  2,  1,  0]])
 
-The diagonals are constant: in natural order one bias serves the whole batch, where each permuted
-sentence needs its own. Of the 16 buckets of one direction, 0 to 7 hold one distance each. After
-that every second bucket begins at twice the distance. A mark for each distance up to 127:
+In natural order the diagonals are constant, and one bias serves the whole batch. Of the 16 buckets
+of one direction, 0 to 7 hold one distance each. After that every second bucket begins at twice the
+distance. A mark for each distance up to 127:
 
 >>> buckets = relative_position_bucket(-torch.arange(128), num_buckets=32, max_distance=128)
 >>> for bucket in range(6, 16):
@@ -43,8 +42,7 @@ bucket 15:  91 to 127  #####################################
 From `max_distance` (128) on, the formula gives 16 and more, which is cut down to 15. So all
 distances of 91 and more look the same, here and in T5 and Hugging Face's MPNet.
 
-As in T5, all layers share one table. (annotated-mpnet rescales the buckets for sequences of more
-than 512 tokens. Its weights then mean something else to every other program.)
+As in T5, all layers share one table.
 
 Next: `mpnet/local_start.py`, what the table holds before training, and why it matters.
 """
@@ -123,8 +121,7 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
 class RelativePositionBias(nn.Embedding):
     """The table of buckets x heads that all layers share.
 
-    In MPNet-base it has 32 x 12 numbers, the smallest parameter, but one of them is in every score.
-    Here a head learns how far and to which side it looks, before it knows a single word.
+    Here a head learns how far and to which side it looks, whatever the words.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,15 +1,11 @@
 """MPNet for pretraining: a batch in, predictions and a loss out.
 
-This module chooses the entries for the objective and adds the rest: the head that turns a hidden
-state into a distribution over the vocabulary, the loss, and the initialisation.
-
 **Head.** A dense layer, an activation, LayerNorm, and then a product with the *token embeddings* W
 themselves, plus a bias for each token:
 
     logits = LayerNorm(activation(dense(hidden))) W^T + bias          (B, P, D) to (B, P, V)
 
-Tying the output to the embeddings saves 23 of 133 million weights in MPNet-base. These are left
-(on the "meta" device, weights have shapes and no memory):
+Tying the output to the embeddings saves 23 of 133 million weights in MPNet-base. These are left:
 
 >>> with torch.device("meta"):
 ...     model = MPNetForPretraining(ModelConfig())
@@ -25,17 +21,17 @@ layers                   85,054,464
 lm_head                     622,655
 all                     109,518,527
 
-Only the P predicting entries reach the head. The V logits of one entry cost as much as three
-layers, and 122 kB in float32. (Hugging Face's `MPNetForMaskedLM` computes them for all positions.)
+Only the P predicting entries reach the head, because the V logits of one entry cost as much as
+three layers. (Hugging Face's `MPNetForMaskedLM` computes them for all positions.)
 
-**Loss.** Cross-entropy, summed over the predicted tokens. The loop divides the sum by the number of
-predicted tokens in the whole update, over all micro-batches and devices (`mpnet/loop.py`). A mean
-here would give tokens of short micro-batches more weight.
+**Loss.** Cross-entropy, summed over the predicted tokens. The loop divides by the number of
+predicted tokens in the whole update. The mean of a micro-batch would weigh tokens of short
+micro-batches more.
 
 **Where the loss begins.** A network that knows nothing should give all V tokens the same chance: a
-loss of log2(V) bits, 14.9 with MPNet's vocabulary. It begins slightly higher. The head's LayerNorm
+loss of log2(V) bits, 14.9 with MPNet's vocabulary. It begins slightly higher: the head's LayerNorm
 gives D features of size 1 and W has std 0.02, so the logits have std s = 0.02 sqrt(D), which adds
-s^2 / 2 nats: 0.22 bits at a width of 768. With 1024 tokens, log2(V) is 10:
+s^2 / 2 nats (0.22 bits in MPNet-base). With 1024 tokens, log2(V) is 10:
 
 >>> import math
 >>> _ = torch.manual_seed(0)
@@ -46,8 +42,6 @@ s^2 / 2 nats: 0.22 bits at a width of 768. With 1024 tokens, log2(V) is 10:
 >>> loss = cross_entropy_sum(logits_BPV, ids[:, :10].flip(1)).item()
 >>> f"std {logits_BPV.std():.2f}, loss {loss / 80 / math.log(2):.1f} bits"
 'std 0.55, loss 10.2 bits'
-
-A run that starts far above that was not initialised as intended.
 
 Next: `mpnet/masking.py`, how the predicted tokens are chosen and corrupted.
 """
@@ -63,7 +57,6 @@ from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.encoder import ACTIVATIONS, SentenceEncoder
 from annotated_mpnet.mpnet.two_stream import (
-    Entries,
     mlm_entries,
     mpnet_entries,
     plm_entries,
@@ -72,11 +65,7 @@ from annotated_mpnet.mpnet.two_stream import (
 
 
 class MPNetLMHead(nn.Module):
-    """From hidden states to logits over the vocabulary.
-
-    The dense layer turns "what this position means" into "which embedding fits here"; the bias can
-    learn how frequent each token is.
-    """
+    """From hidden states to logits over the vocabulary. The bias can learn token frequencies."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -95,7 +84,7 @@ class MPNetLMHead(nn.Module):
 class MPNetForPretraining(nn.Module):
     """The network and its objectives. Parameters have fairseq's names.
 
-    MPNet, BERT and XLNet differ only in `input_mode` here: same weights, same batch, other entries.
+    MPNet, BERT and XLNet differ only in `input_mode`: same weights, other entries.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -117,12 +106,10 @@ class MPNetForPretraining(nn.Module):
 
         Args:
             input_ids: (B, L). In `mpnet` and `mlm` mode the masked sentence, in `plm` mode the
-                original one.
-            predicted_positions: (B, P), in the order of prediction.
-            predicted_ids: (B, P), the original tokens; -100 in an empty slot. A prediction never
-                depends on its own token, only on those of earlier slots.
-            attention_mask: (B, L), 1 for real tokens, 0 for padding; None if all are real. Where
-                documents share a sequence, the number of each token's document, 1, 2, 3, ...
+                original one. This and the next three are the tensors of a `Batch`.
+            predicted_positions: (B, P).
+            predicted_ids: (B, P).
+            attention_mask: (B, L), or None.
             input_mode: the objective.
 
         Returns:
@@ -131,8 +118,18 @@ class MPNetForPretraining(nn.Module):
         Raises:
             ValueError: a sequence is longer than `max_positions`, or the mode is unknown.
         """
+        self._check_length(input_ids)
         batch = input_ids, predicted_positions, predicted_ids, _as_numbers(attention_mask)
-        return self.logits(self.sentence_encoder(self._entries(batch, input_mode)))
+        match input_mode:
+            case "mpnet":
+                entries = mpnet_entries(*batch)
+            case "mlm":
+                entries = mlm_entries(*batch)
+            case "plm":
+                entries = plm_entries(*batch, mask_token_id=self.config.mask_token_id)
+            case _:
+                raise ValueError(f"input_mode is {input_mode!r}; expected mpnet, mlm or plm")
+        return self.logits(self.sentence_encoder(entries))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (B, P, V) of hidden states (B, P, D)."""
@@ -141,23 +138,16 @@ class MPNetForPretraining(nn.Module):
     def loss_sum(self, batch: Batch, input_mode: InputMode = "mpnet") -> Tensor:
         """Return the summed cross-entropy, in nats, over a batch's predicted tokens (a scalar).
 
-        To train, divide by the predicted tokens of the whole update before `backward`; to report
-        bits per token, divide by `batch.num_predicted` and by log(2).
+        In bits per token: divided by `batch.num_predicted` and by log(2).
         """
-        logits_BPV = self(
-            batch.input_ids,
-            batch.predicted_positions,
-            batch.predicted_ids,
-            batch.attention_mask,
-            input_mode,
-        )
+        slots = batch.predicted_positions, batch.predicted_ids
+        logits_BPV = self(batch.input_ids, *slots, batch.attention_mask, input_mode)
         return cross_entropy_sum(logits_BPV, batch.predicted_ids)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the hidden states (B, L, D) of plain sentences (B, L), as Hugging Face's MPNet.
 
-        Nothing is masked or predicted. This is what pretraining is for. Raises `ValueError` as
-        `forward` does.
+        This is what pretraining is for. Raises `ValueError` as `forward` does.
         """
         self._check_length(input_ids)
         return self.sentence_encoder(sentence_entries(input_ids, _as_numbers(attention_mask)))
@@ -173,22 +163,8 @@ class MPNetForPretraining(nn.Module):
         """Keep only the input of each layer for the backward pass, and recompute the rest."""
         self.sentence_encoder.recompute_layers = on
 
-    def _entries(
-        self, batch: tuple[Tensor, Tensor, Tensor, Tensor | None], input_mode: InputMode
-    ) -> Entries:
-        self._check_length(batch[0])
-        match input_mode:
-            case "mpnet":
-                return mpnet_entries(*batch)
-            case "mlm":
-                return mlm_entries(*batch)
-            case "plm":
-                return plm_entries(*batch, mask_token_id=self.config.mask_token_id)
-        raise ValueError(f"input_mode is {input_mode!r}; expected mpnet, mlm or plm")
-
     def _check_length(self, input_ids: Tensor) -> None:
-        # Otherwise a GPU would read past the end of the position table and fail with an assertion
-        # that no Python code can catch.
+        # A GPU would read past the end of the position table, and end the process.
         length, longest = input_ids.shape[1], self.config.max_positions
         if length > longest:
             raise ValueError(
@@ -200,9 +176,8 @@ class MPNetForPretraining(nn.Module):
         """Draw the initial weights from PyTorch's global generator.
 
         As in BERT and in the paper: N(0, 0.02) for all matrices and tables, biases zero, norms one.
-        At first an entry changes little from layer to layer, attention is about even, and no token
-        is preferred. (A run then lets some heads prefer a neighbour: `mpnet/local_start.py`.)
-        PyTorch's own N(0, 1) for tables would give a loss of more than a hundred bits.
+        (A run then lets some heads prefer a neighbour: `mpnet/local_start.py`.) PyTorch's own
+        N(0, 1) for tables would give a loss of more than a hundred bits.
         """
         # In the order of the names, which decides which random numbers a weight gets.
         for name, parameter in self.named_parameters():
@@ -212,8 +187,7 @@ class MPNetForPretraining(nn.Module):
                 parameter.zero_()
             else:
                 parameter.normal_(mean=0.0, std=0.02)
-        # As an input, padding stays zero, because `padding_idx` gets no gradient. As a row of W it
-        # is scored like any other token, and the head does move it.
+        # As an input, padding gets no gradient and stays zero. As a row of W it does move.
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
@@ -221,8 +195,8 @@ class MPNetForPretraining(nn.Module):
     def load_fairseq_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load Microsoft's or annotated-mpnet's weights, which have our names after a prefix.
 
-        Accepts the prefixes `decoder.` and, of a compiled model, `_orig_mod.`; `lm_head.weight` if
-        it is the tied token embedding; and a buffer of one number of fairseq's sinusoids.
+        Accepts the prefixes `decoder.` and (compiled models) `_orig_mod.`, and `lm_head.weight` if
+        it is the tied token embedding.
 
         Raises:
             ValueError: `lm_head.weight` is not the token embedding.
@@ -242,7 +216,7 @@ class MPNetForPretraining(nn.Module):
 
 
 def _as_numbers(attention_mask: Tensor | None) -> Tensor | None:
-    # Masks come as booleans and floats too; the entries need the numbers of documents.
+    # Masks also come as booleans and floats.
     return None if attention_mask is None else attention_mask.long()
 
 

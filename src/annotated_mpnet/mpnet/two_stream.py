@@ -4,13 +4,12 @@
 is left. The hidden tokens cannot help to predict each other. XLNet predicts them one after the
 other, in a random order, each from those before it (*permuted* language modelling). But then a
 prediction does not know how long the sentence is, or where its other gaps are. MPNet (sections 2.2
-and 2.3 of the paper) wants both. Say P tokens are predicted, in a random order. To predict number
-j, the network may use
+and 2.3 of the paper) wants both. To predict number j of P tokens, in a random order, the network
+may use
 
 - every token that is not predicted,
 - the predicted tokens 1..j-1, which BERT lacks,
-- at the positions of the tokens j..P, a mask that carries its position, which XLNet lacks. The
-  paper calls this *position compensation*.
+- a mask at each position of the tokens j..P, which XLNet lacks (*position compensation*).
 
 Every prediction then sees each position of the sentence exactly once, as a token or as a mask. With
 x for the tokens, [M] for masks with their positions, and z1..zP for the predicted positions:
@@ -20,12 +19,11 @@ x for the tokens, [M] for masks with their positions, and z1..zP for the predict
     MPNet    log p(x_z1 | rest, [M]_z1..zP)  +  log p(x_z2 | rest, x_z1, [M]_z2..zP)  + ...
 
 BERT's sum treats the predicted tokens as independent, given the rest: where "New York" and "Los
-Angeles" are equally likely, "New Angeles" is just as likely. The other two sums are the chain rule,
-a proper joint probability of all predicted tokens.
+Angeles" are equally likely, "New Angeles" is just as likely. The other two sums are the chain rule.
 
 **How others write it.** Microsoft's code permutes the sentence until the predicted tokens come
-last, appends 2P more entries, and runs two streams through every layer, under boolean matrices of
-(L+P) x (L+P) and P x (L+P). Each sample has its own permutation, and so its own relative positions.
+last, appends 2P more entries, and runs two streams through every layer, with boolean matrices of
+(L+P) x (L+P) and P x (L+P) and with relative positions that differ in each sample.
 
 **How it is written here.** Attention does not depend on the order of its keys. Only the *ranks of
 the predicted tokens* matter, and the sentence can stay as it is. Three groups of entries go through
@@ -33,7 +31,7 @@ the network:
 
     entries              how many  input token                           position  time tau
     masked sentence      L         the sentence, predicted tokens        0..L-1    0
-                                   corrupted (a mask, most of the time)
+                                   corrupted (mostly masks)
     content of number j  P         the original token                    its own   j
     query for number j   P         the corrupted token once more         its own   j-1
 
@@ -68,8 +66,7 @@ The lines are the entries, the columns the keys, each with its position. `x` mea
 a score that is computed and then masked, and a blank is not computed at all. Read the last line:
 "task" is predicted from three plain tokens, from its own mask, and from "sentence", whose mask it
 no longer sees. Entries 6 and 8 show why there are *two* streams. Both are at position 1, but entry
-6 has read "task", and can pass it on to later predictions; entry 8 has to predict it, and must not
-have read it.
+6 has read "task", and can tell later predictions; entry 8 has to predict it.
 
 **Nothing leaks through the layers.** In the first layer the rule holds by construction. In later
 layers an entry also sees what its keys have seen. But a visible key never has a later time than the
@@ -77,10 +74,9 @@ entry itself: 0 for the masked sentence, k <= tau for content. Token j enters at
 number of layers can carry it to a query of time j-1.
 
 **What is gained.** The upper part is plain BERT: L entries see the same L keys, with one relative
-position bias for the whole batch. Only the 2P entries below, 30 % of L, need the staircase at the
-right. With P = 0.15 L, a head computes 1.345 L^2 scores instead of the permuted form's 1.495 L^2,
-and only 0.345 L^2 of them need a bias of their own in each sample, instead of all. In the last
-layer only the queries are computed, because nothing reads the other entries.
+position bias for the whole batch. Only the 2P entries below need the staircase at the right. With P
+= 0.15 L, a head computes 1.345 L^2 scores, of which 0.345 L^2 need a bias of their own in each
+sample. In the permuted form it computes 1.495 L^2, and all of them do.
 
 **The other two objectives** are the same picture with entries left out. `mlm` has the masked
 sentence alone and reads its predictions there. `plm` has L entries of original tokens (tau: their
@@ -110,13 +106,13 @@ NEVER = 2**30
 class Visibility:
     """Who sees whom in a block: the numbers that the rule of the chapter compares.
 
-    The first keys are the masked sentence, known by their order, the others content, known by their
-    rank. In `plm` the original tokens are content with rank 0 if they are not predicted.
+    The keys are first the masked sentence, then content.
 
     Attributes:
         tau: (B, Q) or (1, Q), the times of the queries.
-        order: (B, L), or (B, 0) without a masked sentence.
-        rank: (B, P), `NEVER` in an empty slot; (B, 0) in `mlm`, (B, L) in `plm`.
+        order: (B, L), of the masked sentence; (B, 0) in `plm`.
+        rank: (B, P), of the content, `NEVER` in an empty slot; (B, 0) in `mlm`. In `plm` (B, L),
+            and 0 for tokens that are not predicted.
         documents: (B, Q) of the queries and (B, M) of the keys; None if there is one document and
             no padding.
     """
@@ -168,19 +164,16 @@ class Entries:
     """All that goes through the network for a batch.
 
     Attributes:
-        input_ids: (B, E). Entries that give keys come first, so the keys are a slice, not a copy.
+        input_ids: (B, E). The entries that give keys come first.
         position_ids: (B, E) or (1, E), for the position table: counted in each document, -1 for
             padding.
-        num_keys: M.
-        blocks: together they cover the E queries, in order.
-        loss_entries: (B, P), the entries that make the predictions, which are all that the last
-            layer computes; None if every entry is wanted.
-        last_block: what the last layer computes.
+        blocks: together they cover the E queries, in order; the last one has all the keys.
+        loss_entries: (B, P), the entries that make predictions; None if all entries are wanted.
+        last_block: the queries of the last layer, which computes the wanted entries only.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    num_keys: int
     blocks: tuple[Block, ...]
     loss_entries: Tensor | None
     last_block: Block
@@ -194,7 +187,7 @@ def sentence_entries(input_ids: Tensor, attention_mask: Tensor | None = None) ->
     place_1L = _places(input_ids)
     block = Block(place_1L, place_1L, _no_times(attention_mask, attention_mask))
     position_ids = _position_ids(input_ids, attention_mask)
-    return Entries(input_ids, position_ids, input_ids.shape[1], (block,), None, block)
+    return Entries(input_ids, position_ids, (block,), None, block)
 
 
 def mlm_entries(
@@ -205,11 +198,10 @@ def mlm_entries(
 ) -> Entries:
     """BERT's objective: the masked sentence alone, read at the predicted positions.
 
-    The arguments are those of `mpnet_entries`. The last layer computes the P predicting entries
-    only, the others all L, because they are the keys of the next layer.
+    The arguments are the tensors of a `Batch`.
     """
     sentence = sentence_entries(input_ids, attention_mask)
-    _, position_BP, _ = _slots(predicted_positions, predicted_ids)
+    _, position_BP, _, _ = _slots(predicted_positions, predicted_ids, input_ids.shape[1])
     document_BP = None if attention_mask is None else attention_mask.gather(1, position_BP)
     visibility = _no_times(document_BP, attention_mask)
     last_block = Block(position_BP, _places(input_ids), visibility)
@@ -224,27 +216,18 @@ def mpnet_entries(
 ) -> Entries:
     """MPNet's objective: the masked sentence, then P content entries, then P queries.
 
-    The numbers in the comments belong to the chapter's example.
-
-    Args:
-        input_ids: (B, L), the masked sentence.
-        predicted_positions: (B, P), in the order of prediction; anything in an empty slot.
-        predicted_ids: (B, P), the original tokens; `NOT_PREDICTED` in an empty slot.
-        attention_mask: (B, L), the number of each token's document, 0 for padding; None if there
-            is one document and no padding.
+    The arguments are the tensors of a `Batch`. The numbers in comments are the chapter's example.
     """
     sentence = sentence_entries(input_ids, attention_mask)
-    used_BP, position_BP, rank_1P = _slots(predicted_positions, predicted_ids)
-    length, num_slots = input_ids.shape[1], rank_1P.shape[1]
+    length, num_slots = input_ids.shape[1], predicted_ids.shape[1]
+    used_BP, position_BP, rank_1P, rank_BL = _slots(predicted_positions, predicted_ids, length)
 
     # Order [inf, 2, inf, 1, inf] and rank [1, 2]; tau [1, 2] for content and [0, 1] for queries.
-    rank_BL = _ranks_in_sentence(used_BP, position_BP, rank_1P, length)
     order_BL = torch.where(rank_BL == 0, NEVER, rank_BL)
     rank_BP = torch.where(used_BP, rank_1P, NEVER)
     tau_1Q = torch.cat([rank_1P, rank_1P - 1], dim=1)
 
-    # The queries are at [3, 1, 3, 1], the keys at [0, 1, 2, 3, 4, 3, 1]: a revealed token is where
-    # its mask was, so the relative bias treats both alike.
+    # The queries are at [3, 1, 3, 1], the keys at [0, 1, 2, 3, 4, 3, 1].
     place_BM = torch.cat([_places(input_ids).expand_as(input_ids), position_BP], dim=1)
     position_BQ = position_BP.repeat(1, 2)
     documents = None
@@ -252,15 +235,14 @@ def mpnet_entries(
         documents = attention_mask.gather(1, position_BQ), attention_mask.gather(1, place_BM)
     staircase = Visibility(tau_1Q, order_BL, rank_BP, documents)
 
-    # A query reads the corrupted token that the masked sentence has there, which is not always a
-    # mask. -100 has no embedding, so an empty slot gets some other token; nothing will see it.
+    # A query reads the corrupted token, which is not always a mask. -100 has no embedding, so an
+    # empty slot gets some other token; nothing will see it.
     position_id_BL = sentence.position_ids.expand_as(input_ids)
     corrupted_BP = input_ids.gather(1, position_BP)
     original_BP = torch.where(used_BP, predicted_ids, corrupted_BP)
     return Entries(
         input_ids=torch.cat([input_ids, original_BP, corrupted_BP], dim=1),
         position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BQ)], dim=1),
-        num_keys=length + num_slots,
         blocks=(*sentence.blocks, Block(position_BQ, place_BM, staircase)),
         loss_entries=(rank_1P - 1 + length + num_slots).expand_as(position_BP),
         last_block=Block(position_BP, place_BM, staircase.from_query(num_slots)),
@@ -277,19 +259,17 @@ def plm_entries(
 ) -> Entries:
     """XLNet's objective: the original sentence as content, then P queries that start as masks.
 
-    The arguments are those of `mpnet_entries`, but `input_ids` is the *original* sentence.
+    The arguments are the tensors of a `Batch`, whose `input_ids` are the *original* sentence here.
     """
-    used_BP, position_BP, rank_1P = _slots(predicted_positions, predicted_ids)
     length = input_ids.shape[1]
+    _, position_BP, rank_1P, rank_BL = _slots(predicted_positions, predicted_ids, length)
 
     # In the example: rank [0, 2, 0, 1, 0], tau [0, 2, 0, 1, 0] for content and [0, 1] for queries.
     # A content entry sees itself. The query at its position has a time one less, and that is the
     # difference between knowing a token and predicting it.
-    rank_BL = _ranks_in_sentence(used_BP, position_BP, rank_1P, length)
     tau_BE = torch.cat([rank_BL, (rank_1P - 1).expand_as(position_BP)], dim=1)
 
-    # Nothing here is dense, because the sentence must not look ahead either: one block, with a mask
-    # and a bias of its own for each sample.
+    # The sentence must not look ahead either, so nothing is dense, and there is only one block.
     place_1L = _places(input_ids)
     place_BE = torch.cat([place_1L.expand_as(input_ids), position_BP], dim=1)
     documents = None
@@ -301,38 +281,30 @@ def plm_entries(
     return Entries(
         input_ids=torch.cat([input_ids, masks_BP], dim=1),
         position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BP)], dim=1),
-        num_keys=length,
         blocks=(Block(place_BE, place_1L, visibility),),
         loss_entries=(rank_1P - 1 + length).expand_as(position_BP),
         last_block=Block(position_BP, place_1L, visibility.from_query(length)),
     )
 
 
-def _slots(predicted_positions: Tensor, predicted_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each slot whether it is used (B, P), its position (B, P) and its rank (1, P).
+def _slots(
+    predicted_positions: Tensor, predicted_ids: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return whether a slot is used, its position, its rank, and the rank of each position.
 
     An empty slot gets position 0 and goes through the network like the others. Dropping it would
     make shapes depend on the data: a wait for the GPU, and a new compilation.
+
+    >>> _slots(torch.tensor([[3, 1, 9]]), torch.tensor([[3, 1, NOT_PREDICTED]]), length=5)[1:]
+    (tensor([[3, 1, 0]]), tensor([[1, 2, 3]]), tensor([[0, 2, 0, 1, 0]]))
     """
     used_BP = predicted_ids != NOT_PREDICTED
     rank_1P = torch.arange(1, predicted_ids.shape[1] + 1, device=predicted_ids.device)[None]
-    return used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P
-
-
-def _ranks_in_sentence(
-    used_BP: Tensor, position_BP: Tensor, rank_1P: Tensor, length: int
-) -> Tensor:
-    """Return for each position (B, L) when it is predicted, 1..P, and 0 for never.
-
-    >>> slots = _slots(torch.tensor([[3, 1, 9]]), torch.tensor([[3, 1, NOT_PREDICTED]]))
-    >>> _ranks_in_sentence(*slots, length=5)
-    tensor([[0, 2, 0, 1, 0]])
-    """
-    # Empty slots write into an extra column, which is then cut off: at their position 0 they could
-    # overwrite the rank of a prediction.
-    target_BP = torch.where(used_BP, position_BP, length)
+    # Empty slots write their rank into an extra column, which is then cut off.
+    target_BP = torch.where(used_BP, predicted_positions, length)
     rank_BL = target_BP.new_zeros(target_BP.shape[0], length + 1)
-    return rank_BL.scatter(1, target_BP, rank_1P.expand_as(target_BP))[:, :length]
+    rank_BL = rank_BL.scatter(1, target_BP, rank_1P.expand_as(target_BP))[:, :length]
+    return used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P, rank_BL
 
 
 def _places(input_ids: Tensor) -> Tensor:
@@ -354,14 +326,13 @@ def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     >>> _position_ids(torch.zeros(1, 8), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]]))
     tensor([[-1, -1,  0,  1,  2,  0,  1, -1]])
 
-    Padding is at -1, as in Hugging Face's MPNet. (fairseq's pretraining permutes padding along with
-    the tokens, gives it positions, and attends to it.)
+    Padding is at -1, as in Hugging Face's MPNet.
     """
     place_1L = _places(input_ids)
     if attention_mask is None:
         return place_1L
-    # The highest number so far is the current document's, even after a hole in the mask; a document
-    # begins where it rises. In the example: reached [0, 0, 1, 1, 1, 2, 2, 2].
+    # The highest number so far is the current document's; where it rises, a document begins.
+    # In the example: reached [0, 0, 1, 1, 1, 2, 2, 2].
     reached_BL = attention_mask.cummax(dim=1).values
     before_BL = torch.cat([torch.zeros_like(reached_BL[:, :1]), reached_BL[:, :-1]], dim=1)
     first_BL = torch.where(reached_BL > before_BL, place_1L, 0).cummax(dim=1).values
