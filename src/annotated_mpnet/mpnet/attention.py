@@ -56,17 +56,9 @@ from annotated_mpnet.mpnet.two_stream import Block
 def attend_eager(
     query_BHQK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, bias: Tensor | None, dropout: float
 ) -> Tensor:
-    """Compute attention as in the formula.
+    """Compute attention as in the formula; return (B, H, Q, K).
 
-    Args:
-        query_BHQK: (B, H, Q, K).
-        key_BHMK: (B, H, M, K).
-        value_BHMK: (B, H, M, K).
-        bias: added to the scores: (B or 1, H or 1, Q or 1, M), or None.
-        dropout: probability that a weight is dropped; 0 outside of training.
-
-    Returns:
-        (B, H, Q, K), for each query the weighted mean of the values.
+    The bias is (B or 1, H or 1, Q or 1, M), or None; dropout is 0 outside of training.
     """
     # The dot product of K random numbers of size 1 has a standard deviation of sqrt(K).
     scores_BHQM = query_BHQK @ key_BHMK.transpose(2, 3) / math.sqrt(query_BHQK.shape[3])
@@ -152,15 +144,9 @@ class RelativeMultiHeadAttention(nn.Module):
     def forward(
         self, query_input_BQD: Tensor, key_input_BMD: Tensor, blocks: tuple[BiasedBlock, ...]
     ) -> Tensor:
-        """Attend.
+        """Let entries (B, Q, D) attend to entries (B, M, D); return (B, Q, D).
 
-        Args:
-            query_input_BQD: (B, Q, D), the entries that attend.
-            key_input_BMD: (B, M, D), the entries that give keys and values.
-            blocks: which queries attend to which keys; together they cover all queries, in order.
-
-        Returns:
-            (B, Q, D).
+        The blocks say which queries attend to which keys, and cover all queries, in order.
         """
         # Two products, because not all entries need both: the query stream gives no keys, and in
         # the last layer only the query stream attends. Split instead of sliced: in the backward

@@ -88,15 +88,9 @@ class SentenceEncoderLayer(nn.Module):
     def forward(
         self, hidden_BED: Tensor, blocks: tuple[BiasedBlock, ...], wanted_BP: Tensor | None = None
     ) -> Tensor:
-        """Run the layer.
+        """Run the layer over all entries, or over the wanted ones, which the blocks belong to.
 
-        Args:
-            hidden_BED: (B, E, D), all entries; the first M of them give keys and values.
-            blocks: the queries of the entries that are computed.
-            wanted_BP: (B, P), the entries to compute; None for all.
-
-        Returns:
-            (B, E, D), or (B, P, D).
+        Returns (B, E, D), or (B, P, D).
         """
         # `source` is what attention reads, normalised with pre-norm; the residual never is.
         source_BED = self.self_attn_layer_norm(hidden_BED) if self.pre_norm else hidden_BED
@@ -142,11 +136,7 @@ class SentenceEncoder(nn.Module):
         self.recompute_layers = False
 
     def forward(self, entries: Entries) -> Tensor:
-        """Run the network.
-
-        Returns:
-            (B, P, D), the entries that make predictions; (B, E, D) if all entries are wanted.
-        """
+        """Return the entries that make predictions (B, P, D), or all entries (B, E, D)."""
         embedded_BED = self.embed_tokens(entries.input_ids)
         hidden_BED = embedded_BED + self.embed_positions(entries.position_ids)
         if not self.config.normalize_before:

@@ -57,9 +57,9 @@ Training can change the table like any other parameter.
 
 **Why these heads?** Because training ends there anyway. After 6,000 updates from the paper's start,
 a model of the preset `tiny`'s shape has one head of four with +3.1 on its left neighbour and one
-with +3.1 on its right. Started locally, the same run is ahead all the way (in the end
-4.63 bits, not 4.81). Heads that prefer both sides alike leave the plateau later. `docs/log.md` has
-all that was tried. Long runs of MPNet-base have not been measured.
+with +3.1 on its right. Started locally, it is ahead all the way (4.63 bits in the end, not 4.81).
+Heads that prefer both sides alike leave the plateau later. `docs/log.md` has all that was tried.
+Long runs of MPNet-base have not been measured.
 
 The same start works in Hugging Face's `MPNetForMaskedLM`, which has the same buckets:
 `model.mpnet.encoder.relative_attention_bias.weight.data += local_bias(32, 128, num_heads)`.
@@ -84,8 +84,7 @@ PREFERRED_OFFSETS = (-1, 1, None, None)
 def local_bias(num_buckets: int, max_distance: int, num_heads: int) -> Tensor:
     """Return the bias of the local start (S, H), on the CPU.
 
-    A bucket gets the mean over its distances up to `max_distance`. Buckets without a distance, and
-    all buckets of a free head, get 0.
+    A bucket gets the mean over its distances up to `max_distance`, or 0 if it has none.
     """
     with torch.device("cpu"):
         distance_W = torch.arange(-max_distance, max_distance + 1)

@@ -71,15 +71,10 @@ from annotated_mpnet.mpnet.two_stream import Entries
 
 
 def draw_visibility(entries: Entries, words: Sequence[str]) -> str:
-    """Draw who sees whom in the first sample of a batch.
+    """Draw who sees whom in the first sample of a batch; `words` are the names of the tokens.
 
-    Args:
-        entries: of any objective.
-        words: how each token id is written.
-
-    Returns:
-        A line for the keys, then one for each entry: its number, its position, the token that it
-        *reads*, what it sees, and "-> loss" if it makes a prediction.
+    A line for the keys, then one for each entry: its number, its position, the token that it
+    *reads*, what it sees, and "-> loss" if it makes a prediction.
     """
     positions = entries.position_ids.expand_as(entries.input_ids)[0].tolist()
     inputs = [words[token] for token in entries.input_ids[0].tolist()]

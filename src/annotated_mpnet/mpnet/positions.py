@@ -129,14 +129,9 @@ class RelativePositionBias(nn.Embedding):
         self.max_distance = config.relative_attention_max_distance
 
     def for_pairs(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """Return what is added to the scores.
+        """Return what is added to the scores, (B or 1, H, Q, M).
 
-        Args:
-            query_positions: (B, Q), or (1, Q) if all samples agree.
-            key_positions: (B, M) or (1, M).
-
-        Returns:
-            (B, H, Q, M) or (1, H, Q, M), contiguous, because every layer reads it.
+        Positions are (B, Q) and (B, M), or (1, Q) and (1, M) if all samples agree.
         """
         distance_BQM = key_positions[:, None, :] - query_positions[:, :, None]
         bucket_BQM = relative_position_bucket(distance_BQM, self.num_embeddings, self.max_distance)

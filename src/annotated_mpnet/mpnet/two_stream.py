@@ -113,8 +113,7 @@ class Visibility:
         order: (B, L), of the masked sentence; (B, 0) in `plm`.
         rank: (B, P), of the content, `NEVER` in an empty slot; (B, 0) in `mlm`. In `plm` (B, L),
             and 0 for tokens that are not predicted.
-        documents: (B, Q) of the queries and (B, M) of the keys; None if there is one document and
-            no padding.
+        documents: (B, Q) of the queries and (B, M) of the keys; None without an attention mask.
     """
 
     tau: Tensor
@@ -135,21 +134,13 @@ class Visibility:
         from_padding_BQ1 = (query_document_BQ == 0)[:, :, None]
         return sees_BQM & (same_BQM | from_padding_BQ1) & (key_document_BM != 0)[:, None, :]
 
-    def from_query(self, first: int) -> "Visibility":
-        """Return the same for the queries from number `first` to the last."""
-        documents = self.documents
-        if documents is not None:
-            documents = documents[0][:, first:], documents[1]
-        return replace(self, tau=self.tau[:, first:], documents=documents)
-
 
 @dataclass(frozen=True)
 class Block:
     """Consecutive entries whose queries share their keys, the first M of all keys.
 
     Attributes:
-        query_positions: (B, Q), or (1, Q) if all samples agree: places in the sequence, 0..L-1. The
-            relative bias needs only their differences.
+        query_positions: (B, Q), or (1, Q) if all samples agree: positions in the sequence, 0..L-1.
         key_positions: (B, M) or (1, M).
         visibility: None if every query sees every key.
     """
@@ -184,8 +175,8 @@ def sentence_entries(input_ids: Tensor, attention_mask: Tensor | None = None) ->
 
     Without padding there is no mask, and all samples share one bias.
     """
-    place_1L = _places(input_ids)
-    block = Block(place_1L, place_1L, _no_times(attention_mask, attention_mask))
+    position_1L = _positions(input_ids)
+    block = _block(position_1L, position_1L, attention_mask)
     position_ids = _position_ids(input_ids, attention_mask)
     return Entries(input_ids, position_ids, (block,), None, block)
 
@@ -202,9 +193,7 @@ def mlm_entries(
     """
     sentence = sentence_entries(input_ids, attention_mask)
     _, position_BP, _, _ = _slots(predicted_positions, predicted_ids, input_ids.shape[1])
-    document_BP = None if attention_mask is None else attention_mask.gather(1, position_BP)
-    visibility = _no_times(document_BP, attention_mask)
-    last_block = Block(position_BP, _places(input_ids), visibility)
+    last_block = _block(position_BP, _positions(input_ids), attention_mask)
     return replace(sentence, loss_entries=position_BP, last_block=last_block)
 
 
@@ -225,15 +214,14 @@ def mpnet_entries(
     # Order [inf, 2, inf, 1, inf] and rank [1, 2]; tau [1, 2] for content and [0, 1] for queries.
     order_BL = torch.where(rank_BL == 0, NEVER, rank_BL)
     rank_BP = torch.where(used_BP, rank_1P, NEVER)
-    tau_1Q = torch.cat([rank_1P, rank_1P - 1], dim=1)
+    query_tau_1P = rank_1P - 1
+    tau_1Q = torch.cat([rank_1P, query_tau_1P], dim=1)
 
     # The queries are at [3, 1, 3, 1], the keys at [0, 1, 2, 3, 4, 3, 1].
-    place_BM = torch.cat([_places(input_ids).expand_as(input_ids), position_BP], dim=1)
+    position_BM = torch.cat([_positions(input_ids).expand_as(input_ids), position_BP], dim=1)
     position_BQ = position_BP.repeat(1, 2)
-    documents = None
-    if attention_mask is not None:
-        documents = attention_mask.gather(1, position_BQ), attention_mask.gather(1, place_BM)
-    staircase = Visibility(tau_1Q, order_BL, rank_BP, documents)
+    staircase = _block(position_BQ, position_BM, attention_mask, (tau_1Q, order_BL, rank_BP))
+    queries = _block(position_BP, position_BM, attention_mask, (query_tau_1P, order_BL, rank_BP))
 
     # A query reads the corrupted token, which is not always a mask. -100 has no embedding, so an
     # empty slot gets some other token; nothing will see it.
@@ -243,9 +231,9 @@ def mpnet_entries(
     return Entries(
         input_ids=torch.cat([input_ids, original_BP, corrupted_BP], dim=1),
         position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BQ)], dim=1),
-        blocks=(*sentence.blocks, Block(position_BQ, place_BM, staircase)),
+        blocks=(*sentence.blocks, staircase),
         loss_entries=(rank_1P - 1 + length + num_slots).expand_as(position_BP),
-        last_block=Block(position_BP, place_BM, staircase.from_query(num_slots)),
+        last_block=queries,
     )
 
 
@@ -267,30 +255,30 @@ def plm_entries(
     # In the example: rank [0, 2, 0, 1, 0], tau [0, 2, 0, 1, 0] for content and [0, 1] for queries.
     # A content entry sees itself. The query at its position has a time one less, and that is the
     # difference between knowing a token and predicting it.
-    tau_BE = torch.cat([rank_BL, (rank_1P - 1).expand_as(position_BP)], dim=1)
+    query_tau_BP = (rank_1P - 1).expand_as(position_BP)
+    tau_BE = torch.cat([rank_BL, query_tau_BP], dim=1)
+    order_B0 = rank_BL[:, :0]
 
     # The sentence must not look ahead either, so nothing is dense, and there is only one block.
-    place_1L = _places(input_ids)
-    place_BE = torch.cat([place_1L.expand_as(input_ids), position_BP], dim=1)
-    documents = None
-    if attention_mask is not None:
-        documents = attention_mask.gather(1, place_BE), attention_mask
-    visibility = Visibility(tau_BE, rank_BL[:, :0], rank_BL, documents)
+    position_1L = _positions(input_ids)
+    position_BE = torch.cat([position_1L.expand_as(input_ids), position_BP], dim=1)
+    block = _block(position_BE, position_1L, attention_mask, (tau_BE, order_B0, rank_BL))
+    queries = _block(position_BP, position_1L, attention_mask, (query_tau_BP, order_B0, rank_BL))
     position_id_BL = _position_ids(input_ids, attention_mask).expand_as(input_ids)
     masks_BP = torch.full_like(position_BP, mask_token_id)
     return Entries(
         input_ids=torch.cat([input_ids, masks_BP], dim=1),
         position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BP)], dim=1),
-        blocks=(Block(place_BE, place_1L, visibility),),
+        blocks=(block,),
         loss_entries=(rank_1P - 1 + length).expand_as(position_BP),
-        last_block=Block(position_BP, place_1L, visibility.from_query(length)),
+        last_block=queries,
     )
 
 
 def _slots(
     predicted_positions: Tensor, predicted_ids: Tensor, length: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return whether a slot is used, its position, its rank, and the rank of each position.
+    """Return for each slot whether it is used, its position and its rank; and all positions' ranks.
 
     An empty slot gets position 0 and goes through the network like the others. Dropping it would
     make shapes depend on the data: a wait for the GPU, and a new compilation.
@@ -307,17 +295,28 @@ def _slots(
     return used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P, rank_BL
 
 
-def _places(input_ids: Tensor) -> Tensor:
+def _positions(input_ids: Tensor) -> Tensor:
     return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
 
 
-def _no_times(query_documents: Tensor | None, key_documents: Tensor | None) -> Visibility | None:
-    """Return the rule where nothing is revealed: documents decide, or every query sees all."""
-    if query_documents is None or key_documents is None:
-        return None
-    order_BM = torch.full_like(key_documents, NEVER)
-    documents = query_documents, key_documents
-    return Visibility(torch.zeros_like(query_documents), order_BM, order_BM[:, :0], documents)
+def _block(
+    query_positions: Tensor,
+    key_positions: Tensor,
+    attention_mask: Tensor | None,
+    rule: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Block:
+    """Return a block under a rule (tau, order, rank), or with nothing revealed."""
+    documents = None
+    if attention_mask is not None:
+        B = len(attention_mask)
+        query_document_BQ = attention_mask.gather(1, query_positions.expand(B, -1))
+        key_document_BM = attention_mask.gather(1, key_positions.expand(B, -1))
+        documents = query_document_BQ, key_document_BM
+        if rule is None:
+            order_BM = torch.full_like(key_document_BM, NEVER)
+            rule = torch.zeros_like(query_document_BQ), order_BM, order_BM[:, :0]
+    visibility = None if rule is None else Visibility(*rule, documents)
+    return Block(query_positions, key_positions, visibility)
 
 
 def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -328,12 +327,12 @@ def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
     Padding is at -1, as in Hugging Face's MPNet.
     """
-    place_1L = _places(input_ids)
+    position_1L = _positions(input_ids)
     if attention_mask is None:
-        return place_1L
+        return position_1L
     # The highest number so far is the current document's; where it rises, a document begins.
     # In the example: reached [0, 0, 1, 1, 1, 2, 2, 2].
     reached_BL = attention_mask.cummax(dim=1).values
     before_BL = torch.cat([torch.zeros_like(reached_BL[:, :1]), reached_BL[:, :-1]], dim=1)
-    first_BL = torch.where(reached_BL > before_BL, place_1L, 0).cummax(dim=1).values
-    return torch.where(attention_mask != 0, place_1L - first_BL, -1)
+    first_BL = torch.where(reached_BL > before_BL, position_1L, 0).cummax(dim=1).values
+    return torch.where(attention_mask != 0, position_1L - first_BL, -1)
