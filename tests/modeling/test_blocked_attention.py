@@ -16,7 +16,7 @@ def inputs(bias: tuple[int, ...] | None, dtype: torch.dtype = torch.float64) -> 
     shapes = [(B, H, Q, K), (B, H, M, K), (B, H, M, K)] + ([] if bias is None else [bias])
     tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
     if bias is not None:
-        tensors[3][..., 2] = float("-inf")  # a key that nobody sees
+        tensors[3][..., 2] = float("-inf")  # a key that no query sees
     return [each.requires_grad_() for each in tensors]
 
 

@@ -1,6 +1,6 @@
 """The Triton kernels are the formula, in values and in every gradient, that of the table included.
 
-Without a GPU they run in Triton's interpreter, in small tiles, so that every loop runs several
+Without a GPU they run in Triton's interpreter, in small tiles: every loop runs several
 times and every tile at an end sticks out.
 """
 

@@ -148,10 +148,10 @@ def test_encode_with_the_head_is_masked_language_modelling() -> None:
         hidden_BLD = model.encode(batch.input_ids, batch.attention_mask)
         logits_BPV = logits_of(model, batch, "mlm")
         every_logit_BLV = model.logits(hidden_BLD)
-    for row, slot in (batch.predicted_ids != NOT_PREDICTED).nonzero().tolist():
-        place = batch.predicted_positions[row, slot]
+    for i, slot in (batch.predicted_ids != NOT_PREDICTED).nonzero().tolist():
+        place = batch.predicted_positions[i, slot]
         torch.testing.assert_close(
-            every_logit_BLV[row, place], logits_BPV[row, slot], rtol=0, atol=1e-4
+            every_logit_BLV[i, place], logits_BPV[i, slot], rtol=0, atol=1e-4
         )
 
 
@@ -222,17 +222,17 @@ def test_a_sample_does_not_know_its_batch(input_mode: InputMode) -> None:
     assert batch.attention_mask is not None
     with torch.no_grad():
         together_BPV = logits_of(model, batch, input_mode)
-        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
             alone = Batch(
-                batch.input_ids[row : row + 1, :length],
-                batch.predicted_positions[row : row + 1, :count],
-                batch.predicted_ids[row : row + 1, :count],
+                batch.input_ids[i : i + 1, :length],
+                batch.predicted_positions[i : i + 1, :count],
+                batch.predicted_ids[i : i + 1, :count],
                 None,
                 length,
                 count,
             )
             alone_PV = logits_of(model, alone, input_mode)[0]
-            torch.testing.assert_close(together_BPV[row, :count], alone_PV, rtol=0, atol=1e-4)
+            torch.testing.assert_close(together_BPV[i, :count], alone_PV, rtol=0, atol=1e-4)
 
 
 def test_encode_sees_both_ways() -> None:
