@@ -63,7 +63,7 @@ class _BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         B, H, Q, K = query_BHQK.shape
         weights_BHQM = query_BHQK.new_empty(B, H, Q, key_BHMK.shape[2])
-        scratch_HQM = torch.empty_like(weights_BHQM[0])
+        scratch_HQM = query_BHQK.new_empty(weights_BHQM.shape[1:])
         drops = threshold(dropout) > 0
         # In memory, the heads lie side by side, as the next layer wants them.
         attended_BHQK = query_BHQK.new_empty(B, Q, H, K).transpose(1, 2)
