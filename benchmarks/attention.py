@@ -30,8 +30,9 @@ from pathlib import Path
 import torch
 
 from annotated_mpnet.fast import triton_attention
-from annotated_mpnet.fast.triton_attention import BiasRule, Tiles
-from annotated_mpnet.mpnet.attention import ATTENTIONS, attend_triton
+from annotated_mpnet.fast.attention import ATTENTIONS
+from annotated_mpnet.fast.triton_attention import Tiles, attend_triton, bias_rule, bias_steps
+from annotated_mpnet.mpnet.attention import bias_matrix
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.positions import RelativePositionBias
 from annotated_mpnet.mpnet.two_stream import Block, mpnet_entries
@@ -150,29 +151,31 @@ class Work:
         torch.manual_seed(0)
         torch.nn.init.normal_(self.table.weight)
         heads, head_dim = shape.heads, shape.width // shape.heads
-        counts = rows.input_ids.shape[1], rows.num_keys, rows.num_keys
+        num_keys = rows.last_block.key_positions.shape[1]
+        counts = rows.input_ids.shape[1], num_keys, num_keys
         # Drawn on the CPU and in float32, so that the same numbers are rounded to either type.
         self.leaves = [
             torch.randn(self.batch_size, count, heads, head_dim).to(device, dtype).requires_grad_()
             for count in counts
         ]
         self.blocks = rows.blocks
+        query = self.leaves[0]
         with torch.no_grad():
-            self.dense = [dense_bias(block, self.table).to(dtype) for block in self.blocks]
+            self.dense = [bias_matrix(block, self.table, query) for block in self.blocks]
         self.dtype = dtype
 
     def run(self, attend: "Attend") -> Tensors:
         """Go forward and back; return results, gradients of Q, K and V, and of each bias."""
         query, key, value = (each.transpose(1, 2) for each in self.leaves)
         torch.manual_seed(1)
-        gathered, biases = [], []
-        for block, dense in zip(self.blocks, self.dense, strict=True):
+        attended, biases = [], []
+        queries = query.split([block.query_positions.shape[1] for block in self.blocks], dim=2)
+        for part, block, dense in zip(queries, self.blocks, self.dense, strict=True):
             M = block.key_positions.shape[1]
-            heads = query[:, :, block.rows], key[:, :, :M], value[:, :, :M]
-            out, bias = attend(self, block, dense, heads)
-            gathered.append(out)
+            out, bias = attend(self, block, dense, (part, key[:, :, :M], value[:, :, :M]))
+            attended.append(out)
             biases.append(bias)
-        results = torch.cat(gathered, dim=2)
+        results = torch.cat(attended, dim=2)
         # Each number a weight of its own, as large as those of a loss.
         wanted = torch.linspace(-1, 1, results.numel(), device=results.device).view_as(results)
         gradients = torch.autograd.grad(results, [*self.leaves, *biases], wanted.to(results.dtype))
@@ -183,7 +186,10 @@ class Work:
         total = torch.zeros_like(self.table.weight)
         for block, gradient in zip(self.blocks, results[4:], strict=True):
             if gradient.dim() == 2:  # (H, S), by steps
-                total.index_add_(0, self.table.bucket_of_step.long(), gradient.T.float())
+                steps = bias_steps(
+                    self.table.num_embeddings, self.table.max_distance, gradient.device
+                )
+                total.index_add_(0, steps.bucket_S, gradient.T.float())
                 continue
             pairs = self.table.for_pairs(block.query_positions, block.key_positions)
             (own,) = torch.autograd.grad(pairs, self.table.weight, gradient.float())
@@ -195,19 +201,13 @@ Heads = tuple[torch.Tensor, ...]
 Attend = Callable[[Work, Block, torch.Tensor, Heads], tuple[torch.Tensor, torch.Tensor]]
 
 
-def dense_bias(block: Block, table: RelativePositionBias) -> torch.Tensor:
-    bias = table.for_pairs(block.query_positions, block.key_positions)
-    visible_BQM = block.visible
-    return bias if visible_BQM is None else bias.masked_fill(~visible_BQM[:, None], -torch.inf)
-
-
 def attend_of(name: str) -> Attend:
     """Return a way to compute a block: results, and what its bias gets a gradient by."""
     if name.startswith("triton"):
         return triton_with(Tiles(*map(int, name.partition(" ")[2].split("x"))))
     if name == "flex":
         return flex()
-    attend = ATTENTIONS[name]  # type: ignore[index]
+    attend = ATTENTIONS[name].attend  # type: ignore[index]
 
     def dense(work: Work, _: Block, bias: torch.Tensor, heads: Heads):  # type: ignore[no-untyped-def]
         leaf = bias.detach().requires_grad_()
@@ -219,7 +219,7 @@ def attend_of(name: str) -> Attend:
 def triton_with(tiles: Tiles) -> Attend:
     def attend(work: Work, block: Block, _: torch.Tensor, heads: Heads):  # type: ignore[no-untyped-def]
         triton_attention.TILES = tiles
-        rule = BiasRule.of(block, work.table, work.batch_size)
+        rule = bias_rule(block, work.table, heads[0])
         assert rule.by_step_HS is not None
         leaf = rule.by_step_HS.detach().requires_grad_()
         return attend_triton(*heads, rule._replace(by_step_HS=leaf), dropout=work.dropout), leaf
@@ -234,19 +234,20 @@ def flex() -> Attend:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(work: Work, block: Block, _: torch.Tensor, heads: Heads):  # type: ignore[no-untyped-def]
-        rule = BiasRule.of(block, work.table, work.batch_size)
+        rule = bias_rule(block, work.table, heads[0])
         assert rule.by_step_HS is not None
         assert rule.step_of_distance is not None
         leaf = rule.by_step_HS.detach().requires_grad_()
-        steps, rows, keys, hides = rule.step_of_distance, rule.rows, rule.keys, rule.hides
+        steps, hides = rule.step_of_distance, rule.hides
+        queries, keys = rule.query_facts, rule.key_facts
         far = len(steps) // 2
 
         def score_mod(score, b, h, q, m):  # type: ignore[no-untyped-def]
-            distance = (keys[0, b, m] - rows[0, b, q]).clamp(-far, far)
+            distance = (keys[0, b, m] - queries[0, b, q]).clamp(-far, far)
             score = score + leaf[h, steps[far + distance]]
             if not hides:
                 return score
-            seen = (keys[1, b, m] <= rows[1, b, q]) & (rows[1, b, q] < keys[2, b, m])
+            seen = (keys[1, b, m] <= queries[1, b, q]) & (queries[1, b, q] < keys[2, b, m])
             return torch.where(seen, score, -torch.inf)
 
         return compiled(*heads, score_mod=score_mod), leaf

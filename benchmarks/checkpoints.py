@@ -37,6 +37,7 @@ from annotated_mpnet.checkpoints.checkpoint import TrainState, checkpoint_name
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
 from annotated_mpnet.checkpoints.saving import Saver
 from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.loop import Progress, Trainer
@@ -96,7 +97,7 @@ def build(
         run=RunConfig(checkpoint_dir=directory, keep_checkpoints=1),
     )
     model = MPNetForPretraining(model_config(shape, dropout=0.1))
-    model.use_attention(choose_attention("auto", device)[0])
+    model.use_attention(ATTENTIONS[choose_attention("auto", device)[0]])
     network = SharedNetwork(model, World(), device)
     optimizer = build_optimizer(model, config.optimization, device)
     trainer = Trainer(network, optimizer, config, device.type == "cuda", Tracker.silent())

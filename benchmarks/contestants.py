@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -152,7 +153,7 @@ def _ours(name: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Loss]:
 def our_model(setting: Setting) -> MPNetForPretraining:
     """Return our network, after what a run does with it before it trains."""
     model = _plain(setting)
-    model.use_attention(choose_attention(setting.attention, setting.device)[0])
+    model.use_attention(ATTENTIONS[choose_attention(setting.attention, setting.device)[0]])
     if setting.compile:
         from annotated_mpnet.fast.compilation import compile_model
 

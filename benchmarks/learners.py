@@ -22,6 +22,7 @@ from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 from annotated_mpnet.conversion.configuration import to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
@@ -120,7 +121,7 @@ class Ours:
         keep_memory()  # as a run does (`runs/run.py`)
         self.config, self.text = with_schedule(config, updates, mode, start), text
         self.model, _ = build_model(self.config, text)
-        self.model.use_attention(choose_attention(config.machine.attention, CPU)[0])
+        self.model.use_attention(ATTENTIONS[choose_attention(config.machine.attention, CPU)[0]])
         self._bf16 = config.machine.precision == "bf16"
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),

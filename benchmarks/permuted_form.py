@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.mpnet.encoder import SentenceEncoderLayer, activate
+from annotated_mpnet.mpnet.encoder import SentenceEncoderLayer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 
 
@@ -66,7 +66,7 @@ class PermutedForm(nn.Module):
         content, query = bias_BHQM[:, :, : L + P].contiguous(), bias_BHQM[:, :, L + P :]
         for layer in encoder.layers:
             hidden_BQD = _layer(layer, hidden_BQD, L + P, (content, query.contiguous()))
-        logits_BPV = self.model.lm_head(hidden_BQD[:, L + P :])
+        logits_BPV = self.model.logits(hidden_BQD[:, L + P :])
         return cross_entropy_sum(logits_BPV, batch.predicted_ids)
 
 
@@ -113,5 +113,5 @@ def _layer(
     hidden_BQD = layer.self_attn_layer_norm(
         hidden_BQD + layer.dropout(attention.out_proj(gathered_BQD))
     )
-    inner = layer.activation_dropout(activate(layer.activation_fn, layer.fc1(hidden_BQD)))
+    inner = layer.activation_dropout(layer.activation(layer.fc1(hidden_BQD)))
     return layer.final_layer_norm(hidden_BQD + layer.dropout(layer.fc2(inner)))

@@ -1,7 +1,7 @@
 """A checker of shape suffixes, on in all tests: `hidden_BRD` must be what its name says.
 
 A suffix that lies is worse than none, because readers trust it. So while a test runs, a look is
-taken at the local variables of each function of `modeling/` and `data/` at the moment it returns.
+taken at the local variables of each function of `mpnet/` and `fast/` at the moment it returns.
 A tensor or array whose name ends in `_` and capital letters must have
 
 - as many dimensions as the suffix has characters,
@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 import torch
 
-CHECKED_FOLDERS = ("annotated_mpnet/modeling/", "annotated_mpnet/data/")
+CHECKED_FOLDERS = ("annotated_mpnet/mpnet/", "annotated_mpnet/fast/")
 SUFFIX = re.compile(r"_([A-Z1]+)$")
 
 

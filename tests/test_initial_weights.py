@@ -395,8 +395,8 @@ def test_rows_of_a_padded_vocabulary_go_and_other_rows_are_refused(
     found, _ = started(config, text, tmp_path / "model.pt")
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        wanted = model.lm_head(model.encode(ids))[..., :400]
-        torch.testing.assert_close(found.lm_head(found.encode(ids)), wanted)
+        wanted = model.logits(model.encode(ids))[..., :400]
+        torch.testing.assert_close(found.logits(found.encode(ids)), wanted)
 
 
 # Positions.

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -67,7 +67,7 @@ class PeakMemory(TorchDispatchMode):
 def measured_peak(work: Workload) -> int:
     """Take one micro-batch forward and backward; return the most bytes, weights left out."""
     model = MPNetForPretraining(work.model)
-    model.use_attention(work.attention)
+    model.use_attention(ATTENTIONS[work.attention])
     model.use_gradient_checkpointing(work.recompute)
     rows, length, P = work.batch_size, work.length, work.num_predicted
     ids = torch.randint(5, work.model.vocab_size, (rows, length))

@@ -144,7 +144,7 @@ def test_checker_is_on_in_this_very_test() -> None:
     embedding(torch.tensor([[0, 1]]))
     assert checker.lies == []
     embedding(torch.tensor([0, 1]))
-    assert "positions_BR has shape (2,)" in checker.lies[0]
+    assert "position_ids_BE has shape (2,)" in checker.lies[0]
     checker.lies.clear()  # or it would fail this test, as it should any other
 
 

@@ -72,7 +72,7 @@ def test_export_gives_the_logits_of_encode_and_head(
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf").eval()
     input_ids, attention_mask = padded_batch(VOCAB_SIZE, model.config.max_positions)
     with torch.no_grad():
-        ours = model.lm_head(model.encode(input_ids, attention_mask))
+        ours = model.logits(model.encode(input_ids, attention_mask))
         logits = theirs(input_ids=input_ids, attention_mask=attention_mask).logits
     assert logits.std() > 0.1, "logits that are all alike would prove nothing"
     assert (ours - logits)[attention_mask == 1].abs().max() < 1e-4
@@ -176,7 +176,7 @@ def test_padded_vocabulary_is_cut_back_to_the_tokenizer(tmp_path: Path) -> None:
     assert theirs.config.vocab_size == VOCAB_SIZE
     input_ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        ours = model.lm_head(model.encode(input_ids))[..., :VOCAB_SIZE]
+        ours = model.logits(model.encode(input_ids))[..., :VOCAB_SIZE]
         torch.testing.assert_close(theirs(input_ids).logits, ours, atol=1e-5, rtol=0)
 
 

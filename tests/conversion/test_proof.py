@@ -33,7 +33,7 @@ def difference(ours: MPNetForPretraining, theirs: dict[str, Tensor], **changes: 
     model.load_state_dict(theirs, strict=False)
     input_ids, attention_mask = probe_batch(CONFIG)
     with torch.no_grad():
-        wanted = ours.lm_head(ours.encode(input_ids, attention_mask))
+        wanted = ours.logits(ours.encode(input_ids, attention_mask))
         found = model(input_ids=input_ids, attention_mask=attention_mask).logits
     return float((wanted - found).abs()[attention_mask != 0].max())
 

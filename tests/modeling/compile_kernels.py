@@ -15,11 +15,11 @@ from annotated_mpnet.fast.triton_attention import TILES
 
 HALVES = ("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value")
 FLOATS = ("log_sum", "mean", "by_distance", "d_by_step")
-INTEGERS = ("rows", "keys", "step_of_distance", "first_distance", "seeds")
+INTEGERS = ("query_facts", "key_facts", "step_of_distance", "first_distance", "seeds")
 TYPES = {"scale": "fp32", "rescale": "fp32"}
 TYPES |= dict.fromkeys(HALVES, "*bf16") | dict.fromkeys(FLOATS, "*fp32")
 TYPES |= dict.fromkeys(INTEGERS, "*i32")
-SIZES = {"K": 64, "WIDE_K": 64, "TILE_Q": TILES.rows, "TILE_M": TILES.keys, "STEPS": 32}
+SIZES = {"K": 64, "WIDE_K": 64, "TILE_Q": TILES.queries, "TILE_M": TILES.keys, "STEPS": 32}
 
 
 def compile_for(name: str, capability: int, flags: dict[str, bool]) -> str:
@@ -31,7 +31,7 @@ def compile_for(name: str, capability: int, flags: dict[str, bool]) -> str:
     aligned = [
         i
         for i, key in enumerate(kernel.arg_names)
-        if signature[key].startswith("*") or key.endswith(("_row", "_sample"))
+        if signature[key].startswith("*") or key.endswith(("_stride", "_sample"))
     ]
     source = ASTSource(
         fn=kernel,

@@ -1,17 +1,17 @@
 """The paper's permuted two-stream MPNet, as plainly as it can be written: the judge of our model.
 
-Our model never permutes anything (`annotated_mpnet/mpnet/two_stream.py`). Whether it may do so
-cannot be tested against itself. So this is MPNet as the paper and Microsoft's code have it, slow
-and literal: one sentence at a time, one head at a time, every mask a matrix of its own. It shares
-no code with the model, only the names of the weights. The golden files prove it right
-(`test_oracle.py`); then it can judge shapes and settings for which nobody has golden files.
+Our model never permutes anything (`mpnet/two_stream.py`), and cannot test itself whether that is
+right. So this is MPNet as the paper and Microsoft's code have it, slow and literal: one sentence at
+a time, one head at a time, every mask a matrix of its own. It shares no code with the model, only
+the names of the weights. The golden files prove it right (`test_oracle.py`); then it can judge
+shapes and settings for which there are no golden files.
 
 A sentence of L tokens, P of them predicted, is permuted so that the predicted ones come last, in
-the order of their prediction. In `mpnet` mode the stand-ins of the predicted tokens (masks, mostly)
-are appended, with the positions of the tokens that they stand for. That is the *content stream*,
-M = L + P entries. The *query stream* is the P stand-ins once more. Both ask, only content answers.
-Whoever has seen k predictions sees all that is not predicted, the first k tokens, and the
-stand-ins of the others. With four tokens, of which two are predicted:
+the order of their prediction. In `mpnet` mode the corrupted versions of the predicted tokens
+(masks, mostly) are appended, at the same positions. That is the *content stream*, M = L + P
+entries. The *query stream* is the P corrupted tokens once more. Both attend, to the content stream.
+An entry that knows k predictions sees all that is not predicted, the first k tokens, and the
+corrupted versions of the others. With four tokens, of which two are predicted:
 
 >>> for known in range(3):
 ...     print(known, staircase_row(2, 2, known))
@@ -20,10 +20,10 @@ stand-ins of the others. With four tokens, of which two are predicted:
 2 [1, 1, 1, 1, 0, 0]
 
 Content entry of prediction j: k = j. Query of prediction j: k = j - 1. All other content: k = 0.
-In `plm` mode there are no stand-ins, only queries that start as masks. In `mlm` mode the stand-ins
-take the places of the predicted tokens, and there is no query stream.
+In `plm` mode nothing is corrupted, and the queries start as masks. In `mlm` mode the corrupted
+tokens take the places of the predicted tokens, and there is no query stream.
 
-    B batch   L tokens of a sentence   P predicted tokens   M content entries   Q rows that ask
+    B batch   L tokens of a sentence   P predicted tokens   M content entries   Q queries
     D embed_dim   H heads   K head_dim   V vocabulary
 """
 
@@ -110,10 +110,10 @@ def lay_out(batch: Batch, sample: int, input_mode: InputMode, mask_token_id: int
 
     permutation = others + predicted
     other_ids = [tokens[place] for place in others]
-    stand_ins = [tokens[place] for place in predicted]
+    corrupted = [tokens[place] for place in predicted]
     if input_mode == "mlm":
         everyone = [[1] * (N + P) for _ in permutation]
-        return Layout(other_ids + stand_ins, permutation, everyone, [], [], [])
+        return Layout(other_ids + corrupted, permutation, everyone, [], [], [])
 
     times = [0] * N + list(range(1, P + 1))
     if input_mode == "plm":
@@ -126,17 +126,17 @@ def lay_out(batch: Batch, sample: int, input_mode: InputMode, mask_token_id: int
             query_sees=[staircase_row(N, P, known)[: N + P] for known in range(P)],
         )
     return Layout(
-        content_ids=other_ids + originals + stand_ins,
+        content_ids=other_ids + originals + corrupted,
         content_positions=permutation + predicted,
         content_sees=[staircase_row(N, P, known) for known in times + [0] * P],
-        query_ids=stand_ins,
+        query_ids=corrupted,
         query_positions=predicted,
         query_sees=[staircase_row(N, P, known) for known in range(P)],
     )
 
 
 def staircase_row(num_others: int, num_predicted: int, known: int) -> list[int]:
-    """Return what is visible (1) of [others, predicted tokens, stand-ins] after some
+    """Return what is visible (1) of [others, predicted tokens, corrupted tokens] after some
     predictions."""
     hidden = num_predicted - known
     return [1] * num_others + [1] * known + [0] * hidden + [0] * known + [1] * hidden
@@ -191,22 +191,22 @@ def sinusoid(row: int, width: int) -> list[float]:
 
 
 def position_bias(
-    weights: Weights, config: ModelConfig, asking: list[int], answering: list[int]
+    weights: Weights, config: ModelConfig, queries: list[int], keys: list[int]
 ) -> torch.Tensor:
     """Return what each head adds to its scores, (H, Q, M)."""
     heads, buckets = config.encoder_attention_heads, config.relative_attention_num_buckets
     if not buckets:
-        return weights["lm_head.bias"].new_zeros(heads, len(asking), len(answering))
+        return weights["lm_head.bias"].new_zeros(heads, len(queries), len(keys))
     table = weights["sentence_encoder.relative_attention_bias.weight"]
     farthest = config.relative_attention_max_distance
-    index = [[bucket_of(k - q, buckets, farthest) for k in answering] for q in asking]
-    index_QM = torch.tensor(index, dtype=torch.long).reshape(len(asking), len(answering))
+    index = [[bucket_of(k - q, buckets, farthest) for k in keys] for q in queries]
+    index_QM = torch.tensor(index, dtype=torch.long).reshape(len(queries), len(keys))
     return table[index_QM].permute(2, 0, 1)
 
 
 @cache
 def bucket_of(offset: int, num_buckets: int, max_distance: int) -> int:
-    """Return the T5 bucket of a key that stands `offset` to the right of its query.
+    """Return the T5 bucket of a key at `offset` to the right of its query.
 
     The shared buckets are exact + floor(steps * log(d / exact) / log(max / exact)). Here without
     logarithms: up one bucket as long as (d / exact)^steps >= (max / exact)^k, in whole numbers.
@@ -226,7 +226,7 @@ def bucket_of(offset: int, num_buckets: int, max_distance: int) -> int:
 
 
 def hide(bias_HQM: torch.Tensor, sees: list[list[int]]) -> torch.Tensor:
-    """Put minus infinity where a row does not see an entry."""
+    """Put minus infinity where a query does not see a key."""
     sees_QM = torch.tensor(sees, dtype=torch.bool).reshape(bias_HQM.shape[1:])
     return bias_HQM.masked_fill(~sees_QM, -math.inf)
 
@@ -237,17 +237,17 @@ def layer(
     number: int,
     streams: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Run one layer for one stream: rows that ask (Q, D), content (M, D), bias (H, Q, M)."""
-    asking_QD, content_MD, bias_HQM = streams
+    """Run one layer for one stream: entries (Q, D), content (M, D), bias (H, Q, M)."""
+    query_input_QD, content_MD, bias_HQM = streams
     name = f"sentence_encoder.layers.{number}."
     before = config.normalize_before
 
-    residual_QD = asking_QD
+    residual_QD = query_input_QD
     if before:
-        asking_QD = norm(weights, config, name + "self_attn_layer_norm", asking_QD)
+        query_input_QD = norm(weights, config, name + "self_attn_layer_norm", query_input_QD)
         content_MD = norm(weights, config, name + "self_attn_layer_norm", content_MD)
-    gathered_QD = attend(weights, name + "self_attn", asking_QD, content_MD, bias_HQM)
-    hidden_QD = residual_QD + gathered_QD
+    attended_QD = attend(weights, name + "self_attn", query_input_QD, content_MD, bias_HQM)
+    hidden_QD = residual_QD + attended_QD
     if not before:
         hidden_QD = norm(weights, config, name + "self_attn_layer_norm", hidden_QD)
 
@@ -264,24 +264,24 @@ def layer(
 def attend(
     weights: Weights,
     name: str,
-    asking_QD: torch.Tensor,
+    query_input_QD: torch.Tensor,
     content_MD: torch.Tensor,
     bias_HQM: torch.Tensor,
 ) -> torch.Tensor:
     """Run attention, one head after the other."""
     query_weight, key_weight, value_weight = weights[f"{name}.in_proj_weight"].chunk(3)
     query_bias, key_bias, value_bias = weights[f"{name}.in_proj_bias"].chunk(3)
-    query_QD = asking_QD @ query_weight.T + query_bias
+    query_QD = query_input_QD @ query_weight.T + query_bias
     key_MD = content_MD @ key_weight.T + key_bias
     value_MD = content_MD @ value_weight.T + value_bias
     heads = len(bias_HQM)
-    K = asking_QD.shape[1] // heads
-    gathered = []
+    K = query_input_QD.shape[1] // heads
+    attended = []
     for head in range(heads):
         part = slice(head * K, (head + 1) * K)
         score_QM = query_QD[:, part] @ key_MD[:, part].T / math.sqrt(K) + bias_HQM[head]
-        gathered.append(score_QM.softmax(dim=1) @ value_MD[:, part])
-    return linear(weights, f"{name}.out_proj", torch.cat(gathered, dim=1))
+        attended.append(score_QM.softmax(dim=1) @ value_MD[:, part])
+    return linear(weights, f"{name}.out_proj", torch.cat(attended, dim=1))
 
 
 def lm_head(weights: Weights, config: ModelConfig, hidden_PD: torch.Tensor) -> torch.Tensor:

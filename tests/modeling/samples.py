@@ -126,7 +126,7 @@ def random_batch(
 ) -> Batch:
     """Return random sentences, padded on the right to the longest, with their predictions.
 
-    Stand-ins are masks, random tokens and the tokens themselves. Empty slots and padding are
+    Predicted tokens become masks, random tokens, or stay. Empty slots and padding are
     filled with what would do most harm if it were read.
     """
     rng = np.random.default_rng(seed)
@@ -135,15 +135,15 @@ def random_batch(
     input_BL = originals_BL.copy()
     positions_BP = rng.integers(0, max(lengths), size=(shape[0], max(num_predicted)))
     ids_BP = np.full_like(positions_BP, NOT_PREDICTED)
-    for row, (length, count) in enumerate(zip(lengths, num_predicted, strict=True)):
+    for i, (length, count) in enumerate(zip(lengths, num_predicted, strict=True)):
         chosen = rng.permutation(length)[:count]
-        positions_BP[row, :count] = chosen
-        ids_BP[row, :count] = originals_BL[row, chosen]
+        positions_BP[i, :count] = chosen
+        ids_BP[i, :count] = originals_BL[i, chosen]
         if input_mode != "plm":
             kinds = rng.random(count)
             random_ids = rng.integers(5, vocab_size, size=count)
-            stand_ins = np.where(kinds < 0.6, 4, random_ids)
-            input_BL[row, chosen] = np.where(kinds < 0.8, stand_ins, originals_BL[row, chosen])
+            replacements = np.where(kinds < 0.6, 4, random_ids)
+            input_BL[i, chosen] = np.where(kinds < 0.8, replacements, originals_BL[i, chosen])
     attention_mask = np.arange(shape[1])[None] < np.asarray(lengths)[:, None]
     return Batch(
         input_ids=torch.from_numpy(input_BL),

@@ -6,13 +6,8 @@ import pytest
 import torch
 from samples import TINY, random_batch, random_model, relative_difference
 
-from annotated_mpnet.mpnet.attention import (
-    ATTENTIONS,
-    TAKES_RULES,
-    AttentionName,
-    attend_eager,
-    attend_sdpa,
-)
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
+from annotated_mpnet.mpnet.attention import EAGER, SDPA, Attention, attend_eager, attend_sdpa
 
 NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
 
@@ -41,14 +36,14 @@ def test_both_ways_agree_in_value_and_gradient() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - TAKES_RULES))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"triton"}))
 def test_dropout_takes_away_weights_and_keeps_their_mean(name: AttentionName) -> None:
-    # Values of 1: what is gathered is then the sum of the weights that are left.
+    # Values of 1: the result is then the sum of the weights that are left.
     query, key = torch.zeros(1, 1, 2000, 8), torch.randn(1, 1, 10, 8)
     torch.manual_seed(0)
-    sums = ATTENTIONS[name](query, key, torch.ones_like(key), None, dropout=0.5)[..., 0]
+    sums = ATTENTIONS[name].attend(query, key, torch.ones_like(key), None, dropout=0.5)[..., 0]
     assert sums.mean().item() == pytest.approx(1.0, abs=0.03)
-    # Ten weights of 0.1, each doubled or dropped: a spread of 0.1 * sqrt(10).
+    # Ten weights of 0.1, each doubled or dropped: a standard deviation of 0.1 * sqrt(10).
     assert sums.std().item() == pytest.approx(0.316, abs=0.02)
 
 
@@ -80,12 +75,11 @@ def test_the_choice_reaches_every_layer_and_may_change_at_any_time() -> None:
         calls.append(len(arguments))
         return attend_eager(*arguments, bias=bias, dropout=dropout)
 
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+    with torch.no_grad():
         sdpa = model.loss_sum(batch)
-        patch.setitem(ATTENTIONS, "eager", watch)
-        model.use_attention("eager")
+        model.use_attention(Attention(watch))
         eager = model.loss_sum(batch)
-        model.use_attention("sdpa")
+        model.use_attention(SDPA)
         again = model.loss_sum(batch)
     # Two blocks in each layer but the last, one there.
     assert len(calls) == 2 * (TINY.encoder_layers - 1) + 1
@@ -96,7 +90,7 @@ def test_the_choice_reaches_every_layer_and_may_change_at_any_time() -> None:
 def test_the_choice_is_in_no_checkpoint() -> None:
     names = random_model(TINY).state_dict().keys()
     chosen = random_model(TINY)
-    chosen.use_attention("eager")
+    chosen.use_attention(EAGER)
     chosen.use_gradient_checkpointing(True)
     assert chosen.state_dict().keys() == names
     assert chosen.config == TINY

@@ -16,7 +16,7 @@ def inputs(bias: tuple[int, ...] | None, dtype: torch.dtype = torch.float64) -> 
     shapes = [(B, H, Q, K), (B, H, M, K), (B, H, M, K)] + ([] if bias is None else [bias])
     tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
     if bias is not None:
-        tensors[3][..., 2] = float("-inf")  # a key that nobody sees
+        tensors[3][..., 2] = float("-inf")  # a key that no query sees
     return [each.requires_grad_() for each in tensors]
 
 
@@ -30,16 +30,16 @@ def test_values_and_gradients_are_those_of_the_formula(bias: tuple[int, ...] | N
     weights = torch.randn(B, H, Q, K, dtype=torch.float64)
     results = []
     for attend in (attend_eager, attend_blocked):
-        gathered = attend(*arguments(tensors), dropout=0.0)
-        gradients = torch.autograd.grad((gathered * weights).sum(), tensors)
-        results.append([gathered, *gradients])
+        attended = attend(*arguments(tensors), dropout=0.0)
+        gradients = torch.autograd.grad((attended * weights).sum(), tensors)
+        results.append([attended, *gradients])
     for wanted, found in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted)
         assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("bias", [BIASES[0], BIASES[1]])
-def test_dropout_drops_weights_and_sends_back_what_the_formula_does(bias: tuple[int, ...]) -> None:
+def test_dropout_drops_weights_and_has_the_gradients_of_the_formula(bias: tuple[int, ...]) -> None:
     p = 0.4
     tensors = inputs(bias)
     torch.manual_seed(5)
@@ -66,8 +66,8 @@ def test_bfloat16_is_as_close_to_the_truth_as_the_formula() -> None:
     weights = torch.randn(B, H, Q, K, dtype=torch.float64)
 
     def gradients(attend: object, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        gathered = attend(*arguments(tensors), dropout=0.0)  # type: ignore[operator]
-        loss = (gathered.double() * weights).sum()
+        attended = attend(*arguments(tensors), dropout=0.0)  # type: ignore[operator]
+        loss = (attended.double() * weights).sum()
         return [each.double() for each in torch.autograd.grad(loss, tensors)]
 
     truth = gradients(attend_eager, exact)

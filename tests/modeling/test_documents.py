@@ -1,4 +1,4 @@
-"""Documents that share a row are as if each were alone."""
+"""Documents that share a sequence do not see each other."""
 
 from dataclasses import dataclass
 
@@ -43,11 +43,11 @@ def make_documents() -> list[Document]:
     return documents
 
 
-def share_a_row(documents: list[Document]) -> tuple[torch.Tensor, ...]:
-    """Return the tensors of one row with all documents, padding and two empty slots."""
+def share_a_sequence(documents: list[Document]) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of one sequence with all documents, padding and two empty slots."""
     starts = torch.tensor([0, *LENGTHS]).cumsum(0)
     numbers = [torch.full((len(d.input_ids),), n + 1) for n, d in enumerate(documents)]
-    row = (
+    sequence = (
         torch.cat([*(d.input_ids for d in documents), torch.ones(PADDING, dtype=torch.long)]),
         torch.cat(
             [
@@ -58,7 +58,7 @@ def share_a_row(documents: list[Document]) -> tuple[torch.Tensor, ...]:
         torch.cat([*(d.predicted_ids for d in documents), torch.full((2,), NOT_PREDICTED)]),
         torch.cat([*numbers, torch.zeros(PADDING, dtype=torch.long)]),
     )
-    return tuple(tensor[None] for tensor in row)
+    return tuple(tensor[None] for tensor in sequence)
 
 
 def make_model(**changes: object) -> MPNetForPretraining:
@@ -75,11 +75,11 @@ def make_model(**changes: object) -> MPNetForPretraining:
     [{}, {"relative_attention_num_buckets": 0}, {"normalize_before": True}],
     ids=["post-norm", "no bias", "pre-norm"],
 )
-def test_documents_that_share_a_row_have_the_loss_and_gradients_of_each_alone(
+def test_documents_that_share_a_sequence_have_the_loss_and_gradients_of_each_alone(
     mode: InputMode, changes: dict[str, object]
 ) -> None:
     documents, model = make_documents(), make_model(**changes)
-    input_ids, positions, ids, numbers = share_a_row(documents)
+    input_ids, positions, ids, numbers = share_a_sequence(documents)
     together = model(input_ids, positions, ids, numbers, mode)
     loss = cross_entropy_sum(together, ids)
     loss.backward()
@@ -104,9 +104,9 @@ def test_documents_that_share_a_row_have_the_loss_and_gradients_of_each_alone(
         assert difference < TOLERANCE, name
 
 
-def test_documents_that_share_a_row_have_the_hidden_states_of_each_alone() -> None:
+def test_documents_that_share_a_sequence_have_the_hidden_states_of_each_alone() -> None:
     documents, model = make_documents(), make_model()
-    input_ids, _, _, numbers = share_a_row(documents)
+    input_ids, _, _, numbers = share_a_sequence(documents)
     together = model.encode(input_ids, numbers)[0].split([*LENGTHS, PADDING])
     for document, hidden in zip(documents, together, strict=False):
         alone = model.encode(document.input_ids[None])[0]
@@ -116,7 +116,7 @@ def test_documents_that_share_a_row_have_the_hidden_states_of_each_alone() -> No
 def test_without_numbers_they_would_see_each_other() -> None:
     # That the two tests above compare something that can differ.
     documents, model = make_documents(), make_model()
-    input_ids, _, _, numbers = share_a_row(documents)
+    input_ids, _, _, numbers = share_a_sequence(documents)
     blind = model.encode(input_ids, (numbers != 0).long())[0, : LENGTHS[0]]
     alone = model.encode(documents[0].input_ids[None])[0]
     assert (blind - alone).abs().max() > 100 * TOLERANCE

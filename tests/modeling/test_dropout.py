@@ -1,16 +1,10 @@
-"""Dropout on a CPU: as often as it was asked for, unbiased, and the same on the way back."""
+"""Dropout on a CPU: as often as asked for, unbiased, and the same in the backward pass."""
 
 import pytest
 import torch
 
-from annotated_mpnet.mpnet.dropout import (
-    Dropout,
-    draw_kept,
-    dropout,
-    mark_dropped,
-    scale,
-    threshold,
-)
+from annotated_mpnet.fast.blocked_attention import mark_dropped
+from annotated_mpnet.mpnet.dropout import Dropout, draw_kept, dropout, scale, threshold
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

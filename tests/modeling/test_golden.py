@@ -13,14 +13,14 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 
 def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForPretraining:
     model = MPNetForPretraining(golden.config)
     model.load_fairseq_state_dict(golden.weights)
-    model.use_attention(attention)
+    model.use_attention(ATTENTIONS[attention])
     return model
 
 

@@ -38,7 +38,7 @@ def test_loss_and_every_gradient_are_the_same_to_the_bit(
     batch = random_batch(1, [14, 20, 9], [3, 5, 1], input_mode=input_mode)
     plain = loss_and_gradients(config, batch, input_mode, recompute=False)
     again = loss_and_gradients(config, batch, input_mode, recompute=True)
-    # The last of them: the generator stands where it would have stood, though it was put back.
+    # The last number: the generator is where it would be, although it was restored in between.
     assert len(plain) == len(again) == 2 + len(list(random_model(config).parameters()))
     assert all(map(torch.equal, plain, again))
 
@@ -100,7 +100,7 @@ def test_memory_grows_by_a_layers_input_instead_of_all_that_it_computes() -> Non
                 parameter.grad = torch.zeros_like(parameter)
             peaks.append(peak_bytes(lambda model=model: step(model, batch)))  # type: ignore[misc]
         grown[recompute] = (peaks[1] - peaks[0]) / 6
-    # 8 sentences of 40 + 2 x 6 rows, 16 wide, in float32.
+    # 8 sentences of 40 + 2 x 6 entries, 16 wide, in float32.
     layer_input = 8 * 52 * 16 * 4
     assert layer_input <= grown[True] < 2 * layer_input
     assert grown[False] > 10 * grown[True]

@@ -1,4 +1,4 @@
-"""Our rows in natural order equal the paper's permuted two streams, whatever the shape or setting.
+"""Our entries in natural order equal the paper's permuted two streams, in any shape and setting.
 
 In float64 a difference of formulas cannot hide behind rounding: the two agree to 1e-10, or they
 are not the same. Only the sinusoids are a float32 table in the model.
@@ -23,7 +23,7 @@ from samples import (
     relative_difference,
 )
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED
 from annotated_mpnet.mpnet.config import ActivationName, InputMode, ModelConfig, PositionEmbedding
 
@@ -93,7 +93,7 @@ def test_cases_hold_every_pair_of_settings() -> None:
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_model_equals_oracle(case: Case, attention: AttentionName) -> None:
     model = random_model(case.config).double()
-    model.use_attention(attention)
+    model.use_attention(ATTENTIONS[attention])
     lengths = [17, 23, 9] if case.padded else [23, 23, 23]
     batch = random_batch(7, lengths, [3, 5, 1], input_mode=case.input_mode)
     with torch.no_grad():
@@ -109,8 +109,8 @@ def test_model_equals_oracle_on_any_shape(
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4), label="lengths")
     if input_mode == "plm":
-        # The first query sees only what is not predicted: there must be something (a real row has
-        # its `<s>`), or the result is 0 / 0.
+        # The first query sees only what is not predicted. There must be something (usually `<s>`),
+        # or the result is 0 / 0.
         lengths = [length + 1 for length in lengths]
     spare = 1 if input_mode == "plm" else 0
     counts = [data.draw(st.integers(0, n - spare), label="predicted") for n in lengths]

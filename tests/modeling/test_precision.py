@@ -10,7 +10,7 @@ import pytest
 import torch
 from samples import GOLDEN_NAMES, Golden, load_golden, logits_of, relative_difference
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 # As shares of what float32 has; measured, over all files and both ways to compute attention: 7e-4,
@@ -23,7 +23,7 @@ GRADIENT_SHARE = 0.04
 def model_under_test(golden: Golden, attention: AttentionName) -> MPNetForPretraining:
     model = MPNetForPretraining(golden.config)
     model.load_fairseq_state_dict(golden.weights)
-    model.use_attention(attention)
+    model.use_attention(ATTENTIONS[attention])
     return model
 
 

@@ -1,6 +1,6 @@
 """The Triton kernels are the formula, in values and in every gradient, that of the table included.
 
-Without a GPU they run in Triton's interpreter, in small tiles, so that every loop runs several
+Without a GPU they run in Triton's interpreter, in small tiles: every loop runs several
 times and every tile at an end sticks out.
 """
 
@@ -28,11 +28,12 @@ from samples import (
 )
 
 from annotated_mpnet.fast import triton_attention
-from annotated_mpnet.fast.triton_attention import BiasRule, Tiles, attend_triton
-from annotated_mpnet.mpnet.attention import attend_eager
+from annotated_mpnet.fast.attention import ATTENTIONS
+from annotated_mpnet.fast.triton_attention import Tiles, attend_triton, bias_rule, bias_steps
+from annotated_mpnet.mpnet.attention import attend_eager, bias_matrix
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.dropout import scale, threshold
-from annotated_mpnet.mpnet.positions import RelativePositionBias
+from annotated_mpnet.mpnet.positions import RelativePositionBias, relative_position_bucket
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 from annotated_mpnet.mpnet.two_stream import Block, Entries, mpnet_entries, plm_entries
 from interpreted import DEVICE, triton_runs
@@ -55,7 +56,7 @@ def small_tiles() -> Iterator[None]:
         yield
 
 
-def rows_of(mode: InputMode, documents: bool = False) -> Entries:
+def entries_of(mode: InputMode, documents: bool = False) -> Entries:
     lengths = [L, L - 7] if documents else [L, L]
     batch = random_batch(3, lengths, [P, P - 2], input_mode=mode)
     mask = batch.attention_mask
@@ -80,12 +81,12 @@ def on_device(block: Block) -> Block:
 
 
 BLOCKS = {
-    "sentence": lambda: rows_of("mpnet").blocks[0],
-    "staircase": lambda: rows_of("mpnet").blocks[1],
-    "last layer": lambda: rows_of("mpnet").last_block,
-    "sentence, documents and padding": lambda: rows_of("mpnet", documents=True).blocks[0],
-    "staircase, documents and padding": lambda: rows_of("mpnet", documents=True).blocks[1],
-    "plm, documents and padding": lambda: rows_of("plm", documents=True).blocks[0],
+    "sentence": lambda: entries_of("mpnet").blocks[0],
+    "staircase": lambda: entries_of("mpnet").blocks[1],
+    "last layer": lambda: entries_of("mpnet").last_block,
+    "sentence, documents and padding": lambda: entries_of("mpnet", documents=True).blocks[0],
+    "staircase, documents and padding": lambda: entries_of("mpnet", documents=True).blocks[1],
+    "plm, documents and padding": lambda: entries_of("plm", documents=True).blocks[0],
 }
 
 
@@ -110,20 +111,18 @@ class Case:
         if config.relative_attention_num_buckets:
             self.table = RelativePositionBias(config).to(DEVICE)
             self.inputs.append(self.table.weight)
-        self.rule = BiasRule.of(block, self.table, B)
-        self.bias = torch.zeros((), device=DEVICE)
-        if self.table is not None:
-            self.bias = self.table.for_pairs(block.query_positions, block.key_positions)
-        if block.visible is not None:
-            self.bias = self.bias.masked_fill(~block.visible[:, None], -torch.inf)
+        self.rule = bias_rule(block, self.table, query)
+        bias = bias_matrix(block, self.table, query)
+        assert bias is not None
+        self.bias = bias
         self.wanted = torch.randn(B, heads, Q, head_dim, device=DEVICE)
 
-    def gradients(self, gathered: torch.Tensor) -> list[torch.Tensor]:
-        loss = (gathered.float() * self.wanted).sum()
+    def gradients(self, attended: torch.Tensor) -> list[torch.Tensor]:
+        loss = (attended.float() * self.wanted).sum()
         return list(torch.autograd.grad(loss, self.inputs, retain_graph=True))
 
 
-def test_the_last_tile_of_rows_and_of_keys_sticks_out() -> None:
+def test_the_last_tile_of_queries_and_of_keys_sticks_out() -> None:
     for name in ("staircase", "plm, documents and padding"):
         block = BLOCKS[name]()
         assert block.query_positions.shape[1] % 16 != 0
@@ -145,10 +144,19 @@ def test_values_and_gradients_are_those_of_the_formula(name: str) -> None:
 def test_a_tile_far_from_the_diagonal_has_one_bias() -> None:
     # 40 tokens and a maximal distance of 12: tiles of 16 x 32 do lie beyond it.
     block = BLOCKS["sentence"]()
-    table = RelativePositionBias(CONFIG)
-    far = len(table.step_of_distance) // 2
+    far = CONFIG.relative_attention_max_distance
     place_Q, place_M = block.query_positions[0, :16], block.key_positions[0, 32:]
     assert place_M.min() - place_Q.max() >= far
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(4, 2), (8, 12), (32, 128), (64, 500)])
+def test_steps_are_the_buckets_in_the_order_of_distance(buckets: int, max_distance: int) -> None:
+    steps = bias_steps(buckets, max_distance, torch.device("cpu"))
+    distances = torch.arange(-2 * max_distance, 2 * max_distance + 1)
+    step = torch.searchsorted(steps.first, distances.int(), right=True) - 1
+    wanted = relative_position_bucket(distances, buckets, max_distance)
+    assert torch.equal(steps.bucket_S[step], wanted)
+    assert torch.equal(steps.step_W, step[max_distance : 3 * max_distance + 1].int())
 
 
 @pytest.mark.parametrize("buckets", [0, 4, 32])
@@ -164,11 +172,11 @@ def test_any_number_of_buckets_and_any_size_of_heads(buckets: int) -> None:
         assert relative_difference(one, other) < 2e-6
 
 
-def kept_of(seeds_BH2: torch.Tensor, num_rows: int, num_keys: int, p: float) -> torch.Tensor:
+def kept_of(seeds_BH2: torch.Tensor, num_queries: int, num_keys: int, p: float) -> torch.Tensor:
     """Return what the kernels' hash keeps, (B, H, Q, M), in integers of 64 bits."""
     word = 2**32 - 1
     seed, salt = (seeds_BH2[..., i, None, None].long() for i in range(2))
-    bits = torch.arange(num_rows * num_keys, device=seeds_BH2.device).view(num_rows, num_keys)
+    bits = torch.arange(num_queries * num_keys, device=seeds_BH2.device).view(num_queries, num_keys)
     bits = (bits & word) ^ seed
     bits = ((bits ^ bits >> 16) * 0x7FEB352D) & word
     bits = ((bits ^ bits >> 15) * 0x846CA68B) & word
@@ -177,7 +185,7 @@ def kept_of(seeds_BH2: torch.Tensor, num_rows: int, num_keys: int, p: float) -> 
 
 
 @pytest.mark.parametrize("name", ["sentence", "staircase"])
-def test_dropout_drops_weights_and_sends_back_what_the_formula_does(name: str) -> None:
+def test_dropout_drops_weights_and_has_the_gradients_of_the_formula(name: str) -> None:
     case, p = Case(BLOCKS[name]()), 0.3
     torch.manual_seed(5)
     found = attend_triton(*case.heads, case.rule, dropout=p)
@@ -198,13 +206,13 @@ def test_the_hash_drops_evenly_and_each_head_something_else() -> None:
     )
     kept = kept_of(seeds, 256, 300, 0.1).float()
     n = kept[0, 0].numel()
-    # Five standard deviations, of each head, each row and each key.
+    # Five standard deviations, of each head, each query and each key.
     for mean, count in ((kept.mean((2, 3)), n), (kept.mean((0, 1, 3)), 32 * 300)):
         assert (mean - 0.9).abs().max() < 5 * math.sqrt(0.09 / count)
-    # No two heads, rows or keys drop the same: what two of them keep is as good as independent.
+    # What two heads, queries or keys keep is as good as independent.
     heads = kept.flatten(0, 1).flatten(1)
-    rows, keys = kept[0, 0], kept[0, 0].T
-    for each in (heads, rows, keys):
+    queries, keys = kept[0, 0], kept[0, 0].T
+    for each in (heads, queries, keys):
         correlation = torch.corrcoef(each) - torch.eye(len(each))
         assert correlation.abs().max() < 6 / math.sqrt(each.shape[1])
 
@@ -232,8 +240,8 @@ def test_half_precision_is_as_close_to_the_truth_as_the_formula() -> None:
     truth = exact.gradients(attend_eager(*exact.heads, exact.bias, dropout=0.0))
     bias = rounded.bias.to(dtype)
 
-    def error(gathered: torch.Tensor) -> float:
-        gradients = rounded.gradients(gathered)
+    def error(attended: torch.Tensor) -> float:
+        gradients = rounded.gradients(attended)
         return sum(map(relative_difference, gradients, truth))
 
     ours = error(attend_triton(*rounded.heads, rounded.rule, dropout=0.0))
@@ -256,7 +264,7 @@ def test_a_layer_that_is_computed_twice_drops_the_same() -> None:
     gradients = []
     for recompute in (False, True):
         model = random_model(config).to(DEVICE).train()
-        model.use_attention("triton")
+        model.use_attention(ATTENTIONS["triton"])
         model.use_gradient_checkpointing(recompute)
         torch.manual_seed(4)
         model.loss_sum(batch).backward()  # type: ignore[no-untyped-call]
@@ -275,7 +283,7 @@ def test_logits_loss_and_every_gradient_are_the_originals(
     golden = load_golden(name)
     model = MPNetForPretraining(golden.config)
     model.load_fairseq_state_dict(golden.weights)
-    model.to(DEVICE).use_attention("triton")
+    model.to(DEVICE).use_attention(ATTENTIONS["triton"])
     batch = golden.batch.to(torch.device(DEVICE))
     logits_BPV = logits_of(model, batch, golden.input_mode)
     assert (logits_BPV.cpu() - golden.logits).abs().max() < LOGIT_TOLERANCE

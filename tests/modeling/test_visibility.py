@@ -1,7 +1,7 @@
 """Who sees whom: claims of the paper, tested on the behaviour of the network.
 
-Nothing here looks at a mask, but for the last three tests. An entry of the input is changed, and
-the outputs that may change do, and the others do not, to the last bit.
+Nothing here looks at a mask, except for the last few tests. A token of the input is changed; the
+outputs that may change do, and the others do not, to the last bit.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from samples import (
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.mpnet.two_stream import mpnet_entries, plm_entries
+from annotated_mpnet.mpnet.two_stream import Block, mpnet_entries, plm_entries
 
-# In one layer a row knows only what it sees itself; in two, also what those have seen that it sees.
+# In one layer an entry knows only what it sees itself; in two, also what its keys have seen.
 ONE_LAYER = dataclasses.replace(TINY, encoder_layers=1)
 NUM_PREDICTED = 5
 
@@ -82,7 +82,7 @@ def test_every_prediction_sees_what_is_not_predicted(input_mode: InputMode) -> N
 
 
 @pytest.mark.parametrize("slot", range(1, NUM_PREDICTED + 1))
-def test_a_stand_in_is_seen_until_its_token_is_revealed(slot: int) -> None:
+def test_a_corrupted_token_is_seen_until_the_original_is_revealed(slot: int) -> None:
     batch = sentence("mpnet")
     place = int(batch.predicted_positions[0, slot - 1])
     other = with_token(batch, "input_ids", (0, place), 30)
@@ -90,8 +90,8 @@ def test_a_stand_in_is_seen_until_its_token_is_revealed(slot: int) -> None:
     assert changed_slots(random_model(ONE_LAYER), batch, other, "mpnet") == before
 
 
-def test_a_query_starts_as_the_stand_in_of_its_position() -> None:
-    # With the attention's contribution at zero, a query row knows its own input and nothing else.
+def test_a_query_starts_as_the_corrupted_token_of_its_position() -> None:
+    # With the attention's contribution at zero, a query knows its own input and nothing else.
     model = random_model(TINY)
     with torch.no_grad():
         for layer in model.sentence_encoder.layers:
@@ -147,11 +147,11 @@ def test_encode_with_the_head_is_masked_language_modelling() -> None:
     with torch.no_grad():
         hidden_BLD = model.encode(batch.input_ids, batch.attention_mask)
         logits_BPV = logits_of(model, batch, "mlm")
-        every_logit_BLV = model.lm_head(hidden_BLD)
-    for row, slot in (batch.predicted_ids != NOT_PREDICTED).nonzero().tolist():
-        place = batch.predicted_positions[row, slot]
+        every_logit_BLV = model.logits(hidden_BLD)
+    for i, slot in (batch.predicted_ids != NOT_PREDICTED).nonzero().tolist():
+        place = batch.predicted_positions[i, slot]
         torch.testing.assert_close(
-            every_logit_BLV[row, place], logits_BPV[row, slot], rtol=0, atol=1e-4
+            every_logit_BLV[i, place], logits_BPV[i, slot], rtol=0, atol=1e-4
         )
 
 
@@ -204,7 +204,7 @@ def test_empty_slots_change_nothing(used: list[int], input_mode: InputMode) -> N
 
 
 @pytest.mark.parametrize("input_mode", INPUT_MODES)
-def test_what_stands_in_an_empty_slot_changes_nothing(input_mode: InputMode) -> None:
+def test_the_content_of_an_empty_slot_changes_nothing(input_mode: InputMode) -> None:
     model = random_model(TINY)
     batch = random_batch(6, [15, 11], [3, 1], input_mode=input_mode)
     garbage = with_token(batch, "predicted_positions", (1, 2), 12345)
@@ -222,17 +222,17 @@ def test_a_sample_does_not_know_its_batch(input_mode: InputMode) -> None:
     assert batch.attention_mask is not None
     with torch.no_grad():
         together_BPV = logits_of(model, batch, input_mode)
-        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
             alone = Batch(
-                batch.input_ids[row : row + 1, :length],
-                batch.predicted_positions[row : row + 1, :count],
-                batch.predicted_ids[row : row + 1, :count],
+                batch.input_ids[i : i + 1, :length],
+                batch.predicted_positions[i : i + 1, :count],
+                batch.predicted_ids[i : i + 1, :count],
                 None,
                 length,
                 count,
             )
             alone_PV = logits_of(model, alone, input_mode)[0]
-            torch.testing.assert_close(together_BPV[row, :count], alone_PV, rtol=0, atol=1e-4)
+            torch.testing.assert_close(together_BPV[i, :count], alone_PV, rtol=0, atol=1e-4)
 
 
 def test_encode_sees_both_ways() -> None:
@@ -262,7 +262,7 @@ def test_dropout_acts_in_training_only(kind: str, input_mode: InputMode) -> None
 
 SILENCED = {
     "the embeddings": (".out_proj.", ".fc2."),
-    "what attention gathered": (".emb_layer_norm.", ".fc2."),
+    "the attention result": (".emb_layer_norm.", ".fc2."),
     "the feed-forward result": (".emb_layer_norm.", ".out_proj."),
 }
 
@@ -300,7 +300,7 @@ def test_a_batch_that_predicts_nothing_has_no_loss_and_no_gradient(input_mode: I
         assert parameter.grad is None or not parameter.grad.any(), name
 
 
-def test_an_unknown_mode_and_a_row_that_is_too_long_are_refused() -> None:
+def test_an_unknown_mode_and_a_sequence_that_is_too_long_are_refused() -> None:
     model, batch = random_model(TINY), sentence("mpnet")
     with pytest.raises(ValueError, match="input_mode is 'bert'"):
         model.loss_sum(batch, "bert")  # type: ignore[arg-type]
@@ -311,49 +311,60 @@ def test_an_unknown_mode_and_a_row_that_is_too_long_are_refused() -> None:
         model.encode(long.input_ids)
 
 
-# From here on, the masks themselves.
+# The masks themselves.
+
+
+def visible(block: Block) -> torch.Tensor:
+    assert block.visibility is not None
+    return block.visibility.matrix()
 
 
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 11]])
-def test_every_row_sees_each_position_exactly_once(lengths: list[int]) -> None:
+def test_every_entry_sees_each_position_exactly_once(lengths: list[int]) -> None:
     batch = random_batch(10, lengths, [5, 3])
-    rows = mpnet_entries(
+    entries = mpnet_entries(
         batch.input_ids, batch.predicted_positions, batch.predicted_ids, batch.attention_mask
     )
-    sentence_block, staircase = rows.blocks
-    assert sentence_block.rows == slice(0, 18)
+    sentence_block, staircase = entries.blocks
+    assert sentence_block.query_positions.shape == (1, 18)
     assert sentence_block.key_positions.shape == (1, 18)
     if batch.attention_mask is None:
-        assert sentence_block.visible is None
+        assert sentence_block.visibility is None
     else:
-        assert sentence_block.visible is not None
-        seen = sentence_block.visible.expand(2, 18, 18).sum(dim=2)
+        seen = visible(sentence_block).expand(2, 18, 18).sum(dim=2)
         assert (seen == torch.tensor(lengths)[:, None]).all()
 
-    assert staircase.visible is not None
     used_BP = batch.predicted_ids != NOT_PREDICTED
-    for sample, row in torch.cat([used_BP, used_BP], dim=1).nonzero().tolist():
-        seen = staircase.key_positions[sample][staircase.visible[sample, row]]
+    for sample, query in torch.cat([used_BP, used_BP], dim=1).nonzero().tolist():
+        seen = staircase.key_positions[sample][visible(staircase)[sample, query]]
         assert sorted(seen.tolist()) == list(range(lengths[sample]))
 
 
-def test_a_row_of_permuted_language_modelling_sees_what_is_revealed() -> None:
+@pytest.mark.parametrize("mode", ["mpnet", "plm"])
+def test_the_last_layer_sees_what_the_queries_see_in_the_others(mode: InputMode) -> None:
+    batch = random_batch(11, [18, 11], [5, 3], input_mode=mode)
+    tensors = batch.input_ids, batch.predicted_positions, batch.predicted_ids, batch.attention_mask
+    entries = plm_entries(*tensors, mask_token_id=4) if mode == "plm" else mpnet_entries(*tensors)
+    in_others = visible(entries.blocks[-1])[:, -NUM_PREDICTED:]
+    assert torch.equal(visible(entries.last_block), in_others)
+
+
+def test_an_entry_of_permuted_language_modelling_sees_what_is_revealed() -> None:
     batch = random_batch(12, [18, 11], [5, 3], input_mode="plm")
-    rows = plm_entries(
+    entries = plm_entries(
         batch.input_ids,
         batch.predicted_positions,
         batch.predicted_ids,
         batch.attention_mask,
         mask_token_id=4,
     )
-    (block,) = rows.blocks
-    assert block.visible is not None
+    (block,) = entries.blocks
     for sample, (length, count) in enumerate([(18, 5), (11, 3)]):
         predicted = batch.predicted_positions[sample, :count].tolist()
         known = set(range(length)) - set(predicted)
         for j, place in enumerate(predicted):
-            content = block.visible[sample, place].nonzero().flatten().tolist()
-            query = block.visible[sample, 18 + j].nonzero().flatten().tolist()
+            content = visible(block)[sample, place].nonzero().flatten().tolist()
+            query = visible(block)[sample, 18 + j].nonzero().flatten().tolist()
             assert set(content) == known | set(predicted[: j + 1])
             assert set(query) == known | set(predicted[:j])
 
@@ -361,10 +372,10 @@ def test_a_row_of_permuted_language_modelling_sees_what_is_revealed() -> None:
 def test_only_the_staircase_costs_more_than_bert() -> None:
     length, num_predicted = 20, 3
     batch = random_batch(13, [length], [num_predicted])
-    rows = mpnet_entries(
+    entries = mpnet_entries(
         batch.input_ids, batch.predicted_positions, batch.predicted_ids, batch.attention_mask
     )
     scores = sum(
-        block.query_positions.shape[1] * block.key_positions.shape[1] for block in rows.blocks
+        block.query_positions.shape[1] * block.key_positions.shape[1] for block in entries.blocks
     )
     assert scores / length**2 == pytest.approx(1.345)

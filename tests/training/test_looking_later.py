@@ -16,6 +16,7 @@ from test_numerics import assert_same, everything, spoil_gradient, spoil_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_mpnet.errors import DivergedError
+from annotated_mpnet.mpnet.attention import EAGER, SDPA, Attention
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.loop import Trainer
 from annotated_mpnet.settings.config import PretrainingConfig
@@ -135,12 +136,12 @@ class Asking(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", [SDPA, EAGER], ids=["sdpa", "eager"])
 def test_an_update_asks_the_device_for_no_number(
-    monkeypatch: pytest.MonkeyPatch, attention: str
+    monkeypatch: pytest.MonkeyPatch, attention: Attention
 ) -> None:
     trainer = trainer_of(World(), fsdp=False)
-    trainer.model.use_attention(attention)  # type: ignore[arg-type]
+    trainer.model.use_attention(attention)
     with monkeypatch.context() as patch:
         # This one does not come by an operation, where the tensor is on the CPU.
         patch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("tolist"))

@@ -115,7 +115,7 @@ def compare_logits(directory: Path, config: ModelConfig, tensors: Mapping[str, T
     ours.eval()
     input_ids, attention_mask = probe_batch(config)
     with torch.no_grad():
-        our_logits_BLV = ours.lm_head(ours.encode(input_ids, attention_mask))
+        our_logits_BLV = ours.logits(ours.encode(input_ids, attention_mask))
         their_logits_BLV = theirs(input_ids=input_ids, attention_mask=attention_mask).logits
     difference_BLV = (our_logits_BLV - their_logits_BLV).abs()
     difference = float(difference_BLV[attention_mask != 0].max())

@@ -142,7 +142,7 @@ def show_guesses(config: PretrainingConfig, export: Path, console: Console) -> N
     if not gaps:
         return
     before = guess(
-        lambda ids_BL, mask_BL: untrained.lm_head(untrained.encode(ids_BL, mask_BL)),
+        lambda ids_BL, mask_BL: untrained.logits(untrained.encode(ids_BL, mask_BL)),
         tokenizer,
         gaps,
     )

@@ -1,120 +1,60 @@
 """The Transformer around the attention: a layer, and the stack of them.
 
-A layer does two things to each row: it lets it gather from other rows, and it thinks about what it
-gathered. Both are added to what the row was. MPNet normalises the sum (post-norm, as BERT does):
+A layer does two things. Attention mixes information across entries; the feed-forward net transforms
+each entry by itself. Both are added to what was there. MPNet normalises the sum (post-norm, as BERT
+does):
 
     hidden = LayerNorm(hidden + attention(hidden))
     hidden = LayerNorm(hidden + feed_forward(hidden))
 
-Pre-norm normalises what goes into each part and lets the sum grow:
+Pre-norm normalises the input of each part and lets the sum grow:
 
     hidden = hidden + attention(LayerNorm(hidden))
     hidden = hidden + feed_forward(LayerNorm(hidden))
 
-fairseq's MPNet has a peculiarity there, which its weights depend on: the input is then *not*
-normalised, and the LayerNorm of the embeddings serves at the other end, as the final norm.
+With pre-norm, fairseq's MPNet does *not* normalise the embeddings, and uses their LayerNorm as the
+final norm of the network instead.
 
-All rows take the same way, whatever their role: the difference between the masked sentence, content
-and query rows lies in whom they see, and in nothing else. That is also why `encode`, which
-fine-tuning will use, is this very code with the masked sentence's block alone.
+The masked sentence, content and queries share all weights. They differ only in what they see.
 
-**Entries from layer to layer**, in MPNet-base with 512 tokens, of which 76 are predicted:
+**The last layer** computes only the entries that make predictions, because nothing reads what the
+others would become. In MPNet-base with 512 tokens, of which 76 are predicted:
 
-    layers 1-11   512 masked sentence + 76 content + 76 query = 664 ask   512 + 76 = 588 answer
-    layer 12                                         76 query = 76 ask    512 + 76 = 588 answer
+    layers 1-11   512 masked sentence + 76 content + 76 queries = 664 attend to 512 + 76 = 588 keys
+    layer 12                                         76 queries = 76 attend to 512 + 76 = 588 keys
 
-**The last layer** computes only the rows at which the loss is read. Everybody's keys and values
-are still needed there, but nobody will look at what the other rows become. So one layer costs a
-quarter of the others, without changing the result. In GFLOP, as PyTorch counts them (on
-the "meta" device, whose tensors have shapes and no contents; a multiplication and an addition are
-two operations):
+This saves 6 % of the network's work (`docs/performance.md` has the sums).
 
->>> def gflop(wanted_BP, *blocks):
-...     with FlopCounterMode(display=False) as counter, torch.no_grad():
-...         layer(hidden_BRD, 588, blocks, wanted_BP)
-...     return round(counter.get_total_flops() / 1e9, 2)
->>> from torch.utils.flop_counter import FlopCounterMode
->>> with torch.device("meta"):
-...     layer = SentenceEncoderLayer(ModelConfig()).eval()
-...     hidden_BRD, queries_BP = torch.empty(1, 664, 768), torch.empty(1, 76, dtype=torch.long)
->>> dense = BiasedBlock(slice(0, 512), 512, None)
->>> staircase, last = (BiasedBlock(rows, 588, None) for rows in (slice(512, 664), slice(0, 76)))
->>> gflop(None, dense, staircase), gflop(queries_BP, last)
-(10.3, 2.42)
-
-The head, for 76 rows, takes another 3.65 (`mpnet/pretraining.py`). A forward pass is then 11 x 10.30 +
-2.42 + 3.65 = 119.4 GFLOP, where 12 equal layers would make it 127.3: 6 % are saved, and as much of
-the way back. Where do 10.30 come from? 2 D D for each row and D x D matrix, 4 D for each score (D
-numbers multiplied and added to make it, and again to use it):
-
->>> L, P, D, ffn_dim = 512, 76, 768, 3072
->>> projections = 2 * D * D * (2 * (L + 2 * P) + 2 * (L + P))  # queries, way out; keys, values
->>> scores = 4 * D * (L * L + 2 * P * (L + P))
->>> feed_forward = 2 * 2 * D * ffn_dim * (L + 2 * P)
->>> [round(flop / 1e9, 2) for flop in (projections, scores, feed_forward)]
-[2.95, 1.08, 6.27]
-
-Three fifths are the feed-forward part, whose 664 rows are 30 % more than BERT's 512. That, and not
-attention, is most of what MPNet costs over BERT, which is
-
->>> round((2 * D * D * 4 * L + 4 * D * L * L + 2 * 2 * D * ffn_dim * L) / 1e9, 2)
-8.05
-
-**Computing a layer twice.** The way back needs what the way there has computed: queries, keys and
-values, the weights of attention, the wide rows before and behind the non-linearity, and which units
-dropout has dropped. All this is kept until the backward pass comes by, and is most of the memory
-that training takes; weights and optimizer do not grow with the batch. For a single sentence of 512
-tokens, the layer above keeps, in MB:
-
->>> from annotated_mpnet.mpnet.attention import attend_eager
->>> kept = {}  # by storage, so that no tensor is counted twice
->>> def keep(tensor):
-...     kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-...     return tensor
->>> with torch.device("meta"):
-...     dense, staircase = dense._replace(bias=torch.empty(1, 12, 512, 512)), staircase._replace(
-...         bias=torch.empty(1, 12, 152, 588))
->>> layer.self_attn.attend = attend_eager
->>> with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-...     _ = layer.train()(hidden_BRD, 588, (dense, staircase))
->>> for own in (hidden_BRD, *layer.parameters()):  # they are there anyway
-...     _ = kept.pop(own.untyped_storage()._cdata, None)
->>> f"{sum(kept.values()) / 1e6:.1f}, for an input of {hidden_BRD.nbytes / 1e6:.1f}"
-'93.0, for an input of 2.0'
-
-Twelve layers and 16 sentences make 17.9 GB. *Gradient checkpointing* (Chen, Xu, Zhang, Guestrin:
-"Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174) keeps each layer's input only,
-0.4 GB for all of them, and when the way back arrives at a layer, computes it once more from there:
-1.5 GB, of one layer at a time. The random generator is put back to where it stood, so that dropout
-drops the same units, and the gradients are the same to the last bit. The price is the layers'
-forward pass once more, a third of their work: a backward pass is worth two forward passes, because
-each product has two factors to send a gradient to.
+**Gradient checkpointing** (Chen, Xu, Zhang, Guestrin: arXiv 1604.06174). The backward pass needs
+what the forward pass has computed, and keeping it takes most of the memory of training: 93 MB for
+each layer and sample of MPNet-base in float32. With checkpointing a layer keeps its input only, 2
+MB, and is computed again in the backward pass. The random generator is restored first, so dropout
+drops the same units, and all gradients are the same to the last bit. The price is one more forward
+pass, a third of the work.
 
 Next: `mpnet/pretraining.py`, with the head, the initialisation and the loss.
-
-    B batch   R rows   M keys   Q rows that ask   P predicted tokens   D embed_dim   H heads
-    F feed-forward dim
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from annotated_mpnet.fast.triton_attention import BiasRule
-from annotated_mpnet.mpnet.attention import BiasedBlock, RelativeMultiHeadAttention
+from annotated_mpnet.mpnet.attention import SDPA, BiasedBlock, RelativeMultiHeadAttention
 from annotated_mpnet.mpnet.config import ActivationName, ModelConfig
 from annotated_mpnet.mpnet.dropout import Dropout
-from annotated_mpnet.mpnet.positions import RelativePositionBias, build_position_embedding
+from annotated_mpnet.mpnet.positions import (
+    LearnedPositionalEmbedding,
+    RelativePositionBias,
+    SinusoidalPositionalEmbedding,
+)
 from annotated_mpnet.mpnet.two_stream import Block, Entries
 
-LayerInput = torch.Tensor | int | tuple[BiasedBlock, ...] | None
-"""What a layer is called with: the arguments of `SentenceEncoderLayer.forward`."""
-
-ACTIVATIONS: dict[ActivationName, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_accurate": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -123,35 +63,13 @@ ACTIVATIONS: dict[ActivationName, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "linear": lambda values: values,
 }
-
-
-def activate(name: ActivationName, values: torch.Tensor) -> torch.Tensor:
-    """Apply a non-linearity by its fairseq name, to values of any shape.
-
-    fairseq: "gelu" is the exact one, by erf, and "gelu_accurate", in spite of its name, the
-    approximation by tanh. They differ in the fourth digit: little, but to continue from weights
-    that were trained with the other one is a change of the network.
-
-    >>> at = torch.tensor([-1.0, 2.0])
-    >>> for name in ACTIVATIONS:
-    ...     print(f"{name:14}", *(f"{value:7.4f}" for value in activate(name, at)))
-    gelu           -0.1587  1.9545
-    gelu_accurate  -0.1588  1.9546
-    relu            0.0000  2.0000
-    relu2           0.0000  4.0000
-    silu           -0.2689  1.7616
-    tanh           -0.7616  0.9640
-    linear         -1.0000  2.0000
-    """
-    return ACTIVATIONS[name](values)
+"""By fairseq's names: "gelu" is the exact one, by erf, and "gelu_accurate" the approximation."""
 
 
 class SentenceEncoderLayer(nn.Module):
-    """One Transformer layer: attention, then the feed-forward part, each with its sum and norm.
+    """One Transformer layer, with fairseq's names: `final_layer_norm` is the layer's second norm.
 
-    12 D^2 weights, but for biases and norms: 4 D^2 in the attention, 8 D^2 in `fc1` and `fc2`,
-    which widen a row to F = 4 D, bend it, and bring it back. The names are fairseq's; its
-    `final_layer_norm` is the layer's second norm, not the network's last.
+    12 D^2 weights, if F is 4 D: 4 D^2 in the attention, 8 D^2 in `fc1` and `fc2`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -164,70 +82,47 @@ class SentenceEncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = Dropout(config.activation_dropout)
-        self.activation_fn: ActivationName = config.activation_fn
+        self.activation = ACTIVATIONS[config.activation_fn]
         self.pre_norm = config.normalize_before
 
     def forward(
-        self,
-        hidden_BRD: torch.Tensor,
-        num_keys: int,
-        blocks: tuple[BiasedBlock, ...],
-        wanted_BP: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the layer.
+        self, hidden_BED: Tensor, blocks: tuple[BiasedBlock, ...], wanted_BP: Tensor | None = None
+    ) -> Tensor:
+        """Run the layer over all entries, or over the wanted ones, which the blocks belong to.
 
-        Args:
-            hidden_BRD: (B, R, D), all rows; the first `num_keys` of them answer.
-            num_keys: M.
-            blocks: who sees whom, for the rows that are computed.
-            wanted_BP: (B, P), the rows that are to be computed; None for all.
-
-        Returns:
-            (B, R, D), or (B, P, D).
+        Returns (B, E, D), or (B, P, D).
         """
-        # Three roles of the rows, which pre-norm and the last layer tell apart. `source`: what
-        # attention reads, normalised or not. `asking`: those of it that are computed. `residual`:
-        # what they were before, never normalised, to which the results are added.
-        source_BRD = self.self_attn_layer_norm(hidden_BRD) if self.pre_norm else hidden_BRD
-        asking_BQD, residual_BQD = source_BRD, hidden_BRD
+        # `source` is what attention reads, normalised with pre-norm; the residual never is.
+        source_BED = self.self_attn_layer_norm(hidden_BED) if self.pre_norm else hidden_BED
+        query_input_BQD, residual_BQD = source_BED, hidden_BED
         if wanted_BP is not None:
-            asking_BQD = _take_rows(source_BRD, wanted_BP)
-            residual_BQD = _take_rows(hidden_BRD, wanted_BP)
+            query_input_BQD = _take_entries(source_BED, wanted_BP)
+            residual_BQD = _take_entries(hidden_BED, wanted_BP)
 
-        # Dropout acts on what is added, not on the sum: dropping a part of the sum would drop the
-        # row's own past along with it.
-        gathered_BQD = self.self_attn(asking_BQD, source_BRD[:, :num_keys], blocks)
-        hidden_BQD = residual_BQD + self.dropout(gathered_BQD)
+        key_input_BMD = source_BED[:, : blocks[-1].num_keys]
+        attended_BQD = self.self_attn(query_input_BQD, key_input_BMD, blocks)
+        hidden_BQD = residual_BQD + self.dropout(attended_BQD)
         if self.pre_norm:
-            thought_BQD = self._feed_forward(self.final_layer_norm(hidden_BQD))
-            return hidden_BQD + thought_BQD
-
-        # Post-norm: what the feed-forward part reads is also what its result is added to.
+            return hidden_BQD + self._feed_forward(self.final_layer_norm(hidden_BQD))
         hidden_BQD = self.self_attn_layer_norm(hidden_BQD)
-        thought_BQD = self._feed_forward(hidden_BQD)
-        return self.final_layer_norm(hidden_BQD + thought_BQD)
+        return self.final_layer_norm(hidden_BQD + self._feed_forward(hidden_BQD))
 
-    def _feed_forward(self, hidden_BQD: torch.Tensor) -> torch.Tensor:
-        """Go from (B, Q, D) to (B, Q, F) and back: each row by itself, its neighbours unseen."""
-        inner_BQF = self.activation_dropout(activate(self.activation_fn, self.fc1(hidden_BQD)))
+    def _feed_forward(self, hidden_BQD: Tensor) -> Tensor:
+        inner_BQF = self.activation_dropout(self.activation(self.fc1(hidden_BQD)))
         return self.dropout(self.fc2(inner_BQF))
 
 
 class SentenceEncoder(nn.Module):
-    """Embeddings, the layers, and the one relative position bias that they share.
-
-    It takes `Entries` and knows no objective: which rows there are, and who sees whom, has been
-    settled in `mpnet/two_stream.py`. `MPNetForPretraining.encode` passes it the sentence alone.
-    """
+    """Embeddings, the layers, and the relative position bias that they share."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        embed_dim = config.encoder_embed_dim
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, embed_dim, padding_idx=config.pad_token_id
-        )
-        self.embed_positions = build_position_embedding(config)
+        embed_dim, padding = config.encoder_embed_dim, config.pad_token_id
+        learned = config.position_embedding == "learned"
+        positions = LearnedPositionalEmbedding if learned else SinusoidalPositionalEmbedding
+        self.embed_tokens = nn.Embedding(config.vocab_size, embed_dim, padding_idx=padding)
+        self.embed_positions = positions(config.max_positions, embed_dim, padding)
         self.emb_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.relative_attention_bias = (
@@ -236,103 +131,39 @@ class SentenceEncoder(nn.Module):
         self.layers = nn.ModuleList(
             SentenceEncoderLayer(config) for _ in range(config.encoder_layers)
         )
-        # Gradient checkpointing: a matter of memory and time, not of the network, and so neither in
-        # the configuration nor in a checkpoint. It may change from one call to the next.
+        # How the network is computed, not what it is: in no checkpoint, free to change.
+        self.make_bias = SDPA.make_bias
         self.recompute_layers = False
-        # So is how attention is computed: some ways take the bias as a rule, most as a tensor.
-        self.bias_as_rule = False
 
-    def forward(self, rows: Entries) -> torch.Tensor:
-        """Run rows through the network.
-
-        Returns:
-            (B, P, D), what the loss rows became; (B, R, D) where all rows are wanted.
-        """
-        # A query and the masked sentence's row of the same place start as the same vector (same
-        # stand-in, same position), and part in the first layer, because they see different keys.
-        hidden_BRD = self.embed_tokens(rows.input_ids) + self.embed_positions(rows.positions)
+    def forward(self, entries: Entries) -> Tensor:
+        """Return the entries that make predictions (B, P, D), or all entries (B, E, D)."""
+        embedded_BED = self.embed_tokens(entries.input_ids)
+        hidden_BED = embedded_BED + self.embed_positions(entries.position_ids)
         if not self.config.normalize_before:
-            hidden_BRD = self.emb_layer_norm(hidden_BRD)
-        hidden_BRD = self.dropout(hidden_BRD)
+            hidden_BED = self.emb_layer_norm(hidden_BED)
+        hidden_BED = self.dropout(hidden_BED)
 
-        # All layers share one bias, so that it is built once, before the first of them. In float32
-        # and MPNet-base that is 12.6 MB for the whole batch and 4.3 MB for each of its samples (12
-        # heads, 152 rows of the staircase, 588 keys). HF: once too, but expanded for each sample.
-        blocks = tuple(self._with_bias(block, hidden_BRD) for block in rows.blocks)
+        # All layers share one bias, so it is built once, before the first of them.
+        blocks = tuple(self._with_bias(block, hidden_BED) for block in entries.blocks)
         last_blocks = blocks
-        if rows.loss_entries is not None:
-            last_blocks = (self._with_bias(rows.last_block, hidden_BRD),)
-
-        # Until the last layer every row goes on: the sentence and content because the next layer
-        # asks them, the queries because they are what the loss will read.
+        if entries.loss_entries is not None:
+            last_blocks = (self._with_bias(entries.last_block, hidden_BED),)
         for layer in self.layers[:-1]:
-            hidden_BRD = self._run(layer, hidden_BRD, rows.num_keys, blocks)
-        hidden_BQD = self._run(
-            self.layers[-1], hidden_BRD, rows.num_keys, last_blocks, rows.loss_entries
-        )
-        if self.config.normalize_before:
-            hidden_BQD = self.emb_layer_norm(hidden_BQD)
-        return hidden_BQD
+            hidden_BED = self._run(layer, hidden_BED, blocks)
+        hidden_BQD = self._run(self.layers[-1], hidden_BED, last_blocks, entries.loss_entries)
+        return self.emb_layer_norm(hidden_BQD) if self.config.normalize_before else hidden_BQD
 
-    def _run(self, layer: nn.Module, *inputs: LayerInput) -> torch.Tensor:
-        """Run a layer, and keep what its backward pass needs, or only its inputs."""
+    def _with_bias(self, block: Block, hidden_BED: Tensor) -> BiasedBlock:
+        bias = self.make_bias(block, self.relative_attention_bias, hidden_BED)
+        return BiasedBlock(block.query_positions.shape[1], block.key_positions.shape[1], bias)
+
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if not self.recompute_layers:
             return layer(*inputs)
-        # The two keywords: PyTorch's older way (reentrant) runs a backward pass within the backward
-        # pass, and computes nothing at all where no input asks for a gradient; and the state of the
-        # random generators is put back before a layer runs again.
+        # PyTorch's older, reentrant way computes no gradient if no input requires one.
         return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True)
 
-    def _with_bias(self, block: Block, hidden_BRD: torch.Tensor) -> BiasedBlock:
-        """Turn positions and visibility into what is added to scores: one tensor, or None.
 
-        The learned part comes first, (B or 1, H, Q, M); then -inf is written over it where a row
-        must not see, the same for all heads. Written over and not added: a hidden pair then sends
-        no gradient into the table, which should learn from what was seen.
-
-        Or into the rule itself, for a kernel that works out both parts for each pair that it meets.
-        """
-        num_keys = block.key_positions.shape[1]
-        if self.bias_as_rule:
-            rule = BiasRule.of(block, self.relative_attention_bias, len(hidden_BRD))
-            return BiasedBlock(block.rows, num_keys, rule)
-        bias: torch.Tensor | None = None
-        visible_BQM = block.visible
-        if self.relative_attention_bias is not None:
-            bias = self.relative_attention_bias.for_pairs(
-                block.query_positions, block.key_positions
-            )
-        elif visible_BQM is not None:
-            # No learned bias to write -inf over: a single zero, which spreads to (B, 1, Q, M).
-            bias = hidden_BRD.new_zeros(())
-        if bias is not None:
-            if visible_BQM is not None:
-                bias = bias.masked_fill(~visible_BQM[:, None], float("-inf"))
-            bias = bias.to(_compute_dtype(hidden_BRD))
-        return BiasedBlock(block.rows, num_keys, bias)
-
-
-def _take_rows(hidden_BRD: torch.Tensor, wanted_BP: torch.Tensor) -> torch.Tensor:
-    """Return rows by their number, each sample its own: (B, R, D) at (B, P) gives (B, P, D).
-
-    In `mpnet` and `plm` mode the wanted rows are simply the last P, but in `mlm` they lie anywhere
-    in the sentence, and otherwise in each sample; one way serves all.
-
-    >>> _take_rows(torch.arange(6.0).view(2, 3, 1), torch.tensor([[2, 0], [1, 1]])).flatten(1)
-    tensor([[2., 0.],
-            [4., 4.]])
-    """
-    return hidden_BRD.gather(1, wanted_BP[:, :, None].expand(-1, -1, hidden_BRD.shape[2]))
-
-
-def _compute_dtype(hidden_BRD: torch.Tensor) -> torch.dtype:
-    """Return the type in which attention will run: autocast's, where it is on.
-
-    The bias has to be of that type, because the kernels mix no types. The scores are computed by a
-    matrix product, which autocast runs in bfloat16; the bias comes out of a table in float32. Cast
-    here, it is cast once and not in each layer. (-inf is -inf in every type.)
-    """
-    device_type = hidden_BRD.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return hidden_BRD.dtype
+def _take_entries(hidden_BED: Tensor, wanted_BP: Tensor) -> Tensor:
+    """Return the wanted entries of each sample, (B, P, D). In `mlm` mode they can be anywhere."""
+    return hidden_BED.gather(1, wanted_BP[:, :, None].expand(-1, -1, hidden_BED.shape[2]))

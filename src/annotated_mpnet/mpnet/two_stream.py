@@ -1,60 +1,57 @@
 """MPNet's one idea, in natural order: a BERT batch plus an order.
 
 **The problem.** BERT hides 15 % of a sentence behind masks and predicts each hidden token from what
-is left; the hidden tokens cannot help to predict one another. XLNet predicts them one after the
-other, in a random order, each from those before it (*permuted* language modelling); but then a
-prediction does not know how long the sentence is or where its other holes are. MPNet (section 2.2
-and 2.3 of the paper) wants both. Say P tokens are predicted, in a random order. To predict number
-j, the network may use
+is left. The hidden tokens cannot help to predict each other. XLNet predicts them one after the
+other, in a random order, each from those before it (*permuted* language modelling). But then a
+prediction does not know how long the sentence is, or where its other gaps are. MPNet (sections 2.2
+and 2.3 of the paper) wants both. To predict number j of P tokens, in a random order, the network
+may use
 
 - every token that is not predicted,
-- the predicted tokens 1..j-1: what BERT lacks,
-- at the positions of the tokens j..P, a mask that carries its position: what XLNet lacks. The paper
-  calls it *position compensation*.
+- the predicted tokens 1..j-1, which BERT lacks,
+- a mask at each position of the tokens j..P, which XLNet lacks (*position compensation*).
 
-So each prediction sees each position of the sentence exactly once: as a token, or as a mask. With x
-for the tokens, [M] for masks with their positions, and z1..zP for the predicted positions:
+Every prediction then sees each position of the sentence exactly once, as a token or as a mask. With
+x for the tokens, [M] for masks with their positions, and z1..zP for the predicted positions:
 
     BERT     log p(x_z1 | rest, [M]_z1..zP)  +  log p(x_z2 | rest, [M]_z1..zP)        + ...
     XLNet    log p(x_z1 | rest)              +  log p(x_z2 | rest, x_z1)              + ...
     MPNet    log p(x_z1 | rest, [M]_z1..zP)  +  log p(x_z2 | rest, x_z1, [M]_z2..zP)  + ...
 
-BERT's sum treats the predicted tokens as independent of one another, given the rest: where "New
-York" and "Los Angeles" are equally likely, "New Angeles" is as likely to it as they are. The other
-two sums are the chain rule, and so a proper joint probability of all predicted tokens, in whatever
-order they come.
+BERT's sum treats the predicted tokens as independent, given the rest: where "New York" and "Los
+Angeles" are equally likely, "New Angeles" is just as likely. The other two sums are the chain rule.
 
-**How others write it.** Microsoft's code permutes the sentence, so that the predicted tokens come
-last, appends 2P entries (a mask and another mask for each), runs two streams through each layer,
-and steers them with boolean matrices of (L+P) x (L+P) and P x (L+P); relative positions are
-gathered anew for each sample, because each has its own permutation. annotated-mpnet kept that.
+**How others write it.** Microsoft's code permutes the sentence until the predicted tokens come
+last, appends 2P more entries, and runs two streams through every layer, with boolean matrices of
+(L+P) x (L+P) and P x (L+P) and with relative positions that differ in each sample.
 
-**How it is written here.** Attention does not care in which order it meets its keys. Of the
-permutation, therefore, only the *ranks of the predicted tokens* matter, and the sentence can stay
-as it is. Three groups of rows go through the network:
+**How it is written here.** Attention does not depend on the order of its keys. Only the *ranks of
+the predicted tokens* matter, and the sentence can stay as it is. Three groups of entries go through
+the network:
 
-    rows                 how many  input token                            position  time tau
-    the masked sentence  L         the sentence, the predicted tokens     0..L-1    0
-                                   replaced by their stand-ins
-    content of number j  P         the original token                     its own   j
-    query for number j   P         the stand-in once more                 its own   j-1
+    entries              how many  input token                           position  time tau
+    masked sentence      L         the sentence, predicted tokens        0..L-1    0
+                                   corrupted (mostly masks)
+    content of number j  P         the original token                    its own   j
+    query for number j   P         the corrupted token once more         its own   j-1
 
-A row's *time* is how many predictions have been revealed to it. Keys and values come from the
-masked sentence and the content rows; each row asks. Let the *order* of a position be the rank of
-its prediction, 1..P, and infinity if it is not predicted. Then one rule says who sees whom:
+The *time* tau of an entry is the number of predictions that it may know. Every entry attends; the
+keys and values come from the masked sentence and the content entries. Let the *order* of a
+position be the rank of its prediction, 1..P, and infinity if it is not predicted. One rule then
+says who sees whom:
 
-    a key of the masked sentence at position p is visible to a row   iff   order(p) > tau(row)
-    a content key of number k is visible to a row                    iff   k <= tau(row)
+    a masked-sentence key at position p is visible to an entry   iff   order(p) > tau(entry)
+    the content key of number k is visible to an entry           iff   k <= tau(entry)
 
-Each position is seen exactly once, because exactly one of the two holds. Take five tokens, of which
-"sentence" (position 3) is predicted first and "task" (position 1) second:
+Exactly one of the two holds for each predicted position, so each position is seen exactly once.
+Take five tokens. "sentence" (position 3) is predicted first and "task" (position 1) second:
 
 >>> from annotated_mpnet.mpnet.pictures import draw_visibility
 >>> words = ["the", "task", "is", "sentence", "labelling", "[M]"]
 >>> masked, order = torch.tensor([[0, 5, 2, 5, 4]]), torch.tensor([[3, 1]])
->>> rows = mpnet_entries(masked, predicted_positions=order, predicted_ids=order, attention_mask=None)
->>> print(draw_visibility(rows, words))
-    row            0 the   1 [M]   2 is    3 [M]   4 labe  3 sent  1 task
+>>> entries = mpnet_entries(masked, predicted_positions=order, predicted_ids=order)
+>>> print(draw_visibility(entries, words))
+    entry          0 the   1 [M]   2 is    3 [M]   4 labe  3 sent  1 task
  0  0 the            x       x       x       x       x
  1  1 [M]            x       x       x       x       x
  2  2 is             x       x       x       x       x
@@ -65,404 +62,277 @@ Each position is seen exactly once, because exactly one of the two holds. Take f
  7  3 [M]            x       x       x       x       x       .       .    -> loss
  8  1 [M]            x       x       x       .       x       x       .    -> loss
 
-Down the side stand the rows, across the top the keys, each with its position. `x` is "sees", a dot
-is a score that is computed and then ruled out, and where there is nothing, nothing is computed.
-Read the last line: "task" is predicted from three plain tokens, from its own mask, and from the
-revealed "sentence", whose mask it no longer sees. Entries 6 and 8 are why there are *two* streams:
-both stand at position 1, but row 6 has read "task" and so can pass it on to later predictions,
-while row 8, which is to predict it, must not have read it.
+The lines are the entries, the columns the keys, each with its position. `x` means "sees", a dot is
+a score that is computed and then masked, and a blank is not computed at all. Read the last line:
+"task" is predicted from three plain tokens, from its own mask, and from "sentence", whose mask it
+no longer sees. Entries 6 and 8 show why there are *two* streams. Both are at position 1, but entry
+6 has read "task", and can tell later predictions; entry 8 has to predict it.
 
-**What may not leak.** In the first layer the rule holds by construction. In the second, a row sees
-what its keys have seen; so it must hold along every path. It does: a visible key never has a time
-later than the row's own (0 for the sentence, k <= tau for content), so that time never grows along
-a path backwards, and the token of number j, which enters at time j, cannot reach a query of time
-j-1 in any number of layers.
+**Nothing leaks through the layers.** In the first layer the rule holds by construction. In later
+layers an entry also sees what its keys have seen. But a visible key never has a later time than the
+entry itself: 0 for the masked sentence, k <= tau for content. Token j enters at time j, and so no
+number of layers can carry it to a query of time j-1.
 
-**What is gained.** The upper part is plain BERT: L rows that all see the same L keys, with a
-relative position bias that is the same for every sample of the batch. Only 2P rows, 30 % of L, need
-the staircase at the right. Scores per head, in units of L^2: here, in the permuted form, and what
-is left of them that must be gathered or masked for each sample (in the permuted form: all).
+**What is gained.** The upper part is plain BERT: L entries see the same L keys, with one relative
+position bias for the whole batch. Only the 2P entries below need the staircase at the right. With P
+= 0.15 L, a head computes 1.345 L^2 scores, of which 0.345 L^2 need a bias of their own in each
+sample. In the permuted form it computes 1.495 L^2, and all of them do.
 
->>> L, P = 1000, 150
->>> [n / L**2 for n in (L * L + 2 * P * (L + P), (L + 2 * P) * (L + P), 2 * P * (L + P))]
-[1.345, 1.495, 0.345]
+**The other two objectives** are the same picture with entries left out. `mlm` has the masked
+sentence alone and reads its predictions there. `plm` has L entries of original tokens (tau: their
+rank, 0 if not predicted) and P queries that start as masks (tau: rank - 1); the only keys are the
+original tokens, visible iff rank <= tau.
 
-In the last layer only the query rows are needed, since nobody looks at what the other rows would
-become (`mpnet/encoder.py`).
+**Several documents in a sequence.** Short documents may share a sequence without seeing each other.
+The attention mask then holds the number of each token's document, 1, 2, 3, ..., and an entry sees
+only keys of its own document. Positions count from each document's first token. Padding is document
+0, which is never visible; an ordinary mask of ones and zeros is the case of a single document.
 
-**The other two objectives** are the same picture with rows left out. `mlm` has the masked sentence
-alone, and reads its predictions there. `plm` has L rows of original tokens (tau: their rank, 0 if
-not predicted) and P queries that start as masks (tau: rank - 1); the only keys are the original
-tokens, visible iff rank <= tau. No stand-ins anywhere, and no position compensation.
-
-**Several documents in a row.** Short documents may share a row without seeing each other. The
-attention mask then holds the number of each token's document, 1, 2, 3, ..., and who sees whom is
-one comparison more: row and key are of the same document. Positions count from each document's
-first token. Padding is document 0, which no document is; so an ordinary mask of ones and zeros is
-the case of a single document, and needs no code of its own.
-
-Next: `mpnet/pictures.py` draws `plm` and two documents in a row, and counts what each objective knows;
-then `mpnet/positions.py`.
-
-    B batch   L tokens of a sentence   P predicted tokens   R rows (L + 2P in mpnet mode)
-    M keys (L + P)   S rows of the staircase (2P)   Q rows that ask
+Next: `mpnet/pictures.py` draws `plm` and two documents, and counts what each objective knows.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED
 
-FOR_EVER = 2**30
-"""A time that no row has: later than the rank of any prediction."""
+NEVER = 2**30
+"""Infinity, as an order or a rank: no entry has so late a time."""
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom: a time for each row, a span of time for each key, and everybody's document.
+    """Who sees whom in a block: the numbers that the rule of the chapter compares.
 
-    A key can be seen from one time on until another. Both sides of the rule are of this kind, and
-    so are the keys of all three objectives:
-
-        key                               since      until
-        position p of the masked sentence 0          order(p)
-        content of number k               k          for ever
-        empty slot of content             never
-        token of `plm`                    its rank   for ever
-
-    These are a few numbers for each row and key, where a matrix has one for each pair. The matrix
-    is what most ways to compute attention want; a kernel can do without (`fast/triton_attention.py`).
+    The keys are first the masked sentence, then content.
 
     Attributes:
-        time: (B, Q) or (1, Q), each row's tau.
-        since: (B, M), the first time at which a key is seen.
-        until: (B, M), the first time at which it is not seen any more.
-        documents: (B, Q) of the rows and (B, M) of the keys, 0 for padding; None if there is one
-            document and no padding.
+        tau: (B, Q) or (1, Q), the times of the queries.
+        order: (B, L), of the masked sentence; (B, 0) in `plm`.
+        rank: (B, P), of the content, `NEVER` in an empty slot; (B, 0) in `mlm`. In `plm` (B, L),
+            and 0 for tokens that are not predicted.
+        documents: (B, Q) of the queries and (B, M) of the keys; None without an attention mask.
     """
 
-    time: torch.Tensor
-    since: torch.Tensor
-    until: torch.Tensor
-    documents: tuple[torch.Tensor, torch.Tensor] | None
+    tau: Tensor
+    order: Tensor
+    rank: Tensor
+    documents: tuple[Tensor, Tensor] | None
 
-    def of_all_pairs(self) -> torch.Tensor:
-        """Return the matrix (B, Q, M)."""
-        time = self.time[:, :, None]  # of one sample, if it is the same for all
-        seen_BQM = (self.since[:, None, :] <= time) & (time < self.until[:, None, :])
+    def matrix(self) -> Tensor:
+        """Return (B, Q, M): whether a query sees a key."""
+        tau = self.tau[:, :, None]
+        sees_BQM = torch.cat([self.order[:, None] > tau, self.rank[:, None] <= tau], dim=2)
         if self.documents is None:
-            return seen_BQM
-        return seen_BQM & _same_document(*self.documents)
-
-    def of_rows(self, first: int) -> "Visibility":
-        """Return the same for the rows from number `first` on."""
-        documents = self.documents
-        if documents is not None:
-            documents = documents[0][:, first:], documents[1]
-        return replace(self, time=self.time[:, first:], documents=documents)
+            return sees_BQM
+        query_document_BQ, key_document_BM = self.documents
+        same_BQM = query_document_BQ[:, :, None] == key_document_BM[:, None, :]
+        # Padding sees all real tokens, as in Hugging Face's MPNet. Nothing reads the result, but a
+        # softmax over nothing would be NaN.
+        from_padding_BQ1 = (query_document_BQ == 0)[:, :, None]
+        return sees_BQM & (same_BQM | from_padding_BQ1) & (key_document_BM != 0)[:, None, :]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows that ask the same keys.
-
-    Positions here are *places in the row of tokens*, 0..L-1, padding and other documents counted:
-    the relative bias needs only their differences, which are the same from wherever one counts.
+    """Consecutive entries whose queries share their keys, the first M of all keys.
 
     Attributes:
-        rows: which of the rows that ask.
-        query_positions: (B, Q), or (1, Q) when the same for the whole batch: where they stand in
-            the sentence.
-        key_positions: (B, M) or (1, M): where the keys stand. The block asks the first M keys.
-        visibility: who sees whom; None where everybody sees everything.
+        query_positions: (B, Q), or (1, Q) if all samples agree: positions in the sequence, 0..L-1.
+        key_positions: (B, M) or (1, M).
+        visibility: None if every query sees every key.
     """
 
-    rows: slice
-    query_positions: torch.Tensor
-    key_positions: torch.Tensor
+    query_positions: Tensor
+    key_positions: Tensor
     visibility: Visibility | None
-
-    @property
-    def visible(self) -> torch.Tensor | None:
-        """(B, Q, M): who sees whom, pair by pair; None where everybody sees everything."""
-        return None if self.visibility is None else self.visibility.of_all_pairs()
 
 
 @dataclass(frozen=True)
 class Entries:
-    """All that goes through the network for a batch, whatever its objective.
-
-    Entries that answer come first, those that only ask come last: keys are then a slice,
-    `hidden[:, :num_keys]`, and not a copy.
+    """All that goes through the network for a batch.
 
     Attributes:
-        input_ids: (B, R). All rows ask; the first `num_keys` rows also answer (give keys, values).
-        positions: (B, R) or (1, R). Absolute positions, -1 for padding.
-        num_keys: M.
-        blocks: all rows, cut so that the rows of a block share their keys.
-        loss_entries: (B, P). The rows at which the predictions are read, which is all that the last
-            layer computes; None where every row is wanted.
-        last_block: what the last layer computes, as a block.
+        input_ids: (B, E). The entries that give keys come first.
+        position_ids: (B, E) or (1, E), for the position table: counted in each document, -1 for
+            padding.
+        blocks: together they cover the E queries, in order; the last one has all the keys.
+        loss_entries: (B, P), the entries that make predictions; None if all entries are wanted.
+        last_block: the queries of the last layer, which computes the wanted entries only.
     """
 
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    num_keys: int
+    input_ids: Tensor
+    position_ids: Tensor
     blocks: tuple[Block, ...]
-    loss_entries: torch.Tensor | None
+    loss_entries: Tensor | None
     last_block: Block
 
 
-def sentence_entries(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Entries:
-    """Return the rows of a plain encoder: the sentence (B, L), seen by itself.
+def sentence_entries(input_ids: Tensor, attention_mask: Tensor | None = None) -> Entries:
+    """Return the entries of a plain encoder: the sentence (B, L), seen by itself.
 
-    Everything rests on this block: `encode` and `mlm` are nothing else, `mpnet` starts with it.
-    Without padding it has no mask at all, and its bias needs no dimension for the batch:
-
-    >>> block = sentence_entries(torch.zeros(8, 512, dtype=torch.long), None).last_block
-    >>> block.visible, tuple(block.query_positions.shape)
-    (None, (1, 512))
+    Without padding there is no mask, and all samples share one bias.
     """
-    length, place_1L = input_ids.shape[1], _places(input_ids)
-    visibility = None
-    if attention_mask is not None:
-        visibility = _at_any_time(attention_mask, attention_mask)
-    block = Block(slice(0, length), place_1L, place_1L, visibility)
-    positions = _absolute_positions(input_ids, attention_mask)
-    return Entries(input_ids, positions, length, (block,), None, block)
+    position_1L = _positions(input_ids)
+    block = _block(position_1L, position_1L, attention_mask)
+    position_ids = _position_ids(input_ids, attention_mask)
+    return Entries(input_ids, position_ids, (block,), None, block)
 
 
 def mlm_entries(
-    input_ids: torch.Tensor,
-    predicted_positions: torch.Tensor,
-    predicted_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    input_ids: Tensor,
+    predicted_positions: Tensor,
+    predicted_ids: Tensor,
+    attention_mask: Tensor | None = None,
 ) -> Entries:
-    """BERT's objective: the masked sentence alone; the loss is read at the predicted positions.
+    """BERT's objective: the masked sentence alone, read at the predicted positions.
 
-    Args are those of `mpnet_entries`. Of `predicted_ids` only the empty slots matter here; the
-    original tokens go nowhere but into the loss.
+    The arguments are the tensors of a `Batch`.
     """
     sentence = sentence_entries(input_ids, attention_mask)
-    slots = Slots.of(predicted_positions, predicted_ids)
-    visibility = None
-    if attention_mask is not None:
-        visibility = _at_any_time(attention_mask.gather(1, slots.positions_BP), attention_mask)
-    # Layers before the last run the sentence's block: its rows are everybody's keys. The last one
-    # runs only the P of them that predict, gathered from their places.
-    place_1L = sentence.last_block.key_positions
-    last_block = Block(slots.rows, slots.positions_BP, place_1L, visibility)
-    return replace(sentence, loss_entries=slots.positions_BP, last_block=last_block)
+    _, position_BP, _, _ = _slots(predicted_positions, predicted_ids, input_ids.shape[1])
+    last_block = _block(position_BP, _positions(input_ids), attention_mask)
+    return replace(sentence, loss_entries=position_BP, last_block=last_block)
 
 
 def mpnet_entries(
-    input_ids: torch.Tensor,
-    predicted_positions: torch.Tensor,
-    predicted_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    input_ids: Tensor,
+    predicted_positions: Tensor,
+    predicted_ids: Tensor,
+    attention_mask: Tensor | None = None,
 ) -> Entries:
-    """MPNet's objective: the masked sentence, then a content and a query row for each prediction.
+    """MPNet's objective: the masked sentence, then P content entries, then P queries.
 
-    The comments follow the chapter's five tokens, "the [M] is [M] labelling", of which position 3
-    is predicted first and position 1 second. The rows of the staircase (S) are content 1 and 2,
-    query 1 and 2; the keys (M) five of the sentence and two of content.
-
-    Args:
-        input_ids: (B, L), the masked sentence.
-        predicted_positions: (B, P), in the order of prediction; anything in an empty slot.
-        predicted_ids: (B, P), the original tokens; `NOT_PREDICTED` in an empty slot.
-        attention_mask: (B, L), the number of each token's document, 0 for padding; None if there
-            is one document and no padding.
+    The arguments are the tensors of a `Batch`. The numbers in comments are the chapter's example.
     """
     sentence = sentence_entries(input_ids, attention_mask)
-    slots = Slots.of(predicted_positions, predicted_ids)
-    length, num_slots = input_ids.shape[1], slots.rank_1P.shape[1]
+    length, num_slots = input_ids.shape[1], predicted_ids.shape[1]
+    used_BP, position_BP, rank_1P, rank_BL = _slots(predicted_positions, predicted_ids, length)
 
-    # The rule of the chapter, for the content rows (tau = j) and the query rows (tau = j - 1).
-    # FOR_EVER, an order later than any prediction, is the infinity of what is not predicted.
-    #     rank  [0, 2, 0, 1, 0]     until of the sentence's keys  [ever, 2, ever, 1, ever]
-    #     tau   [1, 2, 0, 1]        since of the content's keys   [1, 2]
-    # The last row, query 2 with tau = 1, sees of the sentence all but position 3, whose time is
-    # over at 1, and of the content number 1. An empty slot's content must be ruled out by name: its
-    # rank is like any other's.
-    rank_BL = slots.ranks_in_sentence(length)
-    until_BL = torch.where(rank_BL == 0, FOR_EVER, rank_BL)
-    since_BP = torch.where(slots.used_BP, slots.rank_1P, FOR_EVER)
-    tau_1S = torch.cat([slots.rank_1P, slots.rank_1P - 1], dim=1)
+    # Order [inf, 2, inf, 1, inf] and rank [1, 2]; tau [1, 2] for content and [0, 1] for queries.
+    order_BL = torch.where(rank_BL == 0, NEVER, rank_BL)
+    rank_BP = torch.where(used_BP, rank_1P, NEVER)
+    query_tau_1P = rank_1P - 1
+    tau_1Q = torch.cat([rank_1P, query_tau_1P], dim=1)
 
-    # Where rows and keys stand: keys at [0, 1, 2, 3, 4, 3, 1], the staircase's rows at
-    # [3, 1, 3, 1]. A revealed token stands where its mask stood, so the bias treats both alike.
-    place_BL = _places(input_ids).expand_as(input_ids)
-    place_BM = torch.cat([place_BL, slots.positions_BP], dim=1)
-    twice_BS = slots.positions_BP.repeat(1, 2)
-    documents = None
-    if attention_mask is not None:
-        documents = attention_mask.gather(1, twice_BS), attention_mask.gather(1, place_BM)
-    visibility = Visibility(
-        time=tau_1S,
-        since=torch.cat([torch.zeros_like(rank_BL), since_BP], dim=1),
-        until=torch.cat([until_BL, torch.full_like(since_BP, FOR_EVER)], dim=1),
-        documents=documents,
-    )
+    # The queries are at [3, 1, 3, 1], the keys at [0, 1, 2, 3, 4, 3, 1].
+    position_BM = torch.cat([_positions(input_ids).expand_as(input_ids), position_BP], dim=1)
+    position_BQ = position_BP.repeat(1, 2)
+    staircase = _block(position_BQ, position_BM, attention_mask, (tau_1Q, order_BL, rank_BP))
+    queries = _block(position_BP, position_BM, attention_mask, (query_tau_1P, order_BL, rank_BP))
 
-    # In the network the staircase stands behind the sentence. In the last layer its lower half, the
-    # queries, is all there is, and the slots are the rows 0..P-1 of those that ask.
-    staircase = Block(slice(length, length + 2 * num_slots), twice_BS, place_BM, visibility)
-    queries = visibility.of_rows(num_slots)
-    last_block = Block(slots.rows, slots.positions_BP, place_BM, queries)
-
-    # What each row reads: content the original, a query the very stand-in of the masked sentence,
-    # which for one in ten is a random token and for another the token itself. -100 is no row of the
-    # embedding table, so that an empty slot needs some other id; nobody will see it.
-    position_BL = sentence.positions.expand_as(input_ids)
-    stand_in_BP = input_ids.gather(1, slots.positions_BP)
-    original_BP = torch.where(slots.used_BP, predicted_ids, stand_in_BP)
+    # A query reads the corrupted token, which is not always a mask. -100 has no embedding, so an
+    # empty slot gets some other token; nothing will see it.
+    position_id_BL = sentence.position_ids.expand_as(input_ids)
+    corrupted_BP = input_ids.gather(1, position_BP)
+    original_BP = torch.where(used_BP, predicted_ids, corrupted_BP)
     return Entries(
-        input_ids=torch.cat([input_ids, original_BP, stand_in_BP], dim=1),
-        positions=torch.cat([position_BL, position_BL.gather(1, twice_BS)], dim=1),
-        num_keys=length + num_slots,
+        input_ids=torch.cat([input_ids, original_BP, corrupted_BP], dim=1),
+        position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BQ)], dim=1),
         blocks=(*sentence.blocks, staircase),
-        loss_entries=slots.rows_behind(length + num_slots),
-        last_block=last_block,
+        loss_entries=(rank_1P - 1 + length + num_slots).expand_as(position_BP),
+        last_block=queries,
     )
 
 
 def plm_entries(
-    input_ids: torch.Tensor,
-    predicted_positions: torch.Tensor,
-    predicted_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    input_ids: Tensor,
+    predicted_positions: Tensor,
+    predicted_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
     mask_token_id: int,
 ) -> Entries:
-    """XLNet's objective: the original sentence in its order of revelation, and P queries.
+    """XLNet's objective: the original sentence as content, then P queries that start as masks.
 
-    Args are those of `mpnet_entries`, but `input_ids` is the *original* sentence: each token is its
-    own content row, at its own place, and no further rows need to hold it.
+    The arguments are the tensors of a `Batch`, whose `input_ids` are the *original* sentence here.
     """
-    slots = Slots.of(predicted_positions, predicted_ids)
     length = input_ids.shape[1]
+    _, position_BP, rank_1P, rank_BL = _slots(predicted_positions, predicted_ids, length)
 
-    # What is not predicted has rank 0: known from the start, and knowing nothing but its like.
-    #     rank  [0, 2, 0, 1, 0]     tau  [0, 2, 0, 1, 0, 0, 1]
-    # A key is seen from its own rank on, so that a content row sees itself. A query of the same
-    # place has a tau one less, and that is the whole difference between knowing the token and
-    # predicting it.
-    rank_BL = slots.ranks_in_sentence(length)
-    query_tau_BP = (slots.rank_1P - 1).expand_as(slots.positions_BP)
-    tau_BR = torch.cat([rank_BL, query_tau_BP], dim=1)
+    # In the example: rank [0, 2, 0, 1, 0], tau [0, 2, 0, 1, 0] for content and [0, 1] for queries.
+    # A content entry sees itself. The query at its position has a time one less, and that is the
+    # difference between knowing a token and predicting it.
+    query_tau_BP = (rank_1P - 1).expand_as(position_BP)
+    tau_BE = torch.cat([rank_BL, query_tau_BP], dim=1)
+    order_B0 = rank_BL[:, :0]
 
-    # No block of this is dense: even the sentence's own rows must not look ahead. So one block of
-    # L + P rows has to carry a mask and a bias of its own for each sample.
-    place_1L = _places(input_ids)
-    place_BR = torch.cat([place_1L.expand_as(input_ids), slots.positions_BP], dim=1)
-    documents = None
-    if attention_mask is not None:
-        documents = attention_mask.gather(1, place_BR), attention_mask
-    visibility = Visibility(tau_BR, rank_BL, torch.full_like(rank_BL, FOR_EVER), documents)
-    position_BL = _absolute_positions(input_ids, attention_mask).expand_as(input_ids)
-    position_BP = position_BL.gather(1, slots.positions_BP)
-    masks_BP = torch.full_like(slots.positions_BP, mask_token_id)
+    # The sentence must not look ahead either, so nothing is dense, and there is only one block.
+    position_1L = _positions(input_ids)
+    position_BE = torch.cat([position_1L.expand_as(input_ids), position_BP], dim=1)
+    block = _block(position_BE, position_1L, attention_mask, (tau_BE, order_B0, rank_BL))
+    queries = _block(position_BP, position_1L, attention_mask, (query_tau_BP, order_B0, rank_BL))
+    position_id_BL = _position_ids(input_ids, attention_mask).expand_as(input_ids)
+    masks_BP = torch.full_like(position_BP, mask_token_id)
     return Entries(
         input_ids=torch.cat([input_ids, masks_BP], dim=1),
-        positions=torch.cat([position_BL, position_BP], dim=1),
-        num_keys=length,
-        blocks=(Block(slice(0, place_BR.shape[1]), place_BR, place_1L, visibility),),
-        loss_entries=slots.rows_behind(length),
-        last_block=Block(slots.rows, slots.positions_BP, place_1L, visibility.of_rows(length)),
+        position_ids=torch.cat([position_id_BL, position_id_BL.gather(1, position_BP)], dim=1),
+        blocks=(block,),
+        loss_entries=(rank_1P - 1 + length).expand_as(position_BP),
+        last_block=queries,
     )
 
 
-@dataclass(frozen=True)
-class Slots:
-    """The P places for predictions in each row of the batch; a short document leaves some empty.
+def _slots(
+    predicted_positions: Tensor, predicted_ids: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return for each slot whether it is used, its position and its rank; and all positions' ranks.
 
-    Attributes:
-        used_BP: whether a prediction is in the slot.
-        positions_BP: where it stands in the sentence, 0 in an empty slot.
-        rank_1P: 1..P, when it is predicted.
+    An empty slot gets position 0 and goes through the network like the others. Dropping it would
+    make shapes depend on the data: a wait for the GPU, and a new compilation.
+
+    >>> _slots(torch.tensor([[3, 1, 9]]), torch.tensor([[3, 1, NOT_PREDICTED]]), length=5)[1:]
+    (tensor([[3, 1, 0]]), tensor([[1, 2, 3]]), tensor([[0, 2, 0, 1, 0]]))
     """
-
-    used_BP: torch.Tensor
-    positions_BP: torch.Tensor
-    rank_1P: torch.Tensor
-
-    @classmethod
-    def of(cls, predicted_positions: torch.Tensor, predicted_ids: torch.Tensor) -> "Slots":
-        """Read the slots off a batch: both (B, P).
-
-        Whatever position an empty slot came with becomes 0, which always exists, so that the slot
-        can go through every `gather` like the others: dropping it would take a shape that depends
-        on the data, and with it a wait for the GPU and a new compilation.
-        """
-        used_BP = predicted_ids != NOT_PREDICTED
-        rank_1P = torch.arange(1, predicted_ids.shape[1] + 1, device=predicted_ids.device)[None]
-        return cls(used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P)
-
-    @property
-    def rows(self) -> slice:
-        """The slots as the only rows that ask, in the last layer."""
-        return slice(0, self.rank_1P.shape[1])
-
-    def rows_behind(self, first: int) -> torch.Tensor:
-        """Return the rows (B, P) of the slots when they stand behind `first` others."""
-        return (self.rank_1P - 1 + first).expand_as(self.positions_BP)
-
-    def ranks_in_sentence(self, length: int) -> torch.Tensor:
-        """Return for each position (B, L) when it is predicted, 1..P, and 0 for never.
-
-        >>> Slots.of(torch.tensor([[3, 1, 9]]), torch.tensor([[3, 1, -100]])).ranks_in_sentence(5)
-        tensor([[0, 2, 0, 1, 0]])
-        """
-        # An empty slot writes behind the end, into a column that is then cut off, because as
-        # position 0 it would overwrite the rank of a prediction that really stands there.
-        target_BP = torch.where(self.used_BP, self.positions_BP, length)
-        rank_BL = target_BP.new_zeros(target_BP.shape[0], length + 1)
-        return rank_BL.scatter(1, target_BP, self.rank_1P.expand_as(target_BP))[:, :length]
+    used_BP = predicted_ids != NOT_PREDICTED
+    rank_1P = torch.arange(1, predicted_ids.shape[1] + 1, device=predicted_ids.device)[None]
+    # Empty slots write their rank into an extra column, which is then cut off.
+    target_BP = torch.where(used_BP, predicted_positions, length)
+    rank_BL = target_BP.new_zeros(target_BP.shape[0], length + 1)
+    rank_BL = rank_BL.scatter(1, target_BP, rank_1P.expand_as(target_BP))[:, :length]
+    return used_BP, torch.where(used_BP, predicted_positions, 0), rank_1P, rank_BL
 
 
-def _places(input_ids: torch.Tensor) -> torch.Tensor:
+def _positions(input_ids: Tensor) -> Tensor:
     return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
 
 
-def _at_any_time(asking_BQ: torch.Tensor, answering_BM: torch.Tensor) -> Visibility:
-    """Let documents alone decide: where nothing is revealed, all rows and keys are of time 0."""
-    start_BM = torch.zeros_like(answering_BM)
-    forever_BM = torch.full_like(answering_BM, FOR_EVER)
-    documents = asking_BQ, answering_BM
-    return Visibility(torch.zeros_like(asking_BQ), start_BM, forever_BM, documents)
+def _block(
+    query_positions: Tensor,
+    key_positions: Tensor,
+    attention_mask: Tensor | None,
+    rule: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Block:
+    """Return a block under a rule (tau, order, rank), or with nothing revealed."""
+    documents = None
+    if attention_mask is not None:
+        B = len(attention_mask)
+        query_document_BQ = attention_mask.gather(1, query_positions.expand(B, -1))
+        key_document_BM = attention_mask.gather(1, key_positions.expand(B, -1))
+        documents = query_document_BQ, key_document_BM
+        if rule is None:
+            order_BM = torch.full_like(key_document_BM, NEVER)
+            rule = torch.zeros_like(query_document_BQ), order_BM, order_BM[:, :0]
+    visibility = None if rule is None else Visibility(*rule, documents)
+    return Block(query_positions, key_positions, visibility)
 
 
-def _same_document(asking_BQ: torch.Tensor, answering_BM: torch.Tensor) -> torch.Tensor:
-    """Return (B, Q, M): whether a key is a real token, of the document of the row that asks.
+def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Count positions from each document's first token, so padding on the left moves nothing.
 
-    HF: padding sees every real token. Nobody reads what becomes of it, but it must see something,
-    because a softmax over nothing is not a number; and so `encode` agrees even there.
-    """
-    same_BQM = asking_BQ[:, :, None] == answering_BM[:, None, :]
-    asks_as_padding_BQ1 = (asking_BQ == 0)[:, :, None]
-    return (same_BQM | asks_as_padding_BQ1) & (answering_BM != 0)[:, None, :]
-
-
-def _absolute_positions(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Count positions from each document's first token, so that padding on the left moves nothing.
-
-    >>> _absolute_positions(torch.zeros(1, 8), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]]))
+    >>> _position_ids(torch.zeros(1, 8), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]]))
     tensor([[-1, -1,  0,  1,  2,  0,  1, -1]])
 
-    HF, and fairseq in fine-tuning: padding has the position of the padding id, -1 here. Nobody sees
-    it, but so even the padded places of `encode` agree with Hugging Face. fairseq in pretraining:
-    padding is permuted along, at positions of its own, and is attended to.
+    Padding is at -1, as in Hugging Face's MPNet.
     """
-    place_1L = _places(input_ids)
+    position_1L = _positions(input_ids)
     if attention_mask is None:
-        return place_1L
-    # Documents are numbered in their order: the highest number so far is that of the document that
-    # goes on here, even behind a hole in the mask, and where it rises a document begins. In the
-    # example: reached [0, 0, 1, 1, 1, 2, 2, 2], first [0, 0, 2, 2, 2, 5, 5, 5].
+        return position_1L
+    # The highest number so far is the current document's; where it rises, a document begins.
+    # In the example: reached [0, 0, 1, 1, 1, 2, 2, 2].
     reached_BL = attention_mask.cummax(dim=1).values
     before_BL = torch.cat([torch.zeros_like(reached_BL[:, :1]), reached_BL[:, :-1]], dim=1)
-    first_BL = torch.where(reached_BL > before_BL, place_1L, 0).cummax(dim=1).values
-    return torch.where(attention_mask != 0, place_1L - first_BL, -1)
+    first_BL = torch.where(reached_BL > before_BL, position_1L, 0).cummax(dim=1).values
+    return torch.where(attention_mask != 0, position_1L - first_BL, -1)

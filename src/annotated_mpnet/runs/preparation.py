@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import torch
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import AttentionName
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import Attention, PretrainingConfig
 from annotated_mpnet.text.frequencies import (

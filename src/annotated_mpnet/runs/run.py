@@ -66,6 +66,7 @@ from annotated_mpnet.checkpoints.run_directory import (
 )
 from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.fast.allocator import keep_memory
+from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig
 from annotated_mpnet.mpnet.loop import Evaluation, Trainer
@@ -227,7 +228,7 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
     notes += check_export(config, text, model)
     # Four ways to compute the same numbers, to rounding: none of them is a part of the run, and a
     # resume may choose others.
-    model.use_attention(choose_attention(config.machine.attention, device)[0])
+    model.use_attention(ATTENTIONS[choose_attention(config.machine.attention, device)[0]])
     model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
     if config.machine.compile:
         compile_model(model, device, lengths_vary=config.data.packing != "full")

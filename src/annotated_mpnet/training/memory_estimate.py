@@ -77,7 +77,7 @@ Next: `runs/plan.py`, which says it.
 
 from dataclasses import dataclass
 
-from annotated_mpnet.mpnet.attention import AttentionName
+from annotated_mpnet.fast.attention import AttentionName
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.training.throughput import layer_shape, training_flops
 
