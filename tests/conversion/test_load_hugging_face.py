@@ -309,7 +309,7 @@ def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/place", "../nothing", "someone/some-mpnet", "a b"])
 def test_what_is_not_there_is_one_line(name: str) -> None:
-    with pytest.raises(CheckpointError, match="is neither a dir|is not a dir") as refusal:
+    with pytest.raises(CheckpointError, match=r"is neither a dir|is not a dir") as refusal:
         load_hugging_face(name)
     assert "\n" not in str(refusal.value)
 
