@@ -68,7 +68,6 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
-from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -81,13 +80,10 @@ from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.text.counts import Counts, only_text
 from annotated_mpnet.text.file_formats import encodable
 from annotated_mpnet.text.sources import fingerprint_files, shown, shown_text
+from annotated_mpnet.text.tokenizer import commit_of
 
 DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
 """What is streamed when no source of text is given."""
-
-SECONDS_TO_ANSWER = 10
-"""How long the Hub may take to say which commit a revision is. It takes a fraction of a second when
-it is well, and a start without a network should not feel like a hung one."""
 
 ROWS_AT_ONCE = 256
 """Rows of a dataset that are handed on, and tokenised, together. Enough to keep the threads of the
@@ -95,24 +91,6 @@ tokenizer busy; few enough that a position is never far behind what is trained o
 
 WITHOUT_THE_HUB = "train without it: --preset demo brings its own text, --train-dir DIR takes yours"
 """What a message about a silent Hub ends with: both work on a machine that was never online."""
-
-
-def commit_of(name: str, kind: str, revision: str | None = None) -> str:
-    """Ask the Hub once, without its minutes of retries, which commit a revision is.
-
-    It is also how to find out whether there is a Hub at all: `text/tokenizer.py` asks it that.
-
-    Args:
-        name: of the repository.
-        kind: "model" or "dataset".
-        revision: commit, tag or branch; None for the newest.
-
-    Raises:
-        Exception: no network, no such name, no permission, offline mode: each has its own family of
-            exceptions, by version of the libraries beneath.
-    """
-    info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS_TO_ANSWER)
-    return str(info.sha)
 
 
 class DatasetStream:
