@@ -3,7 +3,7 @@
 `datasets` finds the files and reads jsonl, Parquet, CSV and more. This module adds what a run
 needs:
 
-- *Which text was it?* The Hub is asked which commit a revision is; that commit is read, and it is part
+- *Which text was it?* The Hub is asked which commit a revision is; that commit is read, and is part
   of the `fingerprint` that a resume compares. For a folder, a hash of its files takes its place:
 
       HuggingFaceFW/fineweb-edu@COMMIT, config sample-10BT, split train, column text

@@ -43,10 +43,9 @@ Otherwise all ranks read all shards and take every world_size-th row (`reads_row
 number that the ranks divide evenly, or at least 16 per rank, where one more or less does not
 matter.
 
-**A broken connection** loses no row: reading begins again at the position, after 1 second, then 2,
-4,
-... 60, and after `MOST_FAILURES` failures without a single row the run stops. Only what looks like the
-network is tried again; a damaged file stays damaged.
+**A broken connection** loses no row: reading begins again at the position, after 1, 2, 4, up to 60
+seconds, and after `MOST_FAILURES` failures without a single row the run stops. Only what looks like
+the network is tried again; a damaged file stays damaged.
 
 HF: `IterableDataset.state_dict` was exact in our measurements (datasets 5.2.0) without its shuffle
 buffer, but begins a Parquet file at its beginning, and names inner objects that may change with the

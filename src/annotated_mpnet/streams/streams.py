@@ -180,7 +180,7 @@ class SequenceStream:
         return self._cut(Ragged(tokens[:full], np.array([full])), "none"), tokens[full:].copy()
 
     def _tokens_of(self, texts: list[str]) -> Ragged:
-        """Return the tokens of each text that has any to predict, as `text/tokenization.py` does."""
+        """Return the tokens of each text that has any to predict (`text/tokenization.py`)."""
         numbered = [(piece, n) for n, text in enumerate(texts) for piece in pieces(text)]
         if not numbered:
             return Ragged.of([])
