@@ -137,7 +137,7 @@ def test_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, ke
     document = {"model": weights_of(tiny_model()), "args": {}}
     document[key] = LeavesTrace(tmp_path / "canary")  # type: ignore[assignment]
     torch.save(document, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"mkdir.*nothing in it was run.*torch\.save"):
+    with pytest.raises(CheckpointError, match=r"mkdir.*nothing was run.*torch\.save"):
         load_fairseq_checkpoint(tmp_path / "model.pt")
     assert not (tmp_path / "canary").exists()
 
@@ -162,8 +162,8 @@ def test_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([1, 2], "no training checkpoint"),
-        ({"state": {}}, "no training checkpoint"),
+        ([1, 2], "not a training checkpoint"),
+        ({"state": {}}, "not a training checkpoint"),
         ({"model": {}}, "no matrix 'sentence_encoder.embed_tokens.weight'"),
         ({"model": {"encoder.embed_tokens.weight": torch.ones(2, 2)}}, "no matrix"),
     ],
@@ -203,5 +203,5 @@ def test_missing_unexpected_and_untied_tensors_are_refused_by_name(tmp_path: Pat
 )
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path, arguments: dict[str, object]) -> None:
     torch.save({"model": weights_of(tiny_model()), "args": arguments}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="describes no network of ours"):
+    with pytest.raises(CheckpointError, match="does not describe an MPNet"):
         load_fairseq_checkpoint(tmp_path / "model.pt")

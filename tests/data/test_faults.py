@@ -147,7 +147,7 @@ def test_15_what_is_called_a_text_and_is_none_is_refused_without_waiting(tmp_pat
     ):
         path = text / "c.txt"
         make(path)
-        refused(tmp_path, r"c.txt' is called a text but is no regular file")
+        refused(tmp_path, r"c.txt' has the name of a text but is not a regular file")
         path.unlink()
 
 

@@ -96,7 +96,7 @@ def test_column_that_holds_hardly_any_text_is_refused(tmp_path, name):
     ("content", "where"),
     [
         (b'{"text": "one"}\n{"text": tw\n', "line 2, which begins at byte 16, is not JSON"),
-        (b'{"text": "one"}\n["two"]\n', "line 2, which begins at byte 16, is no JSON object"),
+        (b'{"text": "one"}\n["two"]\n', "line 2, which begins at byte 16, is not a JSON object"),
         (b"plain text\n", "line 1, which begins at byte 0, is not JSON"),
         (b"[" * 100_000, "line 1, which begins at byte 0, is not JSON"),
         (b'{"text": ' + b"1" * 5000 + b"}", "line 1, which begins at byte 0, is not JSON"),
@@ -140,7 +140,7 @@ def test_parquet_that_is_cut_off_or_damaged_is_refused(tmp_path):
     whole = file.read_bytes()
     for content in [b"", whole[:100], whole[:-1], b"PAR1" + bytes(50) + b"PAR1"]:
         file.write_bytes(content)
-        with pytest.raises(DataError, match="damaged or no Parquet file"):
+        with pytest.raises(DataError, match="damaged or not a Parquet file"):
             list(read_documents(file))
 
 

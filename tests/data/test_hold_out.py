@@ -75,7 +75,7 @@ def test_texts_of_other_files_are_left_out_with_all_their_copies():
 
 def test_training_text_that_is_the_validation_text_is_refused():
     # Row 21 of the fault matrix.
-    with pytest.raises(DataError, match="all 1,050 documents of the training text stand in"):
+    with pytest.raises(DataError, match="all 1,050 documents of the training text are also in"):
         list(WithoutTexts(CORPUS, hashes_of(CORPUS)).documents(Counts()))
 
 

@@ -15,6 +15,7 @@ from annotated_mpnet.errors import DataError
 from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.streams import hub
 from annotated_mpnet.streams.hub import open_downloaded, open_stream
+from annotated_mpnet.text import tokenizer
 from annotated_mpnet.text.counts import Counts
 
 COMMIT = "0123456789" * 4
@@ -201,7 +202,7 @@ def answer(monkeypatch, outcome: object) -> list[tuple[object, ...]]:
             raise outcome
         return huggingface_hub.hf_api.DatasetInfo(id=name, sha=outcome)
 
-    monkeypatch.setattr(hub.HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(tokenizer.HfApi, "repo_info", repo_info)
     return asked
 
 
@@ -219,7 +220,7 @@ def test_commit_behind_a_revision_is_read_and_recorded(tmp_path, monkeypatch):
     stream = open_stream(
         DataConfig(dataset_name="some/data", dataset_revision="main", dataset_config="en")
     )
-    assert asked == [("some/data", "dataset", "main", hub.SECONDS_TO_ANSWER)]
+    assert asked == [("some/data", "dataset", "main", tokenizer.SECONDS_TO_ANSWER)]
     options = {"name": "en", "split": "train", "revision": COMMIT, "streaming": True}
     assert loaded == [("some/data", options)]
     assert stream.fingerprint == f"some/data@{COMMIT}, config en, split train, column text"

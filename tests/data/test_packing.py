@@ -71,7 +71,7 @@ def test_files_follow_one_another_and_empty_ones_are_counted(tmp_path):
     report = packed.report
     assert report.counts == Counts(documents=3, files=4, empty_files=2, blank_lines=3)
     assert report.dropped_documents == 0
-    assert str(report).startswith("3 documents in 4 files: 3 tokens in 1 rows, ")
+    assert str(report).startswith("3 documents in 4 files: 3 tokens in 1 sequences, ")
     assert "2 empty files; 3 blank lines skipped" in str(report)
 
 

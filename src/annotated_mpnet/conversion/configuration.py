@@ -1,48 +1,28 @@
-"""One network, two descriptions: our `ModelConfig` and the `config.json` of Hugging Face's.
+"""One network, two descriptions: our `ModelConfig` and Hugging Face's `config.json`.
 
-Eight numbers mean the same in both and differ in name alone (`FIELDS`, read in both directions,
-like the table of `names.py`). The ninth differs by two:
+Eight numbers differ in name only (`FIELDS`). The ninth differs by two: `max_positions` counts
+positions, `max_position_embeddings` the rows of their table, whose first two rows belong to no
+position (`mpnet/positions.py`).
 
 >>> described = to_mpnet_config(ModelConfig(), bos_token_id=0, eos_token_id=2)
 >>> ModelConfig().max_positions, described.max_position_embeddings
 (512, 514)
 
-`max_positions` counts the positions, `max_position_embeddings` the rows of their table, which
-begins with two rows that belong to no position (`mpnet/positions.py`). Taken for a length, 514
-leads two tokens past the end of the table.
+Everything is spelled out, because two defaults of the class are wrong for the released weights: an
+eps of 1e-12, and 512 rows, so 510 positions. What a file leaves out is read as the class reads it:
+that is the network that its authors ran.
 
-Two defaults of the class lie in wait for whoever leaves a number out. Its eps is not the one that
-the released weights were trained with, and its 512 is a number of rows: 510 positions.
+**What cannot be expressed.** Five properties are hard-coded in transformers' `modeling_mpnet.py`,
+whatever the configuration says:
 
->>> MPNetConfig().layer_norm_eps, MPNetConfig().max_position_embeddings
-(1e-12, 512)
+    32 buckets      the default of an argument; the field only sets the size of the table
+    distance 128    the default of another argument; there is no field
+    padding id 1    positions are counted past the ids that equal it
+    gelu            `MPNetLMHead` calls it by name; `hidden_act` is for the layers
+    post-norm       the order of the lines
 
-An eps is no detail. The first LayerNorm meets the sum of two embeddings, which in a fresh network
-are drawn from N(0, 0.02): a variance of 0.0008, beside which 1e-5 is 1.2 %, and what it gives out
-is 0.6 % smaller:
-
->>> variance = 2 * 0.02**2
->>> [round((variance / (variance + eps)) ** 0.5, 3) for eps in (1e-12, 1e-5)]
-[1.0, 0.994]
-
-So everything is written out; and what others left out is read as what the class would make of it,
-for that is the network that they ran.
-
-**What cannot be said.** Some fields of the configuration have no effect, or half of one, since the
-code behind them has the value built in (transformers, `modeling_mpnet.py`):
-
-    32 buckets      `compute_position_bias(..., num_buckets=32)`: the field sets the size of the
-                    table, and the default of this argument which of its rows are used
-    distance 128    the default of another argument, and no field at all
-    padding id 1    `self.padding_idx = 1`: positions are counted past the ids that equal it
-    gelu            `hidden_act` for the layers; `MPNetLMHead` calls `gelu` by name
-    post-norm       the order of the lines: LayerNorm(x + attention(x)), where pre-norm has
-                    x + attention(LayerNorm(x))
-
-What a field without effect does, in numbers: a network of 64 buckets keeps its bias for the key 20
-tokens to the left or to the right of the query in rows 17 and 49 of its table; the code asks for
-rows 10 and 26, where it keeps the bias for keys 10 and about 60 to the left. What was learned
-for the right side is never looked at.
+With 64 buckets, for example, the bias for a key 20 tokens away is in rows 17 (left) and 49 (right)
+of the table, and the code looks at rows 10 and 26:
 
 >>> import torch
 >>> from annotated_mpnet.mpnet.positions import relative_position_bucket
@@ -52,12 +32,7 @@ for the right side is never looked at.
 >>> relative_position_bucket(places, num_buckets=32, max_distance=128).tolist()
 [10, 26]
 
-A network that differs in one of the five is refused, in both directions: on the way out because
-Hugging Face could not run it (`reasons_not_representable`), on the way in because nobody can know
-which of two networks is meant, the one that is described or the one that the code runs
-(`read_mpnet_config`).
-
-Next: `export.py`.
+A network that differs in one of the five is refused in both directions.
 """
 
 from pathlib import Path
@@ -80,15 +55,13 @@ FIELDS = {
 """Our name -> theirs, where the value is the same."""
 
 BUCKETS, MAX_DISTANCE, PAD_TOKEN_ID = 32, 128, 1
-"""What Hugging Face's `modeling_mpnet.py` has in its code instead of its configuration."""
+"""Hard-coded in Hugging Face's `modeling_mpnet.py`."""
 
 WAY_OUT = "give the directory or Hub name of an MPNet, for example microsoft/mpnet-base"
 
 
 def reasons_not_representable(config: ModelConfig) -> list[str]:
-    """Say why Hugging Face's MPNet cannot be this network; an empty list if it can.
-
-    All reasons at once: who must train anew wants to hear of the second before doing so.
+    """Say why Hugging Face's MPNet cannot be this network: all reasons; empty if it can.
 
     >>> reasons_not_representable(ModelConfig())
     []
@@ -98,7 +71,7 @@ def reasons_not_representable(config: ModelConfig) -> list[str]:
     buckets = config.relative_attention_num_buckets
     distance = config.relative_attention_max_distance
     reasons = []
-    # Without a bias one could export a table of zeros, but it would start to train: another model.
+    # A table of zeros could be exported, but it would start to train: another model.
     if buckets == 0:
         reasons.append("it has no relative position bias")
     elif buckets != BUCKETS:
@@ -109,7 +82,6 @@ def reasons_not_representable(config: ModelConfig) -> list[str]:
         reasons.append("it is pre-norm (--normalize-before)")
     if config.position_embedding != "learned":
         reasons.append(f"its absolute positions are {config.position_embedding}, not learned")
-    # fairseq's head uses the activation of the layers; so does ours.
     if config.activation_fn != "gelu":
         reasons.append(f"its activation is {config.activation_fn}, not gelu")
     if config.pad_token_id != PAD_TOKEN_ID:
@@ -118,16 +90,9 @@ def reasons_not_representable(config: ModelConfig) -> list[str]:
 
 
 def to_mpnet_config(config: ModelConfig, bos_token_id: int, eos_token_id: int) -> MPNetConfig:
-    """Describe a network that Hugging Face's MPNet can be; every number is spelled out.
-
-    Args:
-        config: one for which `reasons_not_representable` gives none; it is not asked again here.
-        bos_token_id: the tokenizer's id of `<s>`.
-        eos_token_id: the tokenizer's id of `</s>`.
-    """
+    """Describe a network for which `reasons_not_representable` gives none."""
     return MPNetConfig(
         **{theirs: vars(config)[ours] for ours, theirs in FIELDS.items()},
-        # What `AutoModelForMaskedLM` goes by, and what it loads the weights as.
         architectures=["MPNetForMaskedLM"],
         dtype="float32",
         hidden_act=config.activation_fn,
@@ -143,7 +108,7 @@ def read_mpnet_config(path: Path, values: object) -> ModelConfig:
     """Build our configuration from the parsed `config.json` of an MPNet.
 
     Args:
-        path: where it was read, for the messages.
+        path: for the messages.
         values: what JSON gave, of whatever type.
 
     Raises:
@@ -157,11 +122,9 @@ def read_mpnet_config(path: Path, values: object) -> ModelConfig:
             f"weights would leave an MPNet random; {WAY_OUT}"
         )
     try:
-        # By way of MPNetConfig, since files leave out what equals its defaults: eps 1e-12, say.
         described = MPNetConfig.from_dict(values)
-        _refuse_unheeded(path, described)
-        # Buckets, distance and padding id are Hugging Face's code's, whatever stands in the file.
-        # No dropout inside the feed-forward layer: the network that they ran has none there.
+        _refuse_ignored_values(path, described)
+        # activation_dropout is 0: their network has no dropout inside the feed-forward layer.
         return ModelConfig(
             **{ours: described.to_dict()[theirs] for ours, theirs in FIELDS.items()},
             max_positions=described.max_position_embeddings - (PAD_TOKEN_ID + 1),
@@ -174,16 +137,13 @@ def read_mpnet_config(path: Path, values: object) -> ModelConfig:
         raise
     except Exception as error:  # transformers checks each field in a way of its own
         raise CheckpointError(
-            f"{path} describes no MPNet: {type(error).__name__} {repr(str(error))[:80]}; {WAY_OUT}"
+            f"{path} does not describe an MPNet: {type(error).__name__} {repr(str(error))[:80]}; "
+            f"{WAY_OUT}"
         ) from error
 
 
-def _refuse_unheeded(path: Path, described: MPNetConfig) -> None:
-    """Refuse settings that Hugging Face's code does not follow, or our network could not.
-
-    Raises:
-        CheckpointError: names all of them, each with the value seen.
-    """
+def _refuse_ignored_values(path: Path, described: MPNetConfig) -> None:
+    """Refuse values that Hugging Face's code ignores: nobody can know which network is meant."""
     reasons = []
     if described.relative_attention_num_buckets != BUCKETS:
         reasons.append(

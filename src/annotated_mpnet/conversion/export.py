@@ -1,15 +1,12 @@
 """Our weights as a Hugging Face model: written, proved (`proof.py`), and only then published.
 
-What is written:
-
     model.safetensors       the tensors in float32, under Hugging Face's names
     config.json             what MPNetConfig needs, eps and padding id spelled out
-    tokenizer.json, ...     so that the directory is enough, offline
-    pytorch_model.bin       on request, for readers that know no safetensors
+    tokenizer.json, ...     so the directory is enough, offline
+    pytorch_model.bin       on request, for readers without safetensors
 
-**All or nothing.** Everything happens in a sibling `.tmp-NAME`; a rename publishes it, and a rename
-happens or does not. Where an older export is replaced, it steps aside first. Killed at any moment,
-this is what lies on the disk, with the name free or with an older export there:
+**All or nothing.** Everything happens in a sibling `.tmp-NAME`, and a rename publishes it. An older
+export steps aside first:
 
     killed while it                          NAME, if free    NAME, if taken    beside it
     ---------------------------------------  ---------------  ----------------  -------------------
@@ -17,29 +14,16 @@ this is what lies on the disk, with the name free or with an older export there:
     is between the two renames               (only one)       nothing           .tmp-NAME, .old-NAME
     deletes what was replaced                (nothing to)     the new one       .old-NAME
 
-At no time is there a mixture of two, or half of one, under the name. The next export to it clears
-the rest away. And only what is proved gets the name: `proof.py` opens the `.tmp-NAME` as its user
-will open `NAME`, and a difference in the logits leaves nothing behind.
+The next export to the same name removes what is left over.
 
-**What is left out.** The optimizer's means and the update's number: two thirds of a checkpoint, and
-of use to nobody who does not resume. And rows of the embeddings that stand for no token, when the
-vocabulary was padded for the sake of matrix kernels: 30,527 tokens in 30,592 rows, say.
+**Left out**: the optimizer's state, and rows of the embeddings that belong to no token, where the
+vocabulary was padded for matrix kernels (30,527 tokens in 30,592 rows, say).
 
->>> -(-ModelConfig().vocab_size // LARGEST_PADDING) * LARGEST_PADDING
-30592
+**Length.** The tokenizer's `model_max_length` is `max_positions`, 512 tokens with `<s>` and `</s>`;
+not the 514 of `max_position_embeddings`.
 
-**Length.** The tokenizer's `model_max_length` is `max_positions`: 512 tokens, `<s>` and `</s>`
-included; not the 514 of `max_position_embeddings` (`configuration.py`).
-
-**sentence-transformers** opens the directory as it is, as any model of Hugging Face's: it finds no
-`modules.json`, puts a mean over the tokens behind the encoder, and cuts texts at
-`model_max_length`. We could write that file. It would change nothing but what the directory claims
-to be: a model whose mean over the tokens somebody has trained to stand for a sentence. Pretraining
-does not; fine-tuning does, and saves the file.
-
-HF: `save_pretrained` writes into the directory itself, file by file, over what is there.
-
-Next: `proof.py`.
+**sentence-transformers** opens the directory like any Hugging Face model: it finds no modules.json
+and puts a mean over the tokens after the encoder.
 """
 
 import copy
@@ -66,22 +50,19 @@ from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 LARGEST_PADDING = 128
-"""Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for the sake of matrix kernels. More
-rows than that without a token are no padding, but another tokenizer's."""
+"""Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for matrix kernels. More rows without
+a token than that mean another tokenizer."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export has proved and left behind.
-
-    Only an export that has been published has one: `max_difference` is at most the tolerance of
-    `proof.py`, and tells how far below it the two programs agree.
+    """What a published export has proved.
 
     Attributes:
         directory: where the model is.
         files: what is in it, sorted.
         max_difference: the largest difference of a logit between the two networks.
-        vocabulary_cut: rows of the embedding that stood for no token and were left out.
+        vocabulary_cut: rows of the embedding that belong to no token and were left out.
     """
 
     directory: Path
@@ -101,8 +82,6 @@ def export_to_hugging_face(
 ) -> ExportReport:
     """Write a model as Hugging Face's `MPNetForMaskedLM`, and prove that it is the same network.
 
-    In the order in which it can go wrong: refuse, write, prove, publish.
-
     >>> from tempfile import TemporaryDirectory
     >>> config = ModelConfig(vocab_size=99, encoder_embed_dim=24, encoder_ffn_dim=32)
     >>> model = MPNetForPretraining(dataclasses.replace(config, encoder_layers=1))
@@ -113,13 +92,13 @@ def export_to_hugging_face(
     (['config.json', 'model.safetensors'], True)
 
     Args:
-        model: on any device, in any mode; it is not changed.
-        directory: where to; absent or empty, unless `overwrite`.
+        model: on any device, in any mode; not changed.
+        directory: the target; absent or empty, unless `overwrite`.
         tokenizer: the model's. It tells the ids of `<s>` and `</s>`, and how many rows of a padded
             vocabulary are tokens. None: 0, 2 and all.
         overwrite: replace an older Hugging Face model there.
-        pytorch_bin: write `pytorch_model.bin` too.
-        save_tokenizer: write the tokenizer too, without truncation and padding.
+        pytorch_bin: also write `pytorch_model.bin`.
+        save_tokenizer: also write the tokenizer, without truncation and padding.
 
     Raises:
         ConfigError: Hugging Face cannot represent the network (all reasons are named), the
@@ -127,7 +106,6 @@ def export_to_hugging_face(
         CheckpointError: the export does not do what the model does. Nothing was left behind.
         WriteError: full disk, lost permission. Nothing was left behind.
     """
-    # Refuse: everything that can be known beforehand, before the first byte is written.
     reasons = reasons_not_representable(model.config) + _tokenizer_reasons(model.config, tokenizer)
     if reasons:
         raise ConfigError(
@@ -141,7 +119,6 @@ def export_to_hugging_face(
     bos = _first_id(tokenizer, ("bos_token", "cls_token"), 0)
     eos = _first_id(tokenizer, ("eos_token", "sep_token"), 2)
     with _staging(target) as staging, quiet_transformers():
-        # Write: all files of the directory, under a name that nobody looks for.
         with _writing(target):
             _write(staging, tensors)
             to_mpnet_config(config, bos, eos).save_pretrained(staging)
@@ -149,12 +126,9 @@ def export_to_hugging_face(
                 _write_pytorch_bin(staging, tensors)
             if tokenizer is not None and save_tokenizer:
                 _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
-        # Prove: outside of `_writing`, since what goes wrong here is no full disk. Against the
-        # tensors rather than the model, whose rows beyond the vocabulary have just been cut off.
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
             compare_tokenizers(staging, tokenizer)
-        # Publish. An error up to here, and `_staging` clears away all that there is.
         with _writing(target):
             _publish(staging, target)
     return ExportReport(
@@ -182,10 +156,10 @@ def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def stands_for_no_token(rows: int, size: int) -> bool:
-    """Tell whether a table is a tokenizer's, padded: the rows from `size` on stand for no token.
+    """Tell whether a table of `rows` is that of a tokenizer of `size` ids, padded.
 
-    A padded table has a round number of rows, and few too many. 30,527 rows are not the 30,522 of
-    BERT's tokenizer and five more: the five came first, and moved all the others.
+    A padded table has a round number of rows, and only a few too many. 30,527 rows are not BERT's
+    30,522 and five more: the five came first and moved all the others.
 
     >>> stands_for_no_token(30592, 30527), stands_for_no_token(30527, 30522)
     (True, False)
@@ -194,15 +168,10 @@ def stands_for_no_token(rows: int, size: int) -> bool:
 
 
 def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Say why a tokenizer cannot be the one that the network was trained with.
-
-    Sizes are all that can be compared here: two tokenizers of the same size would both pass. That
-    is why a checkpoint carries its own, and `convert-to-hf` takes that one.
-    """
+    """Say why a tokenizer cannot be the one that the network was trained with, by its sizes."""
     if tokenizer is None:
         return []
     reasons = []
-    # Fewer rows than ids: some token has no embedding. A few more: padding. Many more: another's.
     size, rows = number_of_ids(tokenizer), config.vocab_size
     if rows != size and not stands_for_no_token(rows, size):
         reasons.append(f"the tokenizer has {size} ids and the model {rows}: not its own tokenizer")
@@ -216,7 +185,7 @@ def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase |
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse a target that holds anything which the user did not ask to lose."""
-    # `lexists`, for a link that leads nowhere is there all the same, and in the way.
+    # `lexists`: a dangling link is in the way too.
     if not os.path.lexists(target):
         return
     if not target.is_dir():
@@ -228,8 +197,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"{target} is not empty; nothing was written. Choose another directory, or replace "
             "what is there with --overwrite"
         )
-    # Replacing deletes whatever is there. A slip of the hand must not cost a home directory; nor a
-    # checkpoint of ours, which has a config.json too, and is known by its manifest.
+    # A slip must not cost a home directory, nor one of our checkpoints, which has a config.json
+    # too.
     if not (target / "config.json").is_file() or (target / "manifest.json").exists():
         raise ConfigError(
             f"{target} holds something other than a Hugging Face model, which --overwrite would "
@@ -242,17 +211,10 @@ def _without_padded_vocabulary(
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the network on the CPU, in float32, with a row for each token and no more.
 
-    Rows without a token do no harm in training, where they are never an input and soon the least
-    likely output. In Hugging Face's world they do: `generate` and fill-mask pick ids from all the
-    logits, and decode what they picked; and a vocabulary that is not the tokenizer's looks like a
-    mistake to the next program that compares the two.
+    fill-mask picks ids from all logits, and could pick a row without a token.
     """
-    # float32, whatever it was trained in: the proof goes down to 1e-4, and with the 8 significant
-    # bits of bfloat16 a logit between 8 and 16 is rounded to a multiple of 2**-4.
     tensors = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     size = model.config.vocab_size if tokenizer is None else number_of_ids(tokenizer)
-    # The two that have a row for each token: the table, (V, D), which the head shares, and the
-    # bias, (V,). Softmax over fewer tokens: each of the others gains a little probability.
     for name in ("sentence_encoder.embed_tokens.weight", "lm_head.bias"):
         tensors[name] = tensors[name][:size]
     return dataclasses.replace(model.config, vocab_size=size), tensors
@@ -260,11 +222,10 @@ def _without_padded_vocabulary(
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """Make the directory in which an export comes to be, and leave nothing of it after an error.
+    """Make the directory in which an export is built; after an error, remove it.
 
-    One that is there already was left by a process that had no time to clear it away.
+    It is a sibling of the target because a rename is atomic only within a file system.
     """
-    # A sibling, not a directory under /tmp: a rename is all or nothing only within a file system.
     staging = target.with_name(f".tmp-{target.name}")
     with _writing(target):
         if staging.exists():
@@ -279,10 +240,10 @@ def _staging(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Turn a failed write into a `WriteError`; whatever is no failed write is left as it is.
+    """Turn a failed write into a `WriteError`, and nothing else.
 
-    tokenizers writes in Rust, and says what went wrong only in the text of a bare `Exception`:
-    "No space left on device (os error 28)". So the text decides, where the class does not.
+    tokenizers writes in Rust and raises a bare `Exception`: "No space left on device (os error
+    28)".
     """
     try:
         yield
@@ -291,14 +252,13 @@ def _writing(target: Path) -> Iterator[None]:
             raise
         raise WriteError(
             f"{target} could not be written: {repr(str(error))[:80]}; nothing was left behind. "
-            "Make room or mend that, or choose another directory"
+            "Free some space or fix this, or choose another directory"
         ) from error
 
 
 def _write(staging: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Through bytes rather than `save_file`, whose files nobody but their owner may read: at the
-    # price of a second copy in memory. transformers refuses files that do not say "pt".
-    # `contiguous`, for q, k and v are views into one matrix, and safetensors wants plain rows.
+    # Through bytes, because only their owner may read the files of `save_file`. transformers
+    # refuses files that do not say "pt". `contiguous`: q, k and v are views into one matrix.
     theirs = {name: each.contiguous() for name, each in to_hugging_face(tensors).items()}
     data = safetensors.torch.save(theirs, metadata={"format": "pt"})
     (staging / "model.safetensors").write_bytes(data)
@@ -307,12 +267,7 @@ def _write(staging: Path, tensors: Mapping[str, Tensor]) -> None:
 def _first_id(
     tokenizer: PreTrainedTokenizerBase | None, purposes: tuple[str, ...], default: int
 ) -> int:
-    """Return the id of the first of these special tokens that the tokenizer has.
-
-    MPNet's two ends of a sentence have two names each: `<s>` is the beginning (bos) and what a
-    classifier reads (cls), `</s>` the end (eos) and what stands between two sentences (sep). A
-    tokenizer may declare either.
-    """
+    """Return the id of the first of these special tokens that the tokenizer has."""
     if tokenizer is None:
         return default
     vocabulary = tokenizer.get_vocab()
@@ -321,16 +276,14 @@ def _first_id(
 
 
 def _untruncated(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> PreTrainedTokenizerBase:
-    """Return a copy that cuts and pads only when it is asked to.
+    """Return a copy that truncates and pads only on request.
 
-    `tokenizer.json` of all-mpnet-base-v2 has both switched on, at 128 tokens: who trains on what it
-    returns throws away the rest of each text without a word.
+    `tokenizer.json` of all-mpnet-base-v2 does both, at 128 tokens.
     """
-    # A copy: training may still be using the caller's, with settings of its own.
     plain = copy.deepcopy(tokenizer)
     plain.model_max_length = max_positions
-    # The settings stand in two places: in the Rust object, saved as tokenizer.json, and among the
-    # arguments that are saved as tokenizer_config.json, from where they would come back.
+    # The settings are kept twice: in the Rust object (tokenizer.json), and among the arguments
+    # (tokenizer_config.json), from where they would come back.
     if isinstance(plain, PreTrainedTokenizerFast):
         plain.backend_tokenizer.no_truncation()
         plain.backend_tokenizer.no_padding()
@@ -340,9 +293,8 @@ def _untruncated(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> PreT
 
 
 def _write_pytorch_bin(staging: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Old readers know no tying by omission: they want the decoder's weight and bias by name. The
-    # two names share memory, and torch.save stores shared memory once: no 94 MB are added. `clone`,
-    # for q, k and v as views would each drag their whole matrix into the file.
+    # Old readers want the decoder's weight and bias by name; torch.save stores shared memory once.
+    # `clone`: q, k and v as views would each bring their whole matrix into the file.
     theirs = {name: each.clone() for name, each in to_hugging_face(tensors).items()}
     theirs["lm_head.decoder.weight"] = theirs["mpnet.embeddings.word_embeddings.weight"]
     theirs["lm_head.decoder.bias"] = theirs["lm_head.bias"]
@@ -352,17 +304,16 @@ def _write_pytorch_bin(staging: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Give a finished export its name; what had it is deleted last."""
-    # On the disk before it has its name: a file system may write a rename before the contents, and
-    # after a power cut a name without contents would look like an export.
+    """Give a finished export its name; what had the name is deleted last."""
+    # Synced before the rename: after a power cut, a name without contents would look like an
+    # export.
     for path in (*staging.iterdir(), staging):
         sync(path)
     former = target.with_name(f".old-{target.name}")
-    # An empty directory needs no moving: a rename replaces it.
+    # A rename replaces an empty directory.
     if target.exists() and any(target.iterdir()):
         shutil.rmtree(former, ignore_errors=True)
         os.rename(target, former)
-    # The two renames are as close together as can be: between them the name is free.
     try:
         os.rename(staging, target)
     except OSError:

@@ -1,31 +1,14 @@
-"""Two languages, one table: fairseq's names, which are ours, and Hugging Face's.
-
-A trained network is a dictionary of named tensors and nothing else. So that another program can run
-it, it must find the same numbers under the names that its own modules have. MPNet-base by the book:
-
->>> ours = expected_tensors(ModelConfig())
->>> theirs = to_hugging_face(ours)
->>> len(ours), len(theirs)
-(154, 202)
-
-109.5 million weights, 438 MB in float32, and the same number of them on either side:
-
->>> [sum(each.numel() for each in side.values()) for side in (ours, theirs)]
-[109518527, 109518527]
-
-**The table** names modules, with N for the number of a layer; a tensor is a module and its `weight`
-or `bias`. Read from left to right, it exports; from right to left, it imports. Two functions, one
-for each direction, would agree on the day that they are written; a table cannot disagree with
-itself.
+"""One table of tensor names, read in both directions: fairseq's, which are ours, and Hugging
+Face's.
 
 >>> to_hugging_face_name("sentence_encoder.layers.11.fc1.weight")
 'mpnet.encoder.layer.11.intermediate.dense.weight'
 >>> to_our_name("mpnet.encoder.layer.11.intermediate.dense.weight")
 'sentence_encoder.layers.11.fc1.weight'
 
-**What is no matter of names**, and the reason for the 48 tensors more: fairseq, and this project,
-keep the projections to query, key and value as one matrix of 3D rows, since one large product is
-faster than three small ones. Hugging Face has three. Rows 0..D-1 are q, then k, then v:
+The one difference that is not a name: fairseq and this project keep the projections to query, key
+and value as one matrix, because one large product is faster than three. Rows 0..D-1 are q, then k,
+then v:
 
     self_attn.in_proj_weight  (3D, D)   <->   attention.attn.q.weight, .k.weight, .v.weight  (D, D)
     self_attn.in_proj_bias    (3D,)     <->   attention.attn.q.bias,   .k.bias,   .v.bias    (D,)
@@ -37,18 +20,7 @@ mpnet.encoder.layer.0.attention.attn.q.bias [0, 1]
 mpnet.encoder.layer.0.attention.attn.k.bias [2, 3]
 mpnet.encoder.layer.0.attention.attn.v.bias [4, 5]
 
-All three have the same shape, so that nobody would notice k in the place of q by loading: only the
-logits show it (`proof.py`). Cutting and stacking move numbers and change none; a model that goes
-there and back is the same to the bit:
-
->>> back = to_ours(to_hugging_face(stacked))
->>> all(torch.equal(back[name], each) for name, each in stacked.items())
-True
-
-HF: the decoder of the head is tied to the word embeddings, and its bias to `lm_head.bias`; neither
-is stored a second time (a copy of the embeddings would be 94 MB).
-
-Next: `configuration.py`, the same for the numbers that describe a network.
+All three have the same shape, so loading cannot tell k from q; only the logits show it.
 
     D embed_dim
 """
@@ -63,9 +35,9 @@ from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
-# Where a layer's two norms stand is the trap in this table. Post-norm, each follows the residual
-# sum of its sub-layer: fairseq calls the second one `final` (of the layer, not of the network), and
-# Hugging Face files each under the module whose output it takes.
+# N is the number of a layer. The two norms are the trap: post-norm, each follows the residual sum
+# of its sub-layer. fairseq calls the second one `final` (of the layer), and Hugging Face files each
+# under the module whose output it takes.
 NAMES = {
     "sentence_encoder.embed_tokens": "mpnet.embeddings.word_embeddings",
     "sentence_encoder.embed_positions": "mpnet.embeddings.position_embeddings",
@@ -97,47 +69,36 @@ def to_our_name(name: str) -> str:
 
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a network of ours, q, k and v taken apart.
-
-    The tensors share memory with the ones given: `chunk` returns views, so that an export needs no
-    second network in memory until it makes its bytes.
-    """
+    """Rename our network, with q, k and v taken apart; no tensor is copied."""
     renamed = {}
     for name, tensor in tensors.items():
-        stacked = STACKED.fullmatch(name)
-        if stacked is None:
+        if stacked := STACKED.fullmatch(name):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[_attention_name(stacked[1], letter, stacked[2])] = part
+        else:
             renamed[to_hugging_face_name(name)] = tensor
-            continue
-        # Of both the matrix (3D, D) and the bias (3D,), the first dimension is the one to cut.
-        for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-            renamed[_attention_name(stacked[1], letter, stacked[2])] = part
     return renamed
 
 
 def to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a network of Hugging Face's, q, k and v stacked; inverse of the former.
+    """Rename a network of Hugging Face, with q, k and v stacked.
 
-    Raises `KeyError` for unknown or missing names: `check_tensors` comes first.
+    Raises `KeyError` for unknown or missing names: call `check_tensors` first.
     """
     renamed = {}
     for name, tensor in tensors.items():
         separate = SEPARATE.fullmatch(name)
         if separate is None:
             renamed[to_our_name(name)] = tensor
-            continue
-        layer, letter, leaf = separate.groups()
-        # At q the other two are looked up by name, in whatever order the file has them; when their
-        # own turn comes, they are in the stack already.
-        if letter == "q":
+        elif separate[2] == "q":
+            layer, _, leaf = separate.groups()
             parts = [tensors[_attention_name(layer, each, leaf)] for each in "qkv"]
             renamed[f"sentence_encoder.layers.{layer}.self_attn.in_proj_{leaf}"] = torch.cat(parts)
     return renamed
 
 
 def _translate(name: str, table: Mapping[str, str]) -> str:
-    # sentence_encoder.layers.11.fc1.weight   cut off the leaf, and remember the layer
-    # sentence_encoder.layers.N.fc1           this is what the table knows
-    # mpnet.encoder.layer.N.intermediate.dense.weight, and N becomes 11 again
+    # sentence_encoder.layers.11.fc1.weight: without its leaf, and N for 11, it is in the table.
     module, _, leaf = name.rpartition(".")
     layer = re.search(r"\.(\d+)\.", name)
     if layer is None:
@@ -151,11 +112,7 @@ def _attention_name(layer: str, letter: str, leaf: str) -> str:
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
-    """Return the network's state as names and shapes: tensors of the `meta` device, without data.
-
-    fairseq's names; `to_hugging_face` turns even these into Hugging Face's. The network itself is
-    asked, so that no list of shapes can grow old beside it; on the `meta` device this takes neither
-    memory nor random numbers.
+    """Return the network's state under our names, on the `meta` device: shapes without data.
 
     >>> tuple(expected_tensors(ModelConfig())["sentence_encoder.embed_positions.weight"].shape)
     (514, 768)
@@ -167,23 +124,22 @@ def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
 def check_tensors(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Return the tensors in float32 if they are exactly what is expected, and finite numbers.
+    """Return the tensors in float32 if they are exactly what is expected, and finite.
 
-    Nothing may be missing and nothing left over: a network with a few random layers, or without a
-    few trained ones, trains on without complaint and is only worse.
+    A network with a few random layers trains on without complaint and is only worse.
 
     Raises:
         CheckpointError: names what is missing, unexpected, of another shape, or not finite.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
-    # Both lists in one message: seen together, a renamed tensor shows as what it is.
+    # Both lists in one message: side by side, a renamed tensor shows as what it is.
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({listed(missing)})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({listed(unexpected)})"] if unexpected else []
         raise CheckpointError(
             f"{source} does not hold the network that its configuration describes; of "
-            f"{len(expected)} tensors: {', '.join(parts)}; it is damaged or of another kind"
+            f"{len(expected)} tensors: {', '.join(parts)}; it is damaged or another kind of model"
         )
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
@@ -192,13 +148,12 @@ def check_tensors(
                 f"{tuple(expected[name].shape)} by its configuration; one of the two is from "
                 "another model"
             )
-        # One NaN is enough to make every logit of every sentence NaN, from the first update on.
+        # One NaN makes every logit of every sentence NaN from the first update.
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{source}: {name} holds values that are not finite numbers; the run that wrote "
                 "it had diverged, or the file is damaged: take an earlier one"
             )
-    # Half precision becomes float32 exactly: every such number is a float32 too.
     return {name: tensor.float().contiguous() for name, tensor in found.items()}
 
 

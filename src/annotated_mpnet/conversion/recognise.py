@@ -1,40 +1,22 @@
-"""Which of all these is it? One way in, for `convert-to-hf` and for starting a run from weights.
+"""One way in for weights of any kind: what is this path?
 
-What a path is shows in what is there, not in what it is called:
+What is there decides, not what it is called:
 
     a directory with manifest.json or state.json     a checkpoint of ours
     a directory with best_checkpoint or checkpointN  a run of ours: its best, else its newest
     a directory with config.json or modules.json     Hugging Face, sentence-transformers
-    a file                                           fairseq's or annotated-mpnet's .pt
-    nothing, but it ends in .pt                      our directory of that name without .pt, so that
-                                                     `checkpoint2500.pt` means `checkpoint2500` too
+    a file                                           a .pt file of fairseq or annotated-mpnet
+    nothing, but it ends in .pt                      our directory of that name without .pt
     nothing                                          perhaps a name on the Hub
 
-The order of the questions decides what two answers would. A checkpoint of ours has a config.json
-too, so that ours come before Hugging Face's. And a path that is there is never taken for a name on
-the Hub, so that no run depends on whether somebody has registered `checkpoints`.
+The order decides where two answers would fit. **What is recognised and damaged is an error**, not
+tried as something else: if a run's best checkpoint is broken, converting the newest would publish
+another network than its user thinks.
 
-**What is recognised is not passed on when it turns out to be damaged.** A directory with a manifest
-is a checkpoint of ours, whole or an error; it is not tried as something else until something fits.
-A run's best checkpoint that is broken is an error too, rather than a reason to convert the
-newest: its user would publish another network than he thinks.
-
-A run's directory, and what each path in it means:
-
-    checkpoints/mine                      best_checkpoint, if there is one; else checkpoint500
-    checkpoints/mine/checkpoint400        that one
-    checkpoints/mine/checkpoint400.pt     the same, as an old command line writes it
-    checkpoints/mine/hf                   the export, as Hugging Face's
-
-All of them end up as the same four things, `LoadedWeights`, and nothing after this file knows where
-a network came from. `convert-to-hf` is then two steps, whatever it was given: read, export.
-
-**The tokenizer** travels with the weights where it can: inside of our checkpoints, beside the
-weights in a Hugging Face directory, beside the first checkpoint of annotated-mpnet or as a name in
-its arguments. fairseq's files know nothing of theirs. Ids without the vocabulary that they number
-are no model, so that a missing tokenizer is an error unless it is said to be meant.
-
-Next: `cli.py`, which calls this.
+The tokenizer travels with the weights where it can: in our checkpoints, beside a Hugging Face
+model, beside annotated-mpnet's first checkpoint or as a name in its arguments. fairseq's files do
+not know theirs. Ids without their vocabulary are not a model, so a missing tokenizer is an error
+unless `--no-save-tokenizer` says that it is meant.
 """
 
 from pathlib import Path
@@ -46,14 +28,14 @@ from transformers import PreTrainedTokenizerBase
 from annotated_mpnet.checkpoints.checkpoint import BEST, STATE, TOKENIZER, load_checkpoint
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.conversion.export import ExportReport, export_to_hugging_face
-from annotated_mpnet.conversion.fairseq import read_pt_file
 from annotated_mpnet.conversion.hugging_face import HUB_NAME, locate, read_directory
+from annotated_mpnet.conversion.pt_files import read_pt_file
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
-# Either is enough: a checkpoint that lost one of the two is to be called damaged, not foreign.
+# Either is enough: a checkpoint that lost one of the two is damaged, not foreign.
 OURS = (STATE, "manifest.json")
 HUGGING_FACE = ("config.json", "modules.json", "0_Transformer")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -65,8 +47,8 @@ class LoadedWeights(NamedTuple):
     Attributes:
         config: its numbers.
         tensors: its state, complete, in float32, under our names.
-        notes: what the user should know: what was made up, what was left aside.
-        tokenizer: directory or Hub name of its tokenizer; None if nothing tells.
+        notes: for the user: what was made up, what was left out.
+        tokenizer: directory or Hub name of its tokenizer; None if unknown.
     """
 
     config: ModelConfig
@@ -77,8 +59,6 @@ class LoadedWeights(NamedTuple):
 
 def load_any(path_or_name: str) -> LoadedWeights:
     """Read a network from a path, or a name on the Hub, of any of the kinds above.
-
-    Only a name on the Hub touches the network, and only if nothing here has that name.
 
     >>> import torch
     >>> from tempfile import TemporaryDirectory
@@ -91,10 +71,10 @@ def load_any(path_or_name: str) -> LoadedWeights:
     (True, 154, 'some/name')
 
     Raises:
-        CheckpointError: none of these, damaged, or not a network that we can represent.
+        CheckpointError: none of these, damaged, or not a network that ours can be.
     """
     path = Path(path_or_name)
-    # A command line written for annotated-mpnet names a file; here the same name is a directory.
+    # A command written for annotated-mpnet names a file; here the same name is a directory.
     if path.suffix == ".pt" and not path.exists() and path.with_suffix("").is_dir():
         path = path.with_suffix("")
     if path.is_dir():
@@ -104,8 +84,8 @@ def load_any(path_or_name: str) -> LoadedWeights:
     if path.suffix != ".pt" and HUB_NAME.fullmatch(path_or_name) is not None:
         return _load_hugging_face(path_or_name)
     raise CheckpointError(
-        f"{path_or_name!r} does not exist; expected a checkpoint or run of ours, a Hugging Face "
-        "model (directory or Hub name), or a .pt file of fairseq or annotated-mpnet"
+        f"{path_or_name!r} does not exist; expected a checkpoint, a run's directory, a Hugging "
+        "Face model (directory or Hub name), or a .pt file of fairseq or annotated-mpnet"
     )
 
 
@@ -114,20 +94,18 @@ def convert_checkpoint(
 ) -> ExportReport:
     """Read a network of any kind and export it: the command `convert-to-hf`.
 
-    Prints what the user should know and what was proved: after the export, so that a failure is
-    not buried under the remarks of a success.
+    Prints notes and what was proved after the export, so a failure is not buried under them.
 
     Args:
         path: a path, or a name on the Hub.
-        directory: where to; absent or empty, unless `overwrite`.
+        directory: the target; absent or empty, unless `overwrite`.
         save_tokenizer: write the tokenizer too; False also allows weights that come without one.
         overwrite: replace an older Hugging Face model there.
-        pytorch_bin: write `pytorch_model.bin` too.
+        pytorch_bin: also write `pytorch_model.bin`.
 
     Raises:
         CheckpointError, ConfigError, WriteError: see `load_any` and `export_to_hugging_face`.
     """
-    # Into a network of ours first, strictly: what does not fit must fail here, not in the proof.
     loaded = load_any(str(path))
     model = MPNetForPretraining(loaded.config)
     model.load_state_dict(loaded.tensors)
@@ -149,14 +127,13 @@ def convert_checkpoint(
 
 
 def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerBase | None:
-    """Return a network's tokenizer; None if it is not needed and nobody has it.
+    """Return a network's tokenizer; None if it is unknown and not needed.
 
-    Even if it is not to be written it is asked for: it tells how many rows of the vocabulary are
-    tokens, and which ids begin and end a sentence.
+    It is read even if it is not written: it tells how many rows of the vocabulary are tokens.
     """
     try:
         if loaded.tokenizer is None:
-            raise ConfigError("nothing tells which tokenizer belongs to these weights")
+            raise ConfigError("the tokenizer of these weights is unknown")
         return load_tokenizer(loaded.tokenizer)
     except ConfigError as error:
         if needed:
@@ -165,37 +142,33 @@ def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerBas
 
 
 def _load_directory(path: Path) -> LoadedWeights:
-    """Ours, of which a run has several; else Hugging Face's."""
     is_checkpoint = any((path / name).exists() for name in OURS)
     # The best one first, then the rest by number: checkpoint10 after checkpoint9.
     for checkpoint in [path] if is_checkpoint else [path / BEST, *newest_first(path)]:
         if checkpoint.is_dir():
             return _load_ours(checkpoint)
-    # No checkpoint of ours, nor any below: then it is what its own files say.
     if any((path / name).exists() for name in HUGGING_FACE):
         return _load_hugging_face(str(path))
     raise CheckpointError(
-        f"{path} holds no model: neither a checkpoint of ours (manifest.json), nor a run of ours "
+        f"{path} holds no model: neither a checkpoint (manifest.json), nor a run "
         "(best_checkpoint), nor a Hugging Face model (config.json); for a .pt file, give the file"
     )
 
 
 def _load_ours(directory: Path) -> LoadedWeights:
-    # Without the means of AdamW: two thirds of the bytes, and a checkpoint may come without them.
     checkpoint = load_checkpoint(directory, with_optimizer=False)
     tokenizer = _tokenizer_in(directory / TOKENIZER)
     return LoadedWeights(checkpoint.model_config, dict(checkpoint.model_tensors), [], tokenizer)
 
 
 def _load_hugging_face(directory_or_name: str) -> LoadedWeights:
-    # Found once: of a sentence-transformers directory both parts are where its network is.
+    # In a sentence-transformers directory, the tokenizer is where the network is.
     directory = locate(directory_or_name)
     return LoadedWeights(*read_directory(directory), _tokenizer_in(directory))
 
 
 def _load_pt_file(path: Path) -> LoadedWeights:
     config, tensors, notes, arguments = read_pt_file(path)
-    # annotated-mpnet saves the tokenizer beside its first checkpoint, and its name in each.
     # The directory first: a name may mean something else today, or need a connection.
     tokenizer = _tokenizer_in(path.parent / "tokenizer")
     name = arguments.get("tokenizer_name")
@@ -205,5 +178,5 @@ def _load_pt_file(path: Path) -> LoadedWeights:
 
 
 def _tokenizer_in(directory: Path) -> str | None:
-    """Return a directory if it holds a tokenizer: by what `from_pretrained` looks for."""
+    """Return the directory if it holds a tokenizer."""
     return str(directory) if any((directory / name).exists() for name in TOKENIZER_FILES) else None

@@ -1,9 +1,7 @@
 """The demo's text: six novels by Jane Austen, split by book.
 
-By book, because a split by paragraph would let the model see, in training, the very names and turns
-of the novel that it is validated on. (Where the text comes from: `austen/PROVENANCE.md`.) No copies
-are needed for that. Who has read half of "Emma" knows that it says "Churchill" behind "Frank", in
-151 of 185 places, and in the other half that would count as knowing English.
+By book, not by paragraph: a model that saw half of "Emma" knows that "Frank" is followed by
+"Churchill", in 151 of 185 places, and in the other half that would count as knowing English.
 
 >>> def novel(name):
 ...     packed = resources.files("annotated_mpnet.demo") / "austen" / f"{name}.txt.xz"
@@ -16,16 +14,8 @@ are needed for that. Who has read half of "Emma" knows that it says "Churchill" 
     validation    Northanger Abbey      chooses the best checkpoint
     test          Persuasion            is looked at once, at the end
 
-The novels come with the package, a paragraph a line, so that `make demo` needs no network: 4.0 MB,
-which xz makes 1.2 MB of.
-
->>> sum(len(novel(name).encode()) for name in (*TRAIN, VALID, TEST)) // 100_000 / 10
-4.0
-
-They are written out as ordinary files, and trained on like anybody's: the demo has no way of its
-own to read text, and shows what happens to yours.
-
-Next: `show.py`, which trains on it.
+The novels come with the package (`austen/PROVENANCE.md` says from where), a paragraph per line, so
+`make demo` needs no network. They are written out as ordinary files and read like any other text.
 """
 
 import lzma
@@ -39,15 +29,15 @@ VALID = "northangerabbey"
 TEST = "persuasion"
 
 DIRECTORY = Path("checkpoints/demo-text")
-"""Where the preset `demo` expects the novels and the tokenizer, below the working directory. The
-same paths stand in `presets/demo.toml`, which is read like any other configuration."""
+"""Where the preset `demo` expects the novels and the tokenizer; `presets/demo.toml` names the same
+paths."""
 
 
 def unpack(directory: Path) -> None:
     """Write the novels as `train/*.txt`, `valid.txt` and `test.txt` below a directory.
 
-    What lies there under these names is replaced, by the same bytes if it is of a former demo: then
-    the cache of packed text knows them (`text/packing.py`), and nothing is tokenised again.
+    Files of these names are replaced. After an earlier demo they have the same bytes, so the packed
+    text is found in the cache.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -61,13 +51,9 @@ def unpack(directory: Path) -> None:
     train/sensesensibility.txt
     valid.txt
 
-    Args:
-        directory: is made if it is missing.
-
     Raises:
         WriteError: the directory cannot be written.
     """
-    # Directories decide what is trained on: whatever lies under `train/` is, and only that.
     targets = {name: directory / "train" / f"{name}.txt" for name in TRAIN}
     targets |= {VALID: directory / "valid.txt", TEST: directory / "test.txt"}
     # Not by `__file__`: a package may also lie in a zip archive.
@@ -78,6 +64,6 @@ def unpack(directory: Path) -> None:
             target.write_bytes(lzma.decompress((packed / f"{name}.txt.xz").read_bytes()))
     except OSError as error:
         raise WriteError(
-            f"the demo's text cannot be written to {directory}: {error.strerror}; start the demo "
-            "in a directory that you may write to"
+            f"cannot write the demo's text to {directory}: {error.strerror}; start the demo in a "
+            "directory that you can write to"
         ) from error

@@ -7,9 +7,9 @@ and most masks fall on words of grammar (`the`, `to`, `of`), which are easy. So 
     mask the longest word in lower case that is a single token and occurs at least 100 times in the
     training text (the first one, where several are as long)
 
-Long words are content words, nearly always: `acquaintance`, `attention`, `happiness`. The model was
-never trained on Persuasion. All of these words are counted, and the table shows some of them at
-even distances through the novel.
+Long words are nearly always content words: `acquaintance`, `attention`, `happiness`. The model was
+not trained on Persuasion. All of these words are counted; the table shows some of them, evenly
+spaced through the novel.
 
     B batch   L tokens of a sentence   V vocabulary   N gaps
 """
@@ -30,7 +30,7 @@ from annotated_mpnet.demo.corpus import TEST
 
 LEAST_TOKENS = 20
 LEAST_OCCURRENCES = 100
-"""In the training text. Words that are seldom there are too much to ask of two minutes."""
+"""In the training text. Rarer words are too much to ask of two minutes."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What a model thinks of each of N gaps.
+    """A model's guesses for N gaps.
 
     Attributes:
-        rank_N: (N,), the place of the right word among the model's guesses, from 0.
-        probability_N: (N,), what the model gives to the right word.
+        rank_N: (N,), rank of the right word among the model's guesses, from 0.
+        probability_N: (N,), probability of the right word.
         best_N3: (N, 3), the ids of the three likeliest tokens.
-        best_probability_N3: (N, 3), what it gives to them.
+        best_probability_N3: (N, 3), their probabilities.
     """
 
     rank_N: torch.Tensor
@@ -93,7 +93,7 @@ Ask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @torch.no_grad()
 def guess(ask: Ask, tokenizer: PreTrainedTokenizerBase, gaps: list[Gap]) -> Guesses:
-    """Ask a model for all gaps: each paragraph as a plain masked sentence, as BERT is asked."""
+    """Let a model guess all gaps, each paragraph as a plain masked sentence, as in BERT."""
     ids_of = tokenizer.get_vocab()
     found = []
     for first in range(0, len(gaps), 64):

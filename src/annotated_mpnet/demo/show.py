@@ -1,7 +1,7 @@
 """Run the demo, and show what the model has learned.
 
-A loss by itself is hard to judge. So the demo sets it beside the unigram plateau, which is what
-guessing by frequency reaches on the same text, and beside words that the network guesses
+A loss by itself is hard to judge. So the demo compares it with the unigram plateau, which is what
+guessing by frequency reaches on the same text, and shows words that the network guesses
 (`masks.py`).
 
 **Bits as choices.** A token that costs b bits is as hard to guess as one of 2^b equally likely
@@ -11,11 +11,6 @@ minutes reaches (`presets/demo.toml`), one of 75. Each bit below the plateau hal
 >>> plateau, reached = 9.2, 6.2
 >>> round(2**plateau, -2), round(2**reached), round(2 ** (plateau - reached))
 (600.0, 74, 8)
-
-This module has no part in training. It prepares text, calls `run_pretraining` as anyone would, and
-reads what it shows from the run's directory and result.
-
-Next: your own text: `README.md`, and `settings/config.py` for all that can be set.
 
     B batch   L tokens of a sentence   V vocabulary
 """
@@ -37,29 +32,27 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 
 VOCAB_SIZE = 8000
-"""Pieces of the demo's own tokenizer. MPNet's has 30,527, and most of them never occur in four
-novels; a table of that size would be 85 % of this network's weights."""
+"""Of the demo's own tokenizer. MPNet's has 30,527 tokens, most of which never occur in four novels;
+a table of that size would be 85 % of this network's weights."""
 
 
 def run_demo(
     config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
 ) -> RunResult | None:
-    """Run the demo: text and tokenizer, pretraining, and what came of it.
-
-    All of it on the preset `demo`, or on what the user has put in place of its settings.
+    """Run the demo: text and tokenizer, pretraining, results.
 
     Args:
-        config: all settings.
-        console: where to report; standard output if not given.
-        dry_run: write text and tokenizer, without which there is nothing to plan with, but no run.
+        config: of the preset `demo`, with the user's changes.
+        console: standard output if not given.
+        dry_run: write text and tokenizer, which the plan needs, but no run.
 
     Returns:
-        What the run left behind; None after a dry run.
+        The run's result; None after a dry run.
     """
     console = console or Console()
     started = time.perf_counter()
     run = config.run
-    # Before anything is written. `run_pretraining` asks again, and would ask too late for that.
+    # Before anything is written.
     refuse_taken_directory(run.checkpoint_dir, run.resuming, run.overwrite)
     prepare(config, console)
     result = run_pretraining(config, console, dry_run=dry_run)
@@ -70,17 +63,17 @@ def run_demo(
 
 
 def prepare(config: PretrainingConfig, console: Console) -> None:
-    """Write the novels and the tokenizer where the preset expects them.
+    """Write the novels and the tokenizer where the preset expects them, unless the user named
+    others.
 
-    What the user names instead is left to the user. Both are the same bytes each time, so that the
-    cache of packed text knows them, and a second demo does not tokenise again.
+    Both are the same bytes each time, so a second demo finds the packed text in the cache.
     """
     if config.data.train_dir == DIRECTORY / "train":
         unpack(DIRECTORY)
         say(console, f"six novels by Jane Austen: {DIRECTORY}")
     tokenizer_directory = DIRECTORY / "tokenizer"
     if config.data.tokenizer_name == str(tokenizer_directory):
-        # From the training text only: what is evaluated on has no say in the vocabulary either.
+        # From the training text only: held-out text does not choose the vocabulary either.
         files = [DIRECTORY / "train" / f"{name}.txt" for name in TRAIN]
         tokenizer = train_wordpiece(files, VOCAB_SIZE)
         tokenizer.save_pretrained(tokenizer_directory)
@@ -88,15 +81,9 @@ def prepare(config: PretrainingConfig, console: Console) -> None:
 
 
 def show(config: PretrainingConfig, result: RunResult, console: Console) -> None:
-    """Show the result beside the plateau, masks before and after, and how to go on.
+    """Compare the result with the plateau, show guesses before and after, and say what to do next.
 
-    What there is no number for is left out: the comparison without a validation text, and the masks
-    where Hugging Face cannot represent the network (`--normalize-before`, for instance).
-
-    Args:
-        config: of the run.
-        result: of the run.
-        console: where to show it.
+    Without a validation text there is no comparison, and without an export there are no guesses.
     """
     if result.plateau is not None and result.state.best_valid_bits is not None:
         gain = result.plateau.bits - result.state.best_valid_bits
@@ -114,7 +101,7 @@ def show(config: PretrainingConfig, result: RunResult, console: Console) -> None
         console,
         f"""
 Everything is in {result.directory}: metrics.jsonl, log.txt, checkpoints,
-and in {result.export} the Hugging Face model. To go on in Python:
+and in {result.export} the Hugging Face model. To continue in Python:
 
     from transformers import pipeline
     fill = pipeline("fill-mask", "{result.export}")
@@ -126,9 +113,8 @@ and in {result.export} the Hugging Face model. To go on in Python:
 def show_guesses(config: PretrainingConfig, export: Path, console: Console) -> None:
     """Let the network guess words before its first update and after training, and show both.
 
-    The trained network is the export, opened by transformers as its users will open it. The
-    untrained one is made again: its weights are a function of the seed. (The text is read for the
-    frequencies in the head's bias, and comes from the cache.)
+    The trained network is the export, opened by transformers. The untrained one is built again: its
+    weights are a function of the seed.
     """
     tokenizer = AutoTokenizer.from_pretrained(export)
     with quiet_transformers():

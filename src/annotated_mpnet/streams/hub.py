@@ -1,41 +1,26 @@
-"""Datasets: from the Hugging Face Hub, or a folder of data files, downloaded or as a stream.
+"""Datasets from the Hugging Face Hub, or a folder of data files, downloaded or streamed.
 
-A dataset is a name. Behind it are files, a table with columns, splits (`train`, `test`) and
-sometimes configurations (a language, a sample); the library `datasets` finds its way through all of
-that, and reads jsonl, Parquet, CSV and more. What this module adds is what a run needs to know:
+`datasets` finds the files and reads jsonl, Parquet, CSV and more. This module adds what a run
+needs:
 
-*Which text was it?* `main` is another text tomorrow. The Hub is asked for the commit that a
-revision stands for, that commit is read, and its name is part of the data's `fingerprint`, which is
-compared when a run is resumed. A folder is a dataset's name too, as in `datasets`; the place of a
-commit is then taken by a hash of its files. It reads
+- *Which text was it?* The Hub is asked which commit a revision is; that commit is read, and is part
+  of the `fingerprint` that a resume compares. For a folder, a hash of its files takes its place:
 
-    HuggingFaceFW/fineweb-edu@COMMIT, config sample-10BT, split train, column text
+      HuggingFaceFW/fineweb-edu@COMMIT, config sample-10BT, split train, column text
 
-so that a run which refuses to go on can show what is another now, and not only that something is.
+- *Is it there?* `datasets` retries for minutes when the Hub does not answer. It is asked once
+  beforehand, with a limit of ten seconds.
+- *Is the text there?* The column is checked before anything is built.
 
-*Is it there?* When the Hub does not answer, `datasets` tries again for minutes. It is asked once
-beforehand, with a limit of ten seconds, and if that fails the run stops and says what works without
-a network. A dataset that was downloaded before is then found in the cache.
-
-*Is the text there?* The column is looked for before anything is built. Whether it holds text shows
-only row by row; what else is in it is passed over and counted, up to a limit (`text/counts.py`).
-
-**Two ways to read.** Downloaded (`--no-streaming`), a dataset is stored on disk, and packed like
-local files: any row at any time. As a stream it is read while it comes, and never stored. Then only
-one thing is cheap: to go on reading. Where to begin is the question on which an exact resume
-depends, so look at what the pieces are:
+**Two ways to read.** Downloaded (`--no-streaming`), a dataset is packed like local files. As a
+stream it is read as it comes. An exact resume depends on where reading can begin:
 
     dataset    [ shard 0 ] [ shard 1 ] [ shard 2 ] ...      files
     shard      [ part 0 | part 1 | part 2 ]                 row groups of a Parquet file
     part       row 0, row 1, row 2, ...
 
-Any part can be opened without what is before it; within a part, reading begins at its first row. A
-Parquet file tells where its row groups are (some thousand rows each), so that to begin in the
-middle costs a thousand rows at most. Other formats are one part a file: to begin at row 100,000 is
-to parse 100,000 rows, although nobody looks at them. The order of parts is up to us, and
-`streams/shards.py` is where it is chosen.
-
-Seven rows in groups of three, on disk; part 1 from its row 2 on is one row, `f`:
+Any part can be opened without what comes before it; within a part, reading begins at its first row.
+Formats other than Parquet have one part per file. Seven rows in groups of three; part 1 from row 2:
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,16 +32,8 @@ Seven rows in groups of three, on disk; part 1 from its row 2 on is one row, `f`
 [[['a', 'b', 'c']], [['d', 'e', 'f']], [['g']]]
 [['f']]
 
-Measured with jsonl and Parquet files on a disk (`docs/log.md`): 610 thousand rows a second, and 55
-milliseconds to begin at row 100,000. The tokenizer behind it is what takes time.
-
-HF: an `IterableDataset` has a `state_dict` too, with which it goes on where it was. Why it is not
-used is said in `streams/shards.py`. `datasets` is asked for two things only: which parts there are
-(`reshard`, one shard for each row group), and what is in one of them.
-
-Code that comes with a dataset is not run: `datasets` refuses loading scripts since version 4.
-
-Next: `streams/shards.py`, which decides what is read when.
+It reads 610 thousand rows a second from a disk, and begins at row 100,000 in 55 ms (`docs/log.md`).
+Code that comes with a dataset is not run.
 """
 
 import hashlib
@@ -68,7 +45,6 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
-from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -81,45 +57,22 @@ from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.text.counts import Counts, only_text
 from annotated_mpnet.text.file_formats import encodable
 from annotated_mpnet.text.sources import fingerprint_files, shown, shown_text
+from annotated_mpnet.text.tokenizer import commit_of
 
 DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
-"""What is streamed when no source of text is given."""
-
-SECONDS_TO_ANSWER = 10
-"""How long the Hub may take to say which commit a revision is. It takes a fraction of a second when
-it is well, and a start without a network should not feel like a hung one."""
+"""Streamed when no source of text is given."""
 
 ROWS_AT_ONCE = 256
-"""Rows of a dataset that are handed on, and tokenised, together. Enough to keep the threads of the
-tokenizer busy; few enough that a position is never far behind what is trained on."""
+"""Rows that are passed on and tokenised together: enough to keep the tokenizer's threads busy."""
 
 WITHOUT_THE_HUB = "train without it: --preset demo brings its own text, --train-dir DIR takes yours"
-"""What a message about a silent Hub ends with: both work on a machine that was never online."""
-
-
-def commit_of(name: str, kind: str, revision: str | None = None) -> str:
-    """Ask the Hub once, without its minutes of retries, which commit a revision is.
-
-    It is also how to find out whether there is a Hub at all: `text/tokenizer.py` asks it that.
-
-    Args:
-        name: of the repository.
-        kind: "model" or "dataset".
-        revision: commit, tag or branch; None for the newest.
-
-    Raises:
-        Exception: no network, no such name, no permission, offline mode: each has its own family of
-            exceptions, by version of the libraries beneath.
-    """
-    info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS_TO_ANSWER)
-    return str(info.sha)
+"""How a message about an unreachable Hub ends."""
 
 
 class DatasetStream:
-    """A dataset that is read as it comes: shards, their parts, and rows from any of them on.
+    """A dataset that is read as it comes: shards, their parts, and rows from any of them.
 
-    It keeps no place: what is read is an argument of `read`, so that the same three numbers give
-    the same rows in any process. Who keeps the place is `shards.ShardReader`.
+    It keeps no position; `shards.ShardReader` does.
 
     Attributes:
         fingerprint: names the dataset: commit, configuration, split, column.
@@ -131,10 +84,9 @@ class DatasetStream:
     ) -> None:
         self.fingerprint = fingerprint
         self.num_shards: int = dataset.num_shards
-        # Addresses, dates, scores: of a Parquet file the other columns are not even downloaded.
+        # Other columns of a Parquet file are not even downloaded.
         self._dataset = dataset.select_columns([text_field])
         self._text_field = text_field
-        # The shard that was looked at last, with its parts: reading goes through a shard in order.
         self._open: tuple[int, datasets.IterableDataset] | None = None
 
     def num_parts(self, shard: int) -> int:
@@ -142,27 +94,19 @@ class DatasetStream:
         return int(self._parts(shard).num_shards)
 
     def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]:
-        """Yield what stands in the text column of a part, some rows at a time, from a row on.
-
-        Args:
-            shard: number of the file, from 0.
-            part: number of the part in it, from 0.
-            first_row: rows of the part to pass over.
+        """Yield the text column of a part, some rows at a time, starting at `first_row`.
 
         Raises:
-            Exception: the network, or whatever a damaged file makes its reader raise; `streams/shards.py`
-                tells them apart.
+            Exception: the network, or whatever a damaged file makes its reader raise;
+                `streams/shards.py` tells them apart.
         """
         parts = self._parts(shard)
-        # Arrow tables instead of Python dictionaries: rows that are only passed over cost nothing.
+        # Arrow tables, because rows that are only skipped then cost nothing.
         tables = parts.shard(parts.num_shards, part).with_format("arrow").iter(ROWS_AT_ONCE)
         row = 0
-        # Closed by name and not when the garbage collector finds it: behind the generator there are
-        # a connection and a thread, which would outlive an interrupted run.
+        # Closed here, because a connection and a thread would outlive an interrupted run.
         with closing(tables):
             for table in tables:
-                # Where the last table to pass over ends in the middle, its rest is handed on: the
-                # portions differ from those of an uninterrupted run, their rows do not.
                 wanted = table.slice(max(0, first_row - row))
                 row += len(table)
                 if len(wanted):
@@ -170,7 +114,7 @@ class DatasetStream:
 
     def _parts(self, shard: int) -> datasets.IterableDataset:
         """Return a shard as a dataset of its own, whose shards are its parts."""
-        # Finding the parts of a file is a request to the Hub: done once a shard, not once a part.
+        # Finding the parts of a file is a request to the Hub: once per shard.
         if self._open is None or self._open[0] != shard:
             self._open = shard, self._dataset.shard(self.num_shards, shard).reshard()
         return self._open[1]
@@ -194,18 +138,13 @@ class DownloadedDataset:
     def __init__(
         self, dataset: datasets.Dataset, text_field: str, fingerprint: str, min_text_length: int
     ) -> None:
-        # Rows are packed under a name that this is part of: with another shortest text they would
-        # be others.
         self.fingerprint = f"{fingerprint}, at least {min_text_length} characters"
         self._dataset = dataset.select_columns([text_field]).with_format("arrow")
         self._text_field = text_field
         self._min_text_length = min_text_length
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents, and count them and what is left out.
-
-        Args:
-            counts: is added to.
+        """Yield the documents, and count them and what is skipped.
 
         Raises:
             DataError: the column does not hold text: see `counts.only_text`.
@@ -218,9 +157,8 @@ class DownloadedDataset:
         for text in only_text(values, counts, source=self.fingerprint, text_field=self._text_field):
             if len(text) >= self._min_text_length:
                 yield text
-            # `only_text` has counted it as a document.
             else:
-                counts.documents -= 1
+                counts.documents -= 1  # `only_text` has counted it
                 counts.too_short += 1
 
 
@@ -239,10 +177,7 @@ def open_stream(data: DataConfig) -> DatasetStream:
 
 
 def open_downloaded(data: DataConfig) -> DownloadedDataset:
-    """Download the dataset of a configuration, or find it in the cache.
-
-    The first time, this takes as long as the network needs; a bar shows how far it is. What is
-    stored is the dataset itself, in the cache of `datasets`; the packed rows come on top.
+    """Download the dataset of a configuration, or find it in the cache of `datasets`.
 
     Raises:
         DataError: it is not there, cannot be reached or read, or has no such column.
@@ -258,15 +193,13 @@ def _load(
     name = data.dataset_name or DEFAULT_DATASET
     folder = Path(name).expanduser()
     local = folder.is_dir()
-    # A name on the Hub is `owner/name` or `name`. Whatever else looks like a path is one, with a
-    # typing error in it: asked for on the Hub, it would be a puzzling "no such repository".
+    # What looks like a path is a path with a typo, not a name on the Hub.
     if not local and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise DataError(
             f"--dataset-name is {shown(folder)}, which is not a directory; expected a folder of "
-            "data files or a Hub name; files of text are given by --train-dir"
+            "data files or a Hub name; give text files with --train-dir"
         )
-    # The commit is found first, and then *it* is read, not the revision: between two questions
-    # `main` may move.
+    # The commit is read, not the revision: `main` may move in between.
     commit = None if local else _resolve(name, data.dataset_revision, must_answer=streaming)
     try:
         dataset = datasets.load_dataset(
@@ -276,10 +209,8 @@ def _load(
             revision=commit,
             streaming=streaming,
         )
-        # A stream of jsonl has no column names before its first row was read.
+        # A stream of jsonl has no column names before its first row is read.
         columns = dataset.column_names or list(next(iter(dataset), {}))
-    # What a dataset's files and its description can do wrong comes as nearly any exception, and all
-    # of it is the dataset's fault or the flags', none of it a bug of ours.
     except Exception as error:
         raise DataError(_why_not_opened(name, data, error)) from error
     if data.text_field not in columns:
@@ -287,7 +218,7 @@ def _load(
             f"--text-field is {shown_text(data.text_field)}, which the dataset {shown_text(name)} "
             f"does not have; its columns are {shown_text(', '.join(map(str, columns)))}"
         )
-    # A folder is named without the path to it: moved or copied, it is the same text.
+    # Without the path: a folder that was moved or copied is the same text.
     if local:
         which = f"{folder.resolve().name}@{_fingerprint_folder(folder)}"
     else:
@@ -297,21 +228,15 @@ def _load(
 
 
 def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
-    """Return the commit; None where the Hub is silent and the cache may still do.
-
-    Args:
-        name: of the dataset.
-        revision: commit, tag or branch; None for the newest.
-        must_answer: there is no other way, since what is streamed is in no cache.
+    """Return the commit; None where the Hub does not answer and the cache may still do.
 
     Raises:
-        DataError: the Hub has no such dataset or revision, or not for us; or it does not answer,
-            but must.
+        DataError: the Hub has no such dataset or revision, or not for this user; or it does not
+            answer and `must_answer` (what is streamed is in no cache).
     """
     try:
         return commit_of(name, "dataset", revision)
-    # Before the next but one, of which it is a subclass: to someone who may not see it, a dataset
-    # is as good as not there; but that there is a page with terms to accept is better to know.
+    # A subclass of RepositoryNotFoundError.
     except GatedRepoError as error:
         raise DataError(
             f"the dataset {shown_text(name)} is gated; accept its terms on its page of the Hub, "
@@ -327,8 +252,7 @@ def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
             f"there is no dataset {shown_text(name)} on the Hub (or it is private: `hf auth "
             "login`), and no folder of that name here (--dataset-name)"
         ) from error
-    # Anything else: no network, a server that is down, offline mode. For a download it is no error
-    # yet, since the dataset may be here from an earlier one.
+    # No network, a server that is down, offline mode.
     except Exception as error:
         if must_answer:
             raise DataError(_unreachable(name, error)) from error
@@ -338,8 +262,7 @@ def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
 def _cached_commit(dataset: datasets.Dataset, name: str, revision: str | None) -> str:
     """Return the commit of a dataset that came from the cache: the name of its directory there.
 
-    HF: without a network, `datasets` takes from its cache what was written there last of a dataset,
-    and a revision that was asked for makes no difference. Here it does.
+    HF: without a network, `datasets` takes the last version in its cache, whatever the revision.
 
     Raises:
         DataError: another revision was asked for.
@@ -348,18 +271,13 @@ def _cached_commit(dataset: datasets.Dataset, name: str, revision: str | None) -
     if revision not in (None, commit):
         raise DataError(
             f"the Hub cannot be reached, and the cache has the dataset {shown_text(name)} at "
-            f"commit {commit}; asked for was --dataset-revision {shown_text(str(revision))}"
+            f"commit {commit}, not at --dataset-revision {shown_text(str(revision))}"
         )
     return commit
 
 
 def _fingerprint_folder(folder: Path) -> str:
-    """Return a hash of names and contents of all that `datasets` may look at, forty digits.
-
-    Names, because `datasets` reads them: `train-00.jsonl` and `test.jsonl` are two splits, and the
-    files of a split are read in the order of their names. All files, not only those of text: a
-    README may say which files belong to which configuration. Forty digits, as a commit has.
-    """
+    """Return a hash of the files of a folder and of their names, of forty digits, like a commit."""
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -371,11 +289,10 @@ def _fingerprint_folder(folder: Path) -> str:
 
 
 def _values(column: pa.ChunkedArray) -> list[object]:
-    """Return a column's values; where rows of different types share it, it holds JSON.
+    """Return a column's values.
 
-    A column of an Arrow table has one type. What `datasets` does with a jsonl file in which "text"
-    is a string here and a number there is to keep both as JSON, quotation marks and all. Taken for
-    text, every document of such a file would begin and end with one.
+    Where a jsonl column holds strings and numbers, `datasets` keeps both as JSON, quotation marks
+    and all:
 
     >>> mixed = pa.array(['"a"', "3", None], pa.json_())
     >>> _values(pa.chunked_array([mixed])), _values(pa.chunked_array([["a", None]]))
@@ -393,12 +310,7 @@ def _from_json(text: str) -> object:
 
 
 def _why_not_opened(name: str, data: DataConfig, error: Exception) -> str:
-    """Return the one line that tells what to do about an error of `datasets`.
-
-    Three kinds are worth telling apart, by what mends them: a network that is gone, a folder
-    without data, and choices that the dataset does not offer. In the last case `datasets` lists
-    those that it does, and that list is shown.
-    """
+    """Return the line that says what to do about an error of `datasets`."""
     if isinstance(error, ConnectionError):
         return _unreachable(name, error)
     if isinstance(error, FileNotFoundError):
@@ -415,7 +327,6 @@ def _why_not_opened(name: str, data: DataConfig, error: Exception) -> str:
 
 
 def _unreachable(name: str, error: Exception) -> str:
-    """Return the one line for a Hub that does not answer: what works without it comes last."""
     return (
         f"the Hub cannot be reached for the dataset {shown_text(name)} "
         f"({shown_text(str(error))}); {WITHOUT_THE_HUB}"

@@ -1,11 +1,8 @@
-"""A shuffle that can be interrupted: rows wait in a reservoir, and all of it is state.
+"""A shuffle that can be interrupted: sequences wait in a reservoir, and all of it is state.
 
-**The problem.** A stream comes in the order of its files, and files are sorted by something: by
-date, by site, by topic. Rows that are neighbours in a file should not be neighbours in a batch. A
-global shuffle needs random access, which a stream has not.
-
-**The idea.** Keep `buffer_size` rows at hand. To deliver one, draw a slot at random, hand out what
-lies there, and fill the slot with the next row of the stream. Four slots, and a, b, c, ... to come:
+A stream comes in the order of its files, which are sorted by date, site or topic. So `buffer_size`
+sequences are kept. To deliver one, draw a slot at random, deliver what is in it, and refill it from
+the stream. Four slots, and a, b, c, ... to come:
 
 >>> stream = iter("abcdefghijkl")
 >>> slots = [next(stream) for _ in range(4)]
@@ -20,49 +17,25 @@ lies there, and fill the slot with the next row of the stream. Four slots, and a
 4 ghcd 2 c
 5 ghid 2 i
 
-A row waits for `buffer_size` deliveries on average, some much longer: each delivery passes it by
-with the probability 1 - 1/buffer_size, so that one row in twenty waits for three times as many.
+A sequence waits for `buffer_size` deliveries on average, and one in twenty for three times as many.
+So neighbours in a file are some `buffer_size` sequences apart in training, but a million documents
+of one site stay together; against that, the order of the shards is drawn (`streams/shards.py`).
 
->>> slots, waited = list(range(100)), []
->>> for n in range(100, 20_100):
-...     slot = draw_slot(seed=1, rank=0, n=n, slots=100)
-...     waited.append(n - slots[slot])
-...     slots[slot] = n
->>> print(f"{np.mean(waited):.0f}, {np.mean(np.array(waited) > 300):.3f}, {np.exp(-3):.3f}")
-100, 0.048, 0.050
+**Interrupted.** Which slot delivery n draws is a function of (seed, rank, n). What is in the slots
+is history, so it is part of a checkpoint:
 
-So rows that are neighbours in a file are some `buffer_size` rows apart in training, but a part of
-the stream that is much longer than the reservoir, a million documents of one site, stays a part.
-Against that helps the order of the shards (`streams/shards.py`), which is drawn for the whole dataset.
-
-It is packed rows that wait, not documents: so their number says how much memory they take, 20 MB
-for 10,000 rows of 512 tokens.
-
->>> 10_000 * 512 * np.dtype(np.int32).itemsize
-20480000
-
-**Interrupted.** Which slot delivery n draws is a function of (seed, rank, n). What lies in the
-slots is history, and the only way to know it is to have kept it: the rows in the reservoir are part
-of a checkpoint, with the tokens that no row has taken yet and the position of the stream. That is
-all there is, so a resumed run goes on with the very same row.
-
-    position    epoch 3, shard 17, part 4, row 512       where reading goes on
-    remainder   a b c                                    tokens behind the last whole row
-    pending     [row] [row]                              rows that have no slot yet
-    reservoir   [row] [row] [row] [row] ...              the slots
+    position    epoch 3, shard 17, part 4, row 512       where reading continues
+    remainder   a b c                                    tokens after the last full sequence
+    pending     [...] [...]                              sequences that have no slot yet
+    reservoir   [...] [...] [...] [...] ...              the slots
     delivered   40,000                                   n
 
-HF: the shuffle buffer of `IterableDataset` is not part of its state. After a resume it is filled
-anew: what was in it is lost for this epoch, about 10,000 documents each time.
+HF: the shuffle buffer of `IterableDataset` is not part of its state; a resume loses what was in it.
 
-**Cheap to take.** A `StreamState` is taken at every update, because batches are made ahead of the
-training, and what is saved must be the state behind the batch that was trained on, not behind the
-one that was made last. Rows are never changed once they are made. So a state refers to them, and
-taking one is to copy a list of references; tables of numbers are only made of it to save it.
+A `StreamState` is taken at every update, because batches are made ahead, and a checkpoint needs the
+state after the batch that was trained on. Sequences never change, so it only copies references.
 
-Next: `streams/streams.py`, which fills and drains it.
-
-    N rows
+    N sequences
 """
 
 from collections.abc import Mapping
@@ -77,15 +50,12 @@ from annotated_mpnet.mpnet.randomness import fold_in_seed
 from annotated_mpnet.streams.shards import Position
 
 FORMAT = 1
-"""Of the parts; to be raised when their meaning changes. A checkpoint with another is refused: read
-with a new meaning, an old number would be a wrong place in the stream, and nobody would see it."""
+"""Of the parts. Raise it when their meaning changes: a checkpoint with another one is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamCounts:
-    """What a rank has met in its share of a stream.
-
-    What `counts.Counts` is for text on a disk; but frozen, because it is part of a state.
+    """What a rank has read of a stream: `counts.Counts`, but frozen, because it is part of a state.
 
     >>> counts = StreamCounts(documents=1200, blank=3) + StreamCounts(documents=34, too_short=1)
     >>> print(counts)
@@ -96,10 +66,10 @@ class StreamCounts:
     Attributes:
         documents: documents that became tokens.
         blank: rows with an empty text.
-        not_text: rows without text: nothing at all, a number, a list.
-        too_short: texts that were dropped for their length.
-        held_out: documents that are kept from training, and copies of them.
-        unpredictable: documents without a predictable token, dropped.
+        not_text: rows without text: nothing, a number, a list.
+        too_short: texts below the minimum length.
+        held_out: documents for validation and test, and copies of them.
+        unpredictable: documents without a predictable token.
     """
 
     documents: int = 0
@@ -111,7 +81,7 @@ class StreamCounts:
 
     @property
     def rows_read(self) -> int:
-        """How many rows of the dataset that were."""
+        """Number of dataset rows read."""
         return sum(asdict(self).values())
 
     def __add__(self, other: "StreamCounts") -> "StreamCounts":
@@ -119,7 +89,7 @@ class StreamCounts:
         return StreamCounts(**{name: mine[name] + others[name] for name in mine})
 
     def __str__(self) -> str:
-        """Say what was read, and of the rest what there was."""
+        """One line: what was read, and what was dropped."""
         unusual = {
             "blank rows": self.blank,
             "rows without text": self.not_text,
@@ -133,21 +103,18 @@ class StreamCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamState:
-    """All that a rank's stream consists of between two rows.
-
-    Frozen: a state that somebody keeps is never changed by what the stream does next. Two of them
-    cannot be compared by `==`, which for arrays is no single answer.
+    """A rank's stream between two sequences; never changed.
 
     Attributes:
-        rank: whose it is.
-        world_size: of how many.
-        position: where reading goes on.
-        delivered: rows that were delivered.
-        counts: what was met so far.
-        documents_before_epoch: `counts.documents` where the epoch began.
-        remainder: tokens that no row has taken yet.
-        pending: rows that have no slot yet, in order.
-        reservoir: rows in the slots.
+        rank: of the process that reads it.
+        world_size: number of processes.
+        position: where reading continues.
+        delivered: number of sequences delivered.
+        counts: what was read so far.
+        documents_before_epoch: `counts.documents` at the start of the epoch.
+        remainder: tokens that are not in a sequence yet.
+        pending: sequences that have no slot yet, in order.
+        reservoir: sequences in the slots.
     """
 
     rank: int = 0
@@ -161,12 +128,12 @@ class StreamState:
     reservoir: tuple[Ids, ...] = ()
 
     def restarted(self, rank: int, world_size: int) -> "StreamState":
-        """Return where a run goes on with another number of ranks: at the start of the next epoch.
+        """Return where a run continues with another number of ranks: at the start of the next
+        epoch.
 
-        The shares of the ranks are other ones then, so that no place in the old ones is a place in
-        the new. What that costs: the rest of this epoch is not read, nor are the rows that wait. No
-        row is masked as one was before, since the numbers of the rows go on: two ranks that have
-        delivered five rows each have used the numbers 0 to 9, four ranks go on with 12.
+        The rest of this epoch and the sequences that wait are lost. Masks do not repeat, because
+        the numbers of the sequences continue: two ranks that have delivered five each have used 0
+        to 9, four ranks continue with 12.
 
         >>> state = StreamState(world_size=2, delivered=5).restarted(rank=0, world_size=4)
         >>> state.delivered * state.world_size, state.position.epoch
@@ -180,9 +147,7 @@ class StreamState:
         )
 
     def to_parts(self) -> tuple[dict[str, object], dict[str, npt.NDArray[np.generic]]]:
-        """Return what can be written: plain values for JSON, and arrays.
-
-        Rows become two arrays, of all tokens and of lengths, as in `text/sequences.py`:
+        """Return plain values for JSON, and arrays; sequences become all tokens and their lengths.
 
         >>> rows = (np.array([0, 11, 2], np.int32), np.array([0, 12, 13, 2], np.int32))
         >>> values, arrays = StreamState(reservoir=rows, delivered=40_000).to_parts()
@@ -210,22 +175,14 @@ class StreamState:
     ) -> "StreamState":
         """Return the state that `to_parts` took apart.
 
-        The checkpoint's hashes have shown that these are the bytes that were written. Looked at
-        here is that they mean something: a negative row or a missing array would else come up as
-        some error of numpy's, hours later.
-
-        Args:
-            values: the numbers, by name.
-            arrays: the rows, by name.
-
         Raises:
-            CheckpointError: these are not its parts, or not whole.
+            CheckpointError: these are not its parts: another version wrote them.
         """
         names = {"format", "position", "counts", *_NUMBERS}
         if values.get("format") != FORMAT or set(values) != names or set(arrays) != _ARRAYS:
             raise CheckpointError(
                 "the state of the stream has other parts than expected: it was written by another "
-                "version, or is damaged; go on from another checkpoint with --resume-checkpoint"
+                "version, or is damaged; resume from another one with --resume-checkpoint"
             )
         for name in _ARRAYS:
             if arrays[name].dtype != np.int32 or arrays[name].ndim != 1:
@@ -245,41 +202,36 @@ _ARRAYS = {"remainder", "pending_ids", "pending_lengths", "reservoir_ids", "rese
 
 
 def draw_slot(seed: int, rank: int, n: int, slots: int) -> int:
-    """Return the slot of delivery n.
-
-    The remainder of a division favours low slots, by one part in 2**128 / slots: not to be noticed.
-    """
+    """Return the slot of delivery n."""
     return fold_in_seed(seed, "reservoir", rank, n) % slots
 
 
 def _rows(name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> tuple[Ids, ...]:
-    """Return rows, each an array of its own: a view would keep all of them in memory, as long as
-    one of them waits."""
+    """Return sequences as arrays of their own: one view would keep all of them in memory."""
     ids, lengths_N = _fixed(arrays[f"{name}_ids"]), _fixed(arrays[f"{name}_lengths"])
     if (lengths_N < 1).any() or lengths_N.sum() != len(ids):
-        raise _damaged(f"{len(ids)} tokens are not the {lengths_N.sum()} of its {name} rows")
+        raise _damaged(f"{len(ids)} tokens are not the {lengths_N.sum()} of its {name} sequences")
     return tuple(row.copy() for row in np.split(ids, np.cumsum(lengths_N))[:-1])
 
 
 def _fixed(array: npt.NDArray[np.generic]) -> Ids:
-    """Return an array that nobody else can change."""
     return np.array(array, dtype=np.int32)
 
 
 def _counts(name: str, value: object, kind: type[Position] | type[StreamCounts]) -> dict[str, int]:
     if not isinstance(value, dict) or set(value) != {each.name for each in fields(kind)}:
-        raise _damaged(f"{name} is not what it should be")
+        raise _damaged(f"{name} has unexpected fields")
     return {each: _count(f"{name}.{each}", number) for each, number in value.items()}
 
 
 def _count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _damaged(f"{name} is {str(value)[:80]!r}, expected a whole number from 0 on")
+        raise _damaged(f"{name} is {str(value)[:80]!r}, expected a whole number of at least 0")
     return value
 
 
 def _damaged(what: str) -> CheckpointError:
     return CheckpointError(
-        f"the state of the stream is damaged: {what}; go on from another checkpoint with "
+        f"the state of the stream is damaged: {what}; resume from another checkpoint with "
         "--resume-checkpoint"
     )

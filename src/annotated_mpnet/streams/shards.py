@@ -1,8 +1,7 @@
-"""Where a stream stands, in four numbers, and how it goes on from there.
+"""Where a stream is, in four numbers, and how it continues from there.
 
-A stream cannot jump to row 40 million. But it does not have to remember how it came there either:
-the place where reading goes on is an epoch, a shard, a part of it and a row of that (`streams/hub.py` draws
-them), and the order of the shards is a function of seed and epoch:
+A stream cannot jump to row 40 million. But a position is only an epoch, a shard, a part and a row
+(`streams/hub.py` draws them), because the order of the shards is a function of seed and epoch:
 
 >>> for epoch in range(3):
 ...     print(epoch, rank_order(seed=12345, epoch=epoch, num_shards=6, rank=0, world_size=1))
@@ -10,9 +9,8 @@ them), and the order of the shards is a function of seed and epoch:
 1 [5, 2, 4, 0, 1, 3]
 2 [4, 3, 0, 2, 5, 1]
 
-So the state of a stream is a `Position`, four integers, at any row. Behind the last row of an epoch
-comes the first of the next, in its own order. Here is a stream of two shards with two parts each,
-read to its end, and read once more from a position in the middle:
+After the last row of an epoch comes the first of the next. A stream of two shards with two parts
+each, read to its end, and once more from a position in the middle:
 
 >>> class Letters:
 ...     fingerprint, num_shards = "letters", 2
@@ -36,32 +34,22 @@ read to its end, and read once more from a position in the middle:
 >>> [values for values, _ in islice(reader.read(middle), 3)]
 [['b'], ['c'], []]
 
-`shard` counts the shards of the epoch's order, not their names: the first that was read here is
-shard 1 of the dataset.
-
-**Ranks.** With several processes each reads its share. Where there are shards enough, every rank
-takes its own, every world_size-th of the order:
+**Ranks.** Where there are enough shards, each rank takes every world_size-th of the order:
 
 >>> [rank_order(12345, 0, 6, rank, world_size=2) for rank in range(2)]
 [[1, 0, 5], [4, 2, 3]]
 
-Otherwise (`reads_rows`) all ranks read all shards, and take every world_size-th row: each row still
-comes once in each epoch, but each rank downloads everything. Enough means a number that the ranks
-divide evenly, or at least 16 a rank: with 2410 shards on 8 ranks some have 301 and some 302, and
-those with fewer begin their next epoch a little earlier, which does no harm.
+Otherwise all ranks read all shards and take every world_size-th row (`reads_rows`). Enough means a
+number that the ranks divide evenly, or at least 16 per rank, where one more or less does not
+matter.
 
-**A broken connection** is no reason to stop, nor to lose a row. What was handed on is behind the
-position, the rest is read again from there: after 1 second, then 2, 4, ... 60, and after
-`MOST_FAILURES` failures without a single row in between the run stops, with a message. Only what
-looks like a network is tried again. A file that is damaged is damaged the next time too.
+**A broken connection** loses no row: reading begins again at the position, after 1, 2, 4, up to 60
+seconds, and after `MOST_FAILURES` failures without a single row the run stops. Only what looks like
+the network is tried again; a damaged file stays damaged.
 
-HF: `IterableDataset` keeps its own state and was exact in our measurements (datasets 5.2.0: 338 of
-338 interruptions, for jsonl and Parquet, one and two ranks), as long as its shuffle buffer is left
-out. But it begins a Parquet file at its beginning, so that to resume costs up to a whole file, and
-takes nine times as long for a row; and its state names its inner objects, whose names and order of
-shards may change with its version. So the order is ours, and `datasets` only opens the parts.
-
-Next: `streams/reservoir.py`, where what was read waits to be drawn.
+HF: `IterableDataset.state_dict` was exact in our measurements (datasets 5.2.0) without its shuffle
+buffer, but begins a Parquet file at its beginning, and names inner objects that may change with the
+version. So the order is ours, and `datasets` only opens the parts.
 """
 
 import time
@@ -75,8 +63,7 @@ from annotated_mpnet.mpnet.randomness import fold_in
 from annotated_mpnet.text.sources import shown_text
 
 MOST_FAILURES = 8
-"""Failures in a row after which the network is given up: after three minutes of waiting, on top
-of what the libraries beneath have tried by themselves.
+"""Failures in succession before giving up, after three minutes of waiting:
 
 >>> sum(min(LONGEST_PAUSE, 2.0**n) for n in range(MOST_FAILURES))
 183.0
@@ -86,16 +73,14 @@ LONGEST_PAUSE = 60.0
 """Seconds between two attempts, at most."""
 
 ENOUGH_SHARDS = 16
-"""Shards a rank from which on one more or less makes no difference."""
+"""Per rank, so that one more or less does not matter."""
 
 NETWORK_LIBRARIES = ("aiohttp", "fsspec", "httpcore", "httpx", "httpx2", "requests", "urllib3")
 """Top-level packages whose exceptions mean the network."""
 
 
 class Shards(Protocol):
-    """What a stream is read from: `hub.DatasetStream`, or a stand-in for it.
-
-    It has no place of its own, and no order: both are given to it, so that it can be opened twice.
+    """What a stream is read from: `hub.DatasetStream`, or a replacement in tests.
 
     Attributes:
         fingerprint: names the text.
@@ -110,21 +95,19 @@ class Shards(Protocol):
         ...
 
     def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]:
-        """Yield the values of a part, some at a time, from a row on."""
+        """Yield the values of a part, some at a time, starting at a row."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where reading goes on.
-
-    It counts what lies behind, which is the same as numbering what comes next.
+    """Where reading continues.
 
     Attributes:
         epoch: times that the rank's share was read to its end.
-        shard: shards of this epoch that were read to their end.
-        part: parts of the shard that were.
-        row: rows of the part that were read.
+        shard: shards of this epoch's order that were read to their end.
+        part: parts of the next shard that were.
+        row: rows of the next part that were.
     """
 
     epoch: int = 0
@@ -135,15 +118,7 @@ class Position:
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads one rank's share of a stream, epoch after epoch, from any position.
-
-    Attributes:
-        shards: what is read.
-        seed: the run's.
-        rank: this process, from 0.
-        world_size: processes.
-        sleep: waits between attempts.
-    """
+    """Reads one rank's share of a stream, epoch after epoch, from any position."""
 
     shards: Shards
     seed: int
@@ -152,25 +127,21 @@ class ShardReader:
     sleep: Callable[[float], None] = time.sleep
 
     def read(self, position: Position) -> Generator[tuple[list[object], Position]]:
-        """Yield values and the position behind them, without end.
+        """Yield values and the position after them, without end.
 
         The end of an epoch comes as an empty list with the position of the next one.
-
-        Args:
-            position: where to begin.
 
         Raises:
             DataError: a shard cannot be read, or the network is gone for good.
         """
-        # What was handed on is behind `position` from the moment it is handed on. So a second
-        # attempt is nothing but a new beginning there: the same as a resume.
+        # A second attempt starts at `position`, like a resume.
         failures = 0
         while True:
             try:
                 with closing(self._read(position)) as steps:
-                    for values, behind in steps:
-                        failures, position = 0, behind
-                        yield values, behind
+                    for values, following in steps:
+                        failures, position = 0, following
+                        yield values, following
             except Exception as error:
                 if not is_network_error(error):
                     raise
@@ -181,7 +152,6 @@ class ShardReader:
 
     def _read(self, position: Position) -> Generator[tuple[list[object], Position]]:
         """Do what `read` does, without second attempts."""
-        # Only the first shard is entered in its middle: behind it, part and row are 0 again.
         while True:
             for shard in self._order(position.epoch)[position.shard :]:
                 yield from self._read_shard(shard, position)
@@ -192,12 +162,11 @@ class ShardReader:
     def _read_shard(
         self, shard: int, position: Position
     ) -> Generator[tuple[list[object], Position]]:
-        """Yield values of a shard, given by its own number, from a position in it on."""
+        """Yield values of a shard, starting at a position in it."""
         with self._naming(shard):
             for part in range(position.part, self.shards.num_parts(shard)):
                 for values in self.shards.read(shard, part, position.row):
-                    # The position counts all rows that were read, also those of other ranks: they
-                    # all pass by the same places, whatever they keep.
+                    # The position counts the rows of other ranks too.
                     mine = self._share(values, shard + part + position.row)
                     position = replace(position, row=position.row + len(values))
                     yield mine, position
@@ -205,7 +174,7 @@ class ShardReader:
 
     @contextmanager
     def _naming(self, shard: int) -> Generator[None]:
-        """Make an error that no second attempt would mend one of the shard's."""
+        """Name the shard in an error that no second attempt would fix."""
         try:
             yield
         except Exception as error:
@@ -213,7 +182,7 @@ class ShardReader:
                 raise
             raise DataError(
                 f"shard {shard} of {self.shards.fingerprint} cannot be read: "
-                f"{type(error).__name__}: {shown_text(str(error))}; mend the file, or choose other "
+                f"{type(error).__name__}: {shown_text(str(error))}; fix the file, or choose other "
                 "text (--dataset-split, --dataset-config, --dataset-revision)"
             ) from error
 
@@ -221,33 +190,27 @@ class ShardReader:
         return rank_order(self.seed, epoch, self.shards.num_shards, self.rank, self.world_size)
 
     def _share(self, values: list[object], first: int) -> list[object]:
-        """Return the values that are this rank's; `first` numbers the first of them.
-
-        Shard and part are in that number so that not always the same rank gets the odd row.
-        """
+        """Return this rank's values; `first` numbers the first of them."""
         if not reads_rows(self.shards.num_shards, self.world_size):
             return values
         return values[(self.rank - first) % self.world_size :: self.world_size]
 
     def _gave_up(self, error: Exception) -> str:
         return (
-            f"the network failed {MOST_FAILURES + 1} times in a row while reading "
+            f"the network failed {MOST_FAILURES + 1} times in succession while reading "
             f"{self.shards.fingerprint}, the last time with {type(error).__name__}: "
-            f"{shown_text(str(error))}; go on with --resume when it is back"
+            f"{shown_text(str(error))}; continue with --resume when it is back"
         )
 
 
 def rank_order(seed: int, epoch: int, num_shards: int, rank: int, world_size: int) -> list[int]:
-    """Return the shards that a rank reads in an epoch, in order.
-
-    Every rank draws the order of all shards, and takes its own of them: they agree without a word.
-    """
+    """Return the shards that a rank reads in an epoch, in order."""
     order: list[int] = fold_in(seed, "shards", epoch).permutation(num_shards).tolist()
     return order if reads_rows(num_shards, world_size) else order[rank::world_size]
 
 
 def reads_rows(num_shards: int, world_size: int) -> bool:
-    """Tell whether ranks share the rows of each shard, because the shards do not go round.
+    """Tell whether ranks share the rows of each shard, because there are too few shards.
 
     >>> reads_rows(6, 2), reads_rows(7, 2), reads_rows(2410, 8)
     (False, True, False)
@@ -256,10 +219,9 @@ def reads_rows(num_shards: int, world_size: int) -> bool:
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Tell whether an exception, or what it was raised from, is the network's doing.
+    """Tell whether an exception, or its cause, is the network's.
 
-    A server that is overloaded (5xx, 429) or was kept waiting (408) may answer the next time; one
-    that says "no such file" (404) or "not for you" (403) will say it again.
+    Of HTTP's statuses, 5xx, 429 and 408 may go away; 404 and 403 will not.
 
     >>> is_network_error(TimeoutError()), is_network_error(FileNotFoundError(2, "no such file"))
     (True, False)
@@ -271,15 +233,14 @@ def is_network_error(error: BaseException) -> bool:
         return status >= 500 or status in (408, 429)
     if type(error).__module__.partition(".")[0] in NETWORK_LIBRARIES:
         return True
-    # File systems of networks raise OSError without an error number of an operating system.
+    # Network file systems raise OSError without an error number.
     if type(error) is OSError and error.errno is None:
         return True
     return error.__cause__ is not None and is_network_error(error.__cause__)
 
 
 def _http_status(error: BaseException) -> int | None:
-    """Return the status of an answer that came, but was a refusal; by the custom of all HTTP
-    libraries it hangs on the exception."""
+    """Return the HTTP status on an exception, where HTTP libraries put it."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", getattr(error, "status", None))
     return status if isinstance(status, int) else None

@@ -1,14 +1,13 @@
 """How often each token occurs, and how far guessing by frequency gets.
 
-The simplest language model knows nothing but frequencies: it predicts every token with the
-probability p(v) that the training text gives it, wherever it stands. Its loss on other text,
+The simplest language model predicts every token with its frequency p(v) in the training text,
+whatever the context. Its loss on other text,
 
     - sum over v of q(v) log2 p(v)        with q(v), the frequencies there,
 
-is the *unigram plateau*. It is the first thing that a masked language model learns, and short runs
-may end there (`mpnet/local_start.py`). A validation loss says little by itself; its distance
-from the plateau says how much the network uses the context. So the plateau is computed for each
-run, from the run's own text.
+is the *unigram plateau*. It is the first thing that a masked language model learns
+(`mpnet/local_start.py`). How far a validation loss is below it says how much the network uses the
+context, so each run computes it from its own text.
 
     V vocabulary
 """
@@ -18,7 +17,7 @@ import numpy as np
 from annotated_mpnet.text.sequences import PackedSequences
 
 COUNTED_ROWS = 200_000
-"""Rows that are counted at the most: frequencies are known long before a large corpus ends."""
+"""Frequencies are known long before a large corpus ends."""
 
 
 def token_counts(rows: PackedSequences, is_special_V: np.ndarray) -> np.ndarray:

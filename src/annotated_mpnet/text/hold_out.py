@@ -1,39 +1,26 @@
-"""Text that training never sees: parts of a source, told apart by a hash of each document.
+"""Text that training never sees: parts of a source, chosen by a hash of each document.
 
-**The problem.** A model that has read a paragraph predicts it well, and says nothing about how it
-reads others. To take every hundredth document for validation is not enough: text is full of copies,
-and a copy among the other ninety-nine is the paragraph itself.
-
-**The idea.** Whether a document is held out is decided by nothing but its own text. Read as a
-number between 0 and 1, the hash of the text is as good as drawn at random, and alike for all
-copies: they go to the same side together, in whatever file, shard or process they are met.
+Taking every hundredth document for validation is not enough: text is full of copies, and a model
+that has read a copy predicts the paragraph well. So a document's own text decides. Its hash, read
+as a number between 0 and 1, is as good as random, and the same for all copies, in whatever file,
+shard or process they are found:
 
 >>> "%.2f %.2f" % (text_hash("It was a dark night.") / 2**64, text_hash("It rained.") / 2**64)
 '0.67 0.92'
 
-With a fraction of 0.7 the first of these would be held out, the second not. And the fraction may
-grow: what 0.7 holds out, 0.8 holds out too. Of a thousand texts, a tenth is 92:
+With a fraction of 0.7 the first of these is held out, the second is not. What 0.7 holds out, 0.8
+holds out too. Of a thousand texts, a tenth is 92:
 
 >>> texts = [f"It rained for {n} days." for n in range(1000)]
 >>> sum(is_held_out(text, 0.1) for text in texts)
 92
 
-Python's own `hash` would not do: it is another one in each process. Nor would a position in the
-text, which changes for all that follows when a document is added. Short documents, such
-as the heading "Chapter I", occur often; they are held out, or not, all together, so that the share
-of what is held out is the fraction for *different* documents, and only about that for documents.
+Short documents, such as the heading "Chapter I", occur often and go to one side together, so the
+fraction is that of *different* documents.
 
-Where the held-out text comes in a file of its own, it is the other way about: the hashes of its
-documents are known, and documents of the training text with one of these are left out
-(`WithoutTexts`). Eight bytes identify a text: the chance that any two of a hundred million
-documents share a hash by accident is one in 3700, and what it would cost is one document.
-
->>> round(2**64 / (10**8 * (10**8 - 1) / 2))
-3689
-
-A copy means: the same text to the letter. One with another space in it passes for another text.
-
-Next: `text/packing.py`.
+Where the held-out text has a file of its own, training documents with the same hash are skipped
+(`WithoutTexts`). A hash has eight bytes: among a hundred million documents the chance of any two
+sharing one is one in 3700, and it would cost one document. A copy is the same text to the letter.
 """
 
 import hashlib
@@ -46,11 +33,7 @@ from annotated_mpnet.text.sources import DocumentSource
 
 
 def text_hash(text: str) -> int:
-    """Return a number of 64 bits that is equal for equal texts: on every machine, in any run.
-
-    Of the text as it is read, before any tokenizer: with another one, the same documents are held
-    out.
-    """
+    """Return 64 bits that are equal for equal texts, on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -63,8 +46,7 @@ def is_held_out(text: str, fraction: float) -> bool:
 class PartByHash:
     """The documents of a source that are held out, or those that are not.
 
-    The two parts are two sources, each of which reads all of the text and keeps its own: no list of
-    what is held out has to be kept, nor does either have to wait for the other.
+    Each part reads all of the text and keeps its own documents.
 
     Attributes:
         source: all documents.
@@ -82,23 +64,20 @@ class PartByHash:
         return f"{self.source.fingerprint}, {self.fraction!r} held out: {self.held_out}"
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents of this part; the others are counted as left out.
+        """Yield the documents of this part; count the others as left out.
 
         Raises:
             DataError: there is none, or the source cannot be read.
         """
         before = counts.documents, counts.left_out
         for document in self.source.documents(counts):
-            # The source has counted the document before it handed it on; what goes to the other
-            # part is taken off again.
             if is_held_out(document, self.fraction) == self.held_out:
                 yield document
             else:
                 _leave_out(counts)
         left_out = counts.left_out - before[1]
         if counts.documents == before[0] and left_out:
-            # Few documents and a small fraction, or many copies of one: chance has left one part
-            # empty.
+            # Few documents and a small fraction, or many copies of one.
             problem, mend = (
                 ("holds out none", "raise it, or give --valid-file")
                 if self.held_out
@@ -112,12 +91,7 @@ class PartByHash:
 
 @dataclass(frozen=True)
 class WithoutTexts:
-    """The documents of a source, without those of certain texts and their copies.
-
-    Attributes:
-        source: all documents.
-        hashes: hashes of the texts to leave out, from `hashes_of`.
-    """
+    """The documents of a source without those whose hash is in `hashes` (from `hashes_of`)."""
 
     source: DocumentSource
     hashes: frozenset[int]
@@ -129,7 +103,7 @@ class WithoutTexts:
         return f"{self.source.fingerprint}, without {left_out}"
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents that remain; the others are counted as left out.
+        """Yield the documents that remain; count the others as left out.
 
         Raises:
             DataError: none remains, or the source cannot be read.
@@ -143,8 +117,8 @@ class WithoutTexts:
         left_out = counts.left_out - before[1]
         if counts.documents == before[0] and left_out:
             raise DataError(
-                f"all {left_out:,} documents of the training text stand in --valid-file or "
-                "--test-file too, and are left out of training; give other text to one of them"
+                f"all {left_out:,} documents of the training text are also in --valid-file or "
+                "--test-file, and are skipped in training; give one of them another text"
             )
 
 
@@ -154,15 +128,11 @@ def split_by_hash(source: DocumentSource, fraction: float) -> tuple[PartByHash, 
 
 
 def hashes_of(source: DocumentSource) -> frozenset[int]:
-    """Return the hashes of all documents of a source, each some 60 bytes of memory.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
+    """Return the hashes of all documents of a source, about 60 bytes of memory each."""
     return frozenset(map(text_hash, source.documents(Counts())))
 
 
 def _leave_out(counts: Counts) -> None:
-    """Count the document that the source has just handed on, and counted, as left out."""
+    # The source has counted the document before it passed it on.
     counts.documents -= 1
     counts.left_out += 1

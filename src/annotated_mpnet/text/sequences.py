@@ -1,17 +1,12 @@
-"""The table of rows: what packing writes and everybody else reads.
+"""The table of packed sequences: what packing writes and everybody else reads.
 
-A row is an array of token ids, `<s>` first and `</s>` last. The table holds all of them in a file
-that the operating system maps into memory: opening it takes a moment, whatever its size; reading a
-row costs a look at a page of the file, which stays in the system's cache as long as there is room.
-So the order of the rows may be any, and a shuffle over the whole text is as cheap as none.
-
-Rows of different length cannot be a matrix. Arrow keeps them as two flat arrays: all values, and
-where in them each row begins. Three rows are
+A sequence is an array of token ids, `<s>` first and `</s>` last. The operating system maps the file
+into memory: opening it takes a moment, whatever its size, and reading a sequence costs a look at
+one page of it. So a shuffle over the whole text costs nothing. Arrow keeps sequences of different
+lengths as two flat arrays, all values and where each sequence begins:
 
     values     0 11 12 2   0 13 2   0 14 15 16 2        four bytes each
-    offsets    0           4        7             12    row i is values[offsets[i]:offsets[i + 1]]
-
-and written and read again, out of order and one of them twice:
+    offsets    0           4        7             12    sequence i: values[offsets[i]:offsets[i+1]]
 
 >>> import tempfile
 >>> report = PackingReport(Counts(documents=3), "none", 0, tokens=6, rows=3, fill=12 / 15)
@@ -22,25 +17,18 @@ and written and read again, out of order and one of them twice:
 ...         writer.write(np.array([0, 11, 12, 2, 0, 13, 2], np.int32), np.array([4, 3]))
 ...         writer.write(np.array([0, 14, 15, 16, 2], np.int32), np.array([5]))
 ...         writer.finish(report)
-...     rows = PackedSequences(path)
->>> [row.tolist() for row in rows.take(np.array([2, 0, 2]))]
+...     sequences = PackedSequences(path)
+>>> [each.tolist() for each in sequences.take(np.array([2, 0, 2]))]
 [[0, 14, 15, 16, 2], [0, 11, 12, 2], [0, 14, 15, 16, 2]]
->>> len(rows), rows.lengths(), rows.fingerprint
+>>> len(sequences), sequences.lengths(), sequences.fingerprint
 (3, array([4, 3, 5]), '0123abcd')
->>> print(rows.report)
-3 documents: 6 tokens in 3 rows, 80.0% full
+>>> print(sequences.report)
+3 documents: 6 tokens in 3 sequences, 80.0% full
 
-The file is written in portions, so that memory is needed for one of them only; each is a pair of
-such arrays, and to take a row is to find its portion by a binary search. Several processes that map
-the same file share the memory that it takes.
+The file is written in batches, each a pair of such arrays; a binary search finds the batch of a
+sequence. Processes that map the same file share its memory.
 
-HF: a `datasets.Dataset` is such a table too, and could be asked for rows. It would answer with
-Python lists or copies, by way of features and formats. The arrays below it are all that is needed,
-and views of them cost nothing: a row is not copied before the collator puts it into a batch.
-
-Next: `text/packing.py`, which makes the table.
-
-    N rows of the table   T max_tokens
+    N sequences   T max_tokens
 """
 
 import dataclasses
@@ -62,16 +50,15 @@ SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32()))])
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What became of the text.
+    """What packing made of the text.
 
     Attributes:
-        counts: what was read, and what was left out on the way.
-        packing: how documents became rows.
-        dropped_documents: documents without a predictable token (nothing but unknown characters),
-            which are left out.
-        tokens: tokens of text; not counted are `<s>` and `</s>`.
-        rows: N.
-        fill: share of the N x T places of the table that hold a token, `<s>` and `</s>` included.
+        counts: what was read, and what was skipped.
+        packing: how documents became sequences.
+        dropped_documents: documents without a predictable token (only unknown characters).
+        tokens: of text, without `<s>` and `</s>`.
+        rows: N (the name is part of the cache's format).
+        fill: share of the N x T places that hold a token.
     """
 
     counts: Counts
@@ -82,18 +69,17 @@ class PackingReport:
     fill: float
 
     def __str__(self) -> str:
-        """Say it in one line, what is unusual at the end."""
-        # The counts begin with what was read, and go on with what is unusual about it.
+        """One line, with what is unusual at the end."""
         read, *unusual = str(self.counts).split("; ")
         if self.dropped_documents:
             unusual.append(
                 f"{self.dropped_documents:,} documents without a predictable token dropped"
             )
-        packed = f"{self.tokens:,} tokens in {self.rows:,} rows, {self.fill:.1%} full"
+        packed = f"{self.tokens:,} tokens in {self.rows:,} sequences, {self.fill:.1%} full"
         return "; ".join([f"{read}: {packed}", *unusual])
 
     def to_json(self) -> str:
-        """Write it down, so that a later start can say it without reading the text."""
+        """Serialise, for a later start that does not read the text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -104,10 +90,10 @@ class PackingReport:
 
 
 class SequenceWriter:
-    """Writes a table, portion by portion, and the report at the end.
+    """Writes a table batch by batch, and the report at the end.
 
     Attributes:
-        rows: that were written so far.
+        rows: sequences written so far.
         tokens: in them, `<s>` and `</s>` included.
     """
 
@@ -117,21 +103,15 @@ class SequenceWriter:
         self.tokens = 0
 
     def write(self, values: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        """Add rows that stand one behind the other in `values`.
-
-        Args:
-            values: the tokens of all of them.
-            lengths: of each.
-        """
+        """Add sequences, whose tokens follow one another in `values`."""
         self.rows += len(lengths)
         self.tokens += len(values)
         self._writer.write_batch(_batch(values, lengths))
 
     def finish(self, report: PackingReport) -> None:
-        """Add the report, to an empty portion, and close the table.
+        """Add the report as metadata of an empty batch, and close the table.
 
-        To the schema, where such things usually are, it cannot go: that stands at the beginning of
-        the file, and is written before the first row.
+        The schema cannot hold it: it is written before the first sequence.
         """
         nothing = _batch(np.empty(0, np.int32), np.empty(0, np.int64))
         self._writer.write_batch(nothing, custom_metadata={"report": report.to_json()})
@@ -139,20 +119,17 @@ class SequenceWriter:
 
 
 def _batch(values: Ids, lengths: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """Return rows as Arrow has them.
-
-    Its offsets have 32 bits: a portion may hold two billion tokens, a table any number of portions.
-    """
+    # Offsets have 32 bits: up to two billion tokens a batch, any number of batches.
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=SCHEMA)
 
 
 class PackedSequences:
-    """Rows of tokens in a memory-mapped Arrow file: any of them at once, none in memory.
+    """Sequences in a memory-mapped Arrow file.
 
     Attributes:
-        fingerprint: names the rows; equal fingerprints mean equal rows.
-        report: what became of the text.
+        fingerprint: equal fingerprints mean equal sequences.
+        report: what packing made of the text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,8 +138,7 @@ class PackedSequences:
         _, metadata = table.get_batch_with_custom_metadata(table.num_record_batches - 1)
         self.fingerprint = path.stem
         self.report = PackingReport.from_json(metadata[b"report"])
-        # Arrow keeps a list column as two flat arrays, all values and where each row starts among
-        # them. Views of these, a pair for each batch of the file, and no row is ever copied twice.
+        # Views, a pair for each batch of the file: no sequence is copied before it is collated.
         columns = [table.get_batch(i).column(0) for i in range(table.num_record_batches)]
         self._offsets = [column.offsets.to_numpy() for column in columns]
         self._values: list[Ids] = [column.values.to_numpy() for column in columns]
@@ -173,20 +149,17 @@ class PackedSequences:
         return int(self._first_rows[-1])
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Return how many tokens each row has, (N,)."""
+        """Return how many tokens each sequence has, (N,)."""
         return np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
 
     def take(self, indices: npt.NDArray[np.int64]) -> list[Ids]:
-        """Return rows by their index, each an array of at most T token ids.
-
-        Args:
-            indices: any of 0..N-1, in any order.
+        """Return sequences by their index, each an array of at most T token ids.
 
         Raises:
-            IndexError: one of them is none of these; numpy would take -1 for the last.
+            IndexError: an index is not in 0..N-1 (numpy would take -1 for the last).
         """
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"rows {indices.min()}..{indices.max()} of {len(self)}")
+            raise IndexError(f"sequences {indices.min()}..{indices.max()} of {len(self)}")
         batches = np.searchsorted(self._first_rows, indices, side="right") - 1
         return [
             self._values[batch][self._offsets[batch][place] : self._offsets[batch][place + 1]]

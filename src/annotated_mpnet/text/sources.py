@@ -1,20 +1,17 @@
-r"""Where the text comes from: whatever yields documents, and can say which ones it will yield.
+r"""Where documents come from: `DocumentSource`, and files on this machine.
 
-Packing wants two things of a source, and that is the protocol `DocumentSource`: its documents, in
-an order that never changes; and a *fingerprint*, a name for exactly these documents in this order.
-Rows that were packed are kept under a name that the fingerprint is part of, so that a second start
-need not read the text again; and a run that is resumed compares it, and sees that it is still the
-same text.
-
-Here are files on this machine. Others: `streams/hub.py`, datasets; `text/hold_out.py`, parts of other sources;
-`streams/eval_samples.py`, a few documents in memory. As only the protocol is asked for, they can be put one
-around the other: a downloaded dataset, without what stands in the validation file, without a
-hundredth of it.
+Packing needs two things of a source: its documents, in an order that never changes, and a
+*fingerprint*, a name for exactly these documents in this order. The fingerprint is part of the
+cache's key and of what a resumed run compares. Other sources are datasets (`streams/hub.py`), parts
+of sources (`text/hold_out.py`) and documents in memory (`streams/eval_samples.py`); they can wrap
+one another.
 
 **Directories** are searched at all depths, in the order of the paths. Hidden files and directories,
-files of other formats, and links to directories (which may lead in a circle) are passed over and
-counted. What has the name of a text but cannot be one is an error: a named pipe, which would wait
-for a writer for ever, or a link to nowhere.
+other formats, and links to directories are skipped and counted. A named pipe or a dangling link
+with the name of a text is an error.
+
+**Fingerprints** are of contents, not of names, sizes or dates. Renaming a file without changing the
+order keeps the fingerprint; changing one letter does not:
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,15 +31,7 @@ for a writer for ever, or a link to nowhere.
 True
 False
 
-The order is that of the letters, 10 before 2: what matters is that it is the same on each machine,
-which the order in which a file system lists its entries is not.
-
-**Fingerprints** are of contents, not of names, sizes or dates: a directory can be moved and copied,
-and an edit that leaves size and date alone is seen. Above, a new name that keeps the order is the
-same text, a letter of it another. A file that is read for packing is compared once more when its
-end is reached, so that rows never mix two states of a text.
-
-Next: `text/packing.py`.
+A file is hashed once more when its end is reached, so sequences never mix two states of a text.
 """
 
 import hashlib
@@ -78,21 +67,14 @@ __all__ = [
 
 
 class DocumentSource(Protocol):
-    """Documents in a fixed order.
-
-    They can be had more than once: to choose what is held out, and to pack what is not.
-    """
+    """Documents in a fixed order, which can be read more than once."""
 
     @property
     def fingerprint(self) -> str:
         """Name the documents: equal fingerprints mean equal documents in equal order."""
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents, and count what is met.
-
-        Args:
-            counts: is added to, while the documents are handed on. Sources around others correct
-                it: what one hands on, the next may leave out.
+        """Yield the documents and update the counts.
 
         Raises:
             DataError: the text cannot be read, or is not what the fingerprint says.
@@ -103,13 +85,10 @@ class DocumentSource(Protocol):
 class LocalFiles:
     """The documents of files, one file after the other.
 
-    Nothing is read before it is asked for: the hashes at the first look at the fingerprint, which
-    takes a second for 2 GB, the documents while they are handed on.
-
     Attributes:
         paths: the files, in this order.
         text_field: the column that holds the text, in files with columns.
-        skipped_files: what a search for the files passed over, to be counted.
+        skipped_files: found in the directory and skipped.
     """
 
     paths: Sequence[Path]
@@ -128,18 +107,13 @@ class LocalFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash contents, formats and order of the files, and which column is read.
-
-        Of plain text no column is read, so that --text-field does not make it another text. That a
-        file *has* columns does: the same bytes under the name `a.txt` are other documents than
-        under `a.jsonl`.
-        """
+        """Hash contents, formats and order of the files, and the column where there are columns."""
         columns = [has_columns(path) and self.text_field for path in self.paths]
         named = repr([*zip(self._digests, columns, strict=True)])
         return hashlib.sha256(named.encode()).hexdigest()
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents of all files, and count what is met.
+        """Yield the documents of all files and update the counts.
 
         Raises:
             DataError: a file cannot be read or parsed, has changed since it was fingerprinted, or
@@ -149,14 +123,10 @@ class LocalFiles:
         counts.skipped_files += self.skipped_files
         for path, digest in zip(self.paths, self._digests, strict=True):
             yield from read_documents(path, counts, self.text_field)
-            # Somebody may still be writing it, or `git checkout` another state of it. The rows
-            # would be kept under the name of a text that they are not made of.
             if _digest(path) != digest:
                 raise DataError(
                     f"{shown(path)} changed while it was read; start again when it is complete"
                 )
-        # Blank lines only, or empty files. Among others they are no matter; alone they are an empty
-        # training text, which is a mistake in a path more often than not.
         if counts.documents + counts.left_out == before:
             others = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
             raise DataError(
@@ -166,25 +136,21 @@ class LocalFiles:
 
     @cached_property
     def _digests(self) -> list[str]:
-        """The hash of each file, taken once: by it a change is noticed while the object lives."""
         return [_digest(path) for path in self.paths]
 
 
 def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list[Path]:
     """Return the files that a flag names, sorted by path.
 
-    A single file is taken as it is: who names it has said that it is text, whatever it is called.
-
     Args:
-        path: one file, whatever its ending, or a directory, searched recursively.
+        path: a directory, searched recursively, or a file, read as text whatever its extension.
         flag: the flag that named the path, for the message.
-        counts: what is passed over in a directory is added to its `skipped_files`.
+        counts: its `skipped_files` is updated.
 
     Raises:
         DataError: there is no such path, it cannot be searched, or it holds no text file.
     """
-    # Sorted as paths, not as strings: part by part, so that the files of a directory stay together
-    # ("a/b" before "a-c", although "-" comes before "/").
+    # Sorted as paths, not as strings, so the files of a directory stay together.
     if path.is_dir():
         files = sorted(_search(path, counts or Counts()))
         if not files:
@@ -193,7 +159,6 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
                 f"{', '.join(ENDINGS)}, at any depth"
             )
         return files
-    # A path that is not there and one that is a device are two mistakes, with two ways out.
     if not path.exists():
         raise DataError(
             f"{flag} {shown(path)} does not exist; expected a text file or a directory of them"
@@ -207,25 +172,12 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
 
 
 def fingerprint_files(paths: Sequence[Path]) -> str:
-    """Return a SHA-256 of the contents of files, in their order.
-
-    It is the hash of the files' hashes, not of their contents behind one another: a line that moves
-    from the end of one file to the beginning of the next makes another fingerprint.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
+    """Return a SHA-256 of the hashes of files, in their order."""
     return hashlib.sha256(" ".join(map(_digest, paths)).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content; it takes about a second for 2 GB.
-
-    In portions, whatever the size of the file: memory does not grow with it.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file's content; it takes about a second for 2 GB."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -234,14 +186,10 @@ def _digest(path: Path) -> str:
 
 
 def _search(directory: Path, counts: Counts) -> list[Path]:
-    """Return the text files at all depths of a directory, in no order; count what is passed over.
-
-    Raises:
-        DataError: a directory may not be entered, or what is called a text is no regular file.
-    """
+    """Return the text files at all depths of a directory, unsorted; count what is skipped."""
 
     def refuse(error: OSError) -> None:
-        # Left to itself, os.walk leaves out what it may not enter, and the run would miss text.
+        # By default os.walk silently skips what it may not enter.
         raise unreadable(directory, error) from error
 
     found: list[Path] = []
@@ -249,14 +197,13 @@ def _search(directory: Path, counts: Counts) -> list[Path]:
         entered = [name for name in directories if _is_entered(Path(parent, name))]
         texts = [Path(parent, name) for name in names if _is_text(name)]
         counts.skipped_files += len(directories) - len(entered) + len(names) - len(texts)
-        # os.walk enters what is left in this very list, hence the assignment into it.
+        # In place: os.walk enters what is left in this list.
         directories[:] = entered
         for path in texts:
-            # Behind links: a link to a file is the file, and linking texts together is usual.
             if not path.is_file():
                 raise DataError(
-                    f"{shown(path)} is called a text but is no regular file (a pipe, or a link to "
-                    "nowhere?); remove or rename it"
+                    f"{shown(path)} has the name of a text but is not a regular file (a pipe, or a "
+                    "dangling link?); remove or rename it"
                 )
         found.extend(texts)
     return found
