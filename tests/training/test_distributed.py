@@ -13,13 +13,13 @@ import torch
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
-from annotated_mpnet.mpnet.loop import Trainer
 from annotated_mpnet.mpnet.optimizer import build_optimizer, optimizer_tensors
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import explaining_memory
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.tracker import Tracker
-from annotated_mpnet.training.distributed import SharedNetwork, World, open_world, whole
+from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
+from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 
 CPU = torch.device("cpu")
@@ -69,10 +69,10 @@ def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
     gradients = {n: each.grad for n, each in trainer.model.named_parameters()}
     for name, gradient in gradients.items():
         assert gradient is not None
-        found[f"gradient.{name}"] = whole(gradient)
+        found[f"gradient.{name}"] = full_tensor(gradient)
     means = optimizer_tensors(trainer.optimizer, trainer.model)
-    found |= {name: whole(each) for name, each in means.items()}
-    found |= {name: whole(each) for name, each in trainer.model.state_dict().items()}
+    found |= {name: full_tensor(each) for name, each in means.items()}
+    found |= {name: full_tensor(each) for name, each in trainer.model.state_dict().items()}
     trainer.network.close()
     return {name: each.detach().clone() for name, each in found.items()}
 
@@ -84,24 +84,24 @@ def train_and_save(world: World, directory: Path, fsdp: bool) -> None:
 def load_again(world: World, directory: Path, fsdp: bool) -> None:
     """Put rank 0's weights into networks that were drawn differently."""
     trainer = trainer_of(world, fsdp=fsdp)
-    expected = {name: torch.full_like(each, 0.5) for name, each in whole_of(trainer).items()}
+    expected = {name: torch.full_like(each, 0.5) for name, each in full_tensors(trainer).items()}
     trainer.network.load(expected if world.is_first else {})
-    assert all(torch.equal(each, expected[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, expected[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
-def whole_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: whole(each) for name, each in trainer.model.state_dict().items()}
+def full_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: full_tensor(each) for name, each in trainer.model.state_dict().items()}
 
 
 def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
-    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     if world.rank == 1:
         next(trainer.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(DivergedError, match="gradient norm"):
         trainer.update(0, [batch(world.rank, 3)])
-    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, before[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
@@ -109,7 +109,7 @@ def diverge_on_rank_1_and_look_later(world: World, directory: Path, fsdp: bool) 
     trainer = trainer_of(world, fsdp=fsdp)
     trainer.look_later()
     trainer.update(0, [batch(world.rank, 3)])
-    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     for update in (1, 2):
         # The loss of one rank only, and only for an update; its gradient is as it should be.
         with pytest.MonkeyPatch.context() as patch:
@@ -118,21 +118,21 @@ def diverge_on_rank_1_and_look_later(world: World, directory: Path, fsdp: bool) 
             trainer.update(update, [batch(world.rank, 3)])
     with pytest.raises(DivergedError, match="the loss of update 2 is inf"):
         trainer.catch_up()
-    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, before[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
 def agree(world: World, directory: Path, fsdp: bool) -> None:
     assert world.gather(world.rank, 7) == [(0, 7), (1, 7)]
     assert world.sum(world.rank + 1) == [3]
-    assert world.first(lambda: f"said by {world.rank}") == "said by 0"
+    assert world.on_rank_0(lambda: f"said by {world.rank}") == "said by 0"
     assert world.gather_objects({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
 
 
 def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
     if world.rank == 1:
         raise ConfigError("rank 1 has another file")
-    world.first(lambda: None)
+    world.on_rank_0(lambda: None)
 
 
 def stumble_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
@@ -269,4 +269,4 @@ def test_alone_nothing_is_exchanged() -> None:
         assert world == World()
         assert world.gather(1, 2) == [(1, 2)]
         assert world.sum(3) == [3]
-        assert world.first(lambda: "x") == "x"
+        assert world.on_rank_0(lambda: "x") == "x"

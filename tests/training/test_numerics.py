@@ -41,7 +41,6 @@ from annotated_mpnet.checkpoints.manifest import verify_checkpoint
 from annotated_mpnet.errors import CheckpointError, DivergedError
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
-from annotated_mpnet.mpnet.loop import Trainer
 from annotated_mpnet.mpnet.optimizer import (
     build_optimizer,
     learning_rate,
@@ -55,6 +54,7 @@ from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.tokenizer import load_tokenizer
 from annotated_mpnet.training.distributed import World
+from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 

@@ -62,14 +62,19 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.checkpoint import Checkpoint, StreamParts, save_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import (
+    Checkpoint,
+    StreamParts,
+    TrainState,
+    save_checkpoint,
+)
 from annotated_mpnet.checkpoints.retention import prune
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.mpnet.loop import Progress, Trainer
 from annotated_mpnet.mpnet.optimizer import optimizer_tensors
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
-from annotated_mpnet.training.distributed import World, whole
+from annotated_mpnet.training.distributed import World, full_tensor
+from annotated_mpnet.training.trainer import Trainer
 
 T = TypeVar("T")
 
@@ -130,29 +135,30 @@ class Saver:
         finally:
             self._writer.close()
 
-    def save(self, name: str, progress: Progress) -> None:
+    def save(self, name: str, state: TrainState, stream: StreamState | None) -> None:
         """Copy what a checkpoint is made of, and have it written.
 
         All ranks come here, in the same update, because each has its share of a tensor.
 
         Args:
             name: `checkpoint2500`, or `best_checkpoint`.
-            progress: of this rank; the streams differ.
+            state: of the run.
+            stream: of this rank.
 
         Raises:
             WriteError: a former checkpoint could not be written.
         """
         # Between two updates nothing moves: a second name for the same one needs no second copy.
-        if self._copied != progress.state.update:
+        if self._copied != state.update:
             # The memory that is copied into is being written from. Only rank 0 waits here, and the
             # others for it where they meet next.
             self._say(self._writer.over(wait=True))
-            self._copy(progress)
+            self._copy(state.update, stream)
         if self._directory is None:
             return
         checkpoint = Checkpoint(
             run_id=self._directory.run_id,
-            state=progress.state,
+            state=state,
             stream=stream_parts(self._streams),
             model_config=self._trainer.model.config,
             model_tensors=self._network.tensors,
@@ -176,15 +182,15 @@ class Saver:
         Raises:
             WriteError: as `check`.
         """
-        self._trainer.world.first(lambda: self._say(self._writer.over(wait=True)))
+        self._trainer.world.on_rank_0(lambda: self._say(self._writer.over(wait=True)))
 
-    def _copy(self, progress: Progress) -> None:
+    def _copy(self, update: int, stream: StreamState | None) -> None:
         """Copy tensors and streams, put together from those of all ranks."""
         trainer, world = self._trainer, self._trainer.world
-        self._copied = progress.state.update
+        self._copied = update
         if trainer.config.run.save_optimizer_state:
             self._means.take(optimizer_tensors(trainer.optimizer, trainer.model), world)
-        streams = world.gather_objects(progress.stream)
+        streams = world.gather_objects(stream)
         self._network.take(trainer.model.state_dict(), world)
         self._streams = [each for each in streams if each is not None]
         if self._streams:
@@ -310,7 +316,7 @@ class Copy:
         """
         on_gpu = False
         for name, tensor in tensors.items():
-            complete = whole(tensor)
+            complete = full_tensor(tensor)
             if not world.is_first:
                 continue
             on_gpu = complete.device.type == "cuda"

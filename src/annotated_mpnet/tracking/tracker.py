@@ -283,34 +283,3 @@ class Tracker:
         # A path may hold bytes that are no text in any encoding; they are written as escapes.
         line = f"{moment} {text}\n".encode(errors="backslashreplace")
         self._try(LOG, file.write, line)
-
-
-class Stopwatch:
-    """Measures the time spent in training itself, and the part of it spent waiting for data.
-
-    A GPU works through what it was told while the clock goes on, so that the time of a single
-    update means little. But before a line is logged, or anything else is done, the loop waits until
-    the GPU is through, and so their sum is right.
-
-    Attributes:
-        training: seconds within updates, the waiting included; evaluations, checkpoints and logging
-            are outside.
-        waiting: seconds from the beginning of an update until its batches were there.
-    """
-
-    def __init__(self) -> None:
-        self.training = 0.0
-        self.waiting = 0.0
-        self._started = time.perf_counter()
-
-    def start(self) -> None:
-        """Begin an update."""
-        self._started = time.perf_counter()
-
-    def data_arrived(self) -> None:
-        """Note that the batches of the update are there."""
-        self.waiting += time.perf_counter() - self._started
-
-    def stop(self) -> None:
-        """End an update."""
-        self.training += time.perf_counter() - self._started
