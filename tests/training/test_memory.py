@@ -37,12 +37,12 @@ def test_the_line_says_what_was_seen_and_what_to_try_in_order() -> None:
     assert is_out_of_memory(CUDA)
     line = str(out_of_memory(settings(MachineConfig()), CPU))
     assert "\n" not in line
-    assert "micro-batches of 16 rows of 512 tokens" in line
+    assert "micro-batches of 16 sequences of 512 tokens" in line
     assert "GiB" in line
     tries = ["--batch-size 8 --update-freq 16", "--precision bf16", "--gradient-checkpointing"]
     places = [line.index(each) for each in tries]
     assert places == sorted(places)
-    assert "the same 128 rows per update" in line
+    assert "the same 128 sequences per update" in line
     assert "--fsdp" not in line
 
 
@@ -58,7 +58,7 @@ def test_what_is_on_already_is_not_advised() -> None:
 def test_several_processes_may_share_the_network() -> None:
     line = str(out_of_memory(settings(MachineConfig()), CPU, world_size=4))
     assert "--fsdp" in line
-    assert "the same 512 rows per update" in line
+    assert "the same 512 sequences per update" in line
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16, 35, 127])
