@@ -33,7 +33,7 @@ of an update are fetched together. (HF: the Trainer passes the token count to th
 nothing. So a run that was interrupted, or evaluated more often, ends in the same bits, on the same
 machine with the same number of threads (other kernels add up in another order).
 
-Next: `mpnet/optimizer.py`.
+This is the last chapter of the book. Around it: `runs/hooks.py`.
 
     B batch   P predicted tokens   V vocabulary
 """
