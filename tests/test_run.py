@@ -324,7 +324,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     assert tree(tmp_path / "run") == before
 
 
-def test_an_evaluation_that_is_no_number_is_not_the_best(
+def test_a_nan_evaluation_is_not_the_best(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluations = iter([Evaluation(math.nan, 0.0), Evaluation(9.0, 0.1)])

@@ -8,30 +8,28 @@
         set the learning rate of u, take a step of AdamW
         now and then: log, evaluate, save
 
-`update` is the inner part, `train` the outer one, and `evaluate` measures the loss on held-out
-text. Where batches come from and where checkpoints go is not the loop's business (`Hooks`).
+`update` is the inner part, `train` the outer one; `evaluate` measures the loss on held-out text.
 
 **How large is an update?** Paper, section 3.1: 8192 sequences of 512 tokens, of which 15 % are
 predicted. No device holds that, so an update is cut into micro-batches, and their gradients are
-added up before a single step. A GPU that holds 32 sequences needs 256 micro-batches, eight such
-GPUs need 32 each. In both cases N, the number of predicted tokens in the update, is about
+added up before a single step. In micro-batches of 32 that is 256 of them on one GPU, or 32 on each
+of eight. Either way N, the number of predicted tokens in the update, is about
 
 >>> import numpy as np
 >>> from annotated_mpnet.mpnet.masking import count_predicted
 >>> 8192 * int(count_predicted(np.array(512 - 2), pred_prob=0.15))  # <s> and </s> are not predicted
 622592
 
-**What is the loss divided by?** By N, not by the predicted tokens of each micro-batch. Take two
-micro-batches: in one, 90 tokens lose 5 nats each, in the other 10 tokens lose 2. Their mean loss is
+**What is the loss divided by?** By N, not by the predicted tokens of each micro-batch. Take one
+with 90 tokens that lose 5 nats each, and one with 10 that lose 2. Their mean loss is
 (90 * 5 + 10 * 2) / 100 = 4.7. The mean of the two means is 3.5, and gives each of the ten tokens
 nine times the weight of one of the ninety. Divided by N, the gradient without dropout is that of
-one large batch, however it was cut. N is known before the first backward pass, because the batches
-of an update are fetched together. (HF: the Trainer passes the token count to the model, but
-`MPNetForMaskedLM` ignores it, so the gradient is the *sum* of the micro-batches' means.)
+one large batch, however it was cut. (HF: the Trainer passes the token count to the model, but
+`MPNetForMaskedLM` ignores it: the gradient is the *sum* of the micro-batches' means.)
 
 **Why is a resume exact?** Everything random is a function of u and m, and an evaluation draws
-nothing. So a run that was interrupted, or evaluated more often, ends in the same bits, on the same
-machine with the same number of threads (other kernels add up in another order).
+nothing. So a run that was interrupted, or evaluated more often, ends in the same bits on the same
+machine with the same number of threads.
 
 This is the last chapter of the book. Around it: `runs/hooks.py`.
 

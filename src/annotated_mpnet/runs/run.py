@@ -443,8 +443,8 @@ def _directory(config: PretrainingConfig, world: World) -> Iterator[RunDirectory
     """Open the run's directory on rank 0, before any other rank goes on.
 
     Entering can fail (the directory is taken, or locked), and then nobody may begin. So the others
-    wait for a word of rank 0, which it can say only from inside: both lines `world.on_rank_0` below are
-    the two sides of one exchange.
+    wait for a word of rank 0, which it can say only from inside: both lines `world.on_rank_0` below
+    are the two sides of one exchange.
     """
     if not world.is_first:
         world.on_rank_0(lambda: None)
