@@ -121,10 +121,10 @@ WITHIN = [
     Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 2, done=4),
     Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 1, done=4),
     Phase("pruning", f"{HERE}.checkpoints.saving.prune", 1, done=4),
-    # That best one is waited for after update 6, where it has been asked already whether to stop.
+    # The best one is waited for after update 6, which has already asked whether to stop.
     Phase("saving the best", f"{HERE}.checkpoints.checkpoint.save_file", 4, done=4, at_most=7),
 ]
-BEHIND = [
+AFTER = [
     Phase("testing", f"{HERE}.training.trainer.Trainer.evaluate", 3, done=8),
     Phase("exporting", f"{HERE}.conversion.export.compare_logits", 1, done=8),
     Phase("reporting", f"{HERE}.runs.run.write_report", 1, done=8),
@@ -154,20 +154,20 @@ def pretrain(config: PretrainingConfig) -> int:
 
 
 def decided(checkpoint: Path) -> dict[str, bytes]:
-    """Return what a checkpoint holds that a run decides: all but the date in its manifest."""
+    """Return the files of a checkpoint, except the manifest with its date."""
     return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a run that nothing came in the way of."""
+    """Return the directory of a run without a signal."""
     config = config_of(text, tmp_path_factory.mktemp("uninterrupted") / "run")
     run(config)
     return config.run.checkpoint_dir
 
 
 def assert_same_end(directory: Path, uninterrupted: Path) -> None:
-    """Assert that a run has ended in the same bytes, its best model included."""
+    """Assert that a run ended in the same bytes, its best model included."""
     for name in ("checkpoint8", "best_checkpoint"):
         assert decided(directory / name) == decided(uninterrupted / name), name
     left = {path.name for path in directory.iterdir()}
@@ -225,11 +225,11 @@ def test_signal_before_the_first_update_stops_at_once_and_nothing_is_written(
     assert said.err.splitlines()[-1] == f"pretrain-mpnet: stopped by {number.name}"
     assert "Traceback" not in said.err
     assert not (tmp_path / "run").exists()
-    # In the cache there may be rows by now, but none that are half made.
+    # The cache may hold sequences by now, but no partial file.
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".partial"] == []
 
 
-def test_signal_between_the_first_file_and_the_first_update_leaves_what_is_in_nobodys_way(
+def test_a_run_can_start_again_after_a_signal_before_the_first_update(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
     config = config_of(text, tmp_path / "run")
@@ -259,7 +259,9 @@ def test_signal_within_the_loop_saves_the_last_update_that_was_done(
     with monkeypatch.context() as patch:
         signal_at(phase, patch, number)
         assert pretrain(config) == 128 + number
-    (said,) = re.findall(r"saved after update (\d+); --resume goes on", capsys.readouterr().out)
+    (said,) = re.findall(
+        r"saved after update (\d+); continue with --resume", capsys.readouterr().out
+    )
     done = int(said)
     assert phase.done <= done <= (phase.at_most or phase.done)
     assert load_checkpoint(tmp_path / "run" / f"checkpoint{done}").state.update == done
@@ -277,8 +279,8 @@ def test_signal_in_the_last_update_finds_the_run_finished(
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("phase", BEHIND, ids=names(BEHIND))
-def test_signal_behind_the_loop_costs_nothing_that_was_trained(
+@pytest.mark.parametrize("phase", AFTER, ids=names(AFTER))
+def test_signal_after_the_loop_loses_nothing_that_was_trained(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,13 +302,13 @@ def test_signal_behind_the_loop_costs_nothing_that_was_trained(
 # fault 51
 
 
-def test_more_signals_while_saving_neither_spoil_the_checkpoint_nor_change_the_code(
+def test_more_signals_while_saving_change_neither_the_checkpoint_nor_the_exit_code(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
     config = config_of(text, tmp_path / "run")
     with monkeypatch.context() as patch:
         signal_at(Phase("before the step", STEP, 5), patch, TERM)
-        # After those of checkpoint3 and of the best one after update 4, these are the stop's own.
+        # After the files of checkpoint3 and of the best one after update 4, these are the stop's.
         signal_at(Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 6), patch, INT, INT)
         signal_at(Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 3), patch, TERM)
         assert pretrain(config) == 143
@@ -425,8 +427,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_up(
     text: TinyText, tmp_path: Path
 ) -> None:
-    # Ten seconds of updates, unless it is stopped; and a constant rate, so that it may also end
-    # earlier and be the same run.
+    # Ten seconds of updates unless stopped, at a constant rate: ending earlier is the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
         total_updates=200,
@@ -461,7 +462,7 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     process.stderr.close()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("nobody reads the output any more") == 1
-    assert "--resume goes on there" in log
+    assert "; continue with --resume" in log
     (last, *_) = newest_first(tmp_path / "run")
     end = load_checkpoint(last).state.update + 2
     run(changed(config, total_updates=end, resume=True))

@@ -167,7 +167,7 @@ class Session:
                 if progress.update < self.config.optimization.total_updates:
                     saver.finish()
                     self.tracker.say(
-                        f"saved after update {progress.update}; --resume goes on there"
+                        f"saved after update {progress.update}; continue with --resume"
                     )
                     raise Stopped(hooks.stopped_by or 0)
             saver.finish()

@@ -14,14 +14,6 @@ from annotated_mpnet.errors import DivergedError
 from annotated_mpnet.fast.compilation import uncompiled
 from annotated_mpnet.mpnet import loop
 from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.mpnet.loop import (
-    Evaluation,
-    Hooks,
-    NonFiniteError,
-    Progress,
-    Setup,
-    UpdateResult,
-)
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.distributed import SharedNetwork
 
@@ -84,7 +76,7 @@ class DeferredCheck:
         """Wait for the device, and check the updates since the last look."""
         unread, self._unread = self._unread, []
         if unread:
-            # Stacked, to wait once for all of them.
+            # Stacked: two copies from the device in all, not two per update.
             losses = torch.stack([loss for _, loss, _ in unread]).cpu()
             norms = torch.stack([norm for _, _, norm in unread]).cpu()
             for (number, _, _), loss, norm in zip(unread, losses, norms, strict=True):
@@ -118,7 +110,7 @@ class Trainer:
         self.bf16 = bf16
         self.tracker = tracker
         device = network.device
-        self._setup = Setup(
+        self._setup = loop.Setup(
             network,
             optimizer,
             config.optimization,
@@ -146,7 +138,7 @@ class Trainer:
             with self._explaining_divergence():
                 self._deferred.look()
 
-    def update(self, number: int, micro_batches: list[Batch]) -> UpdateResult:
+    def update(self, number: int, micro_batches: list[Batch]) -> loop.UpdateResult:
         """Make an update, the first of which has number 0.
 
         Raises:
@@ -156,13 +148,13 @@ class Trainer:
             return loop.update(self._setup, number, micro_batches)
 
     def train(
-        self, progress: Progress, updates: Iterator[tuple[list[Batch], Any]], hooks: Hooks
-    ) -> Progress:
+        self, progress: loop.Progress, updates: Iterator[tuple[list[Batch], Any]], hooks: loop.Hooks
+    ) -> loop.Progress:
         """Run the loop; see `mpnet/loop.py`. Raises as `update` does."""
         with self._explaining_divergence():
             return loop.train(self._setup, progress, updates, hooks)
 
-    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, batches: Iterable[Batch]) -> loop.Evaluation:
         """Measure the loss over this rank's batches. With --fsdp all ranks need equally many."""
         with uncompiled():
             return loop.evaluate(self._setup, batches)
@@ -171,7 +163,7 @@ class Trainer:
     def _explaining_divergence(self) -> Iterator[None]:
         try:
             yield
-        except NonFiniteError as error:
+        except loop.NonFiniteError as error:
             # Its frames hold the graph and, through it, DDP; see `SharedNetwork.close`.
             traceback.clear_frames(error.__traceback__)
             raise DivergedError(
