@@ -296,7 +296,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, and how: all that an update depends on beside its number and its batches."""
+    """What is trained, and how: all that an update depends on beside its number and its batches.
+
+    Attributes:
+        autocast: the context of the forward pass, such as `torch.autocast` in bfloat16.
+        check_finite: called between the gradient and the step.
+    """
 
     network: Network
     optimizer: Optimizer

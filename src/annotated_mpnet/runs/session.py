@@ -149,7 +149,7 @@ class Session:
             Stopped: a signal asked for it; after a checkpoint.
             WriteError: a checkpoint could not be written.
         """
-        valid = self.text.valid
+        total, valid = self.config.optimization.total_updates, self.text.valid
         validation = None if valid is None else partial(self._evaluation_batches, valid)
         with Saver(self.trainer, self.directory, self._save_tokenizer) as saver:
             hooks = RunHooks(
@@ -164,12 +164,12 @@ class Session:
             # from here on.
             with closing(self._updates_ahead()) as ahead, listening(hooks.request):
                 progress = self.trainer.train(self._start, hooks.updates(ahead), hooks)
-                if progress.update < self.config.optimization.total_updates:
+                if hooks.stopped_by is not None and progress.update < total:
                     saver.finish()
                     self.tracker.say(
                         f"saved after update {progress.update}; continue with --resume"
                     )
-                    raise Stopped(hooks.stopped_by or 0)
+                    raise Stopped(hooks.stopped_by)
             saver.finish()
         self._stream_counts = saver.stream_counts
         return state_of(progress, self._identity)
