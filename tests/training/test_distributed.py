@@ -35,7 +35,7 @@ NETWORK = ModelConfig(
     activation_dropout=0.0,
 )
 PREDICTED = (1, 12, 3, 2)
-"""Predicted tokens of a row, in each of the four micro-batches of an update: very unequal."""
+"""Predicted tokens of a sequence, in each of the four micro-batches of an update: very unequal."""
 
 
 def batch(number: int, num_predicted: int) -> Batch:
@@ -50,7 +50,7 @@ def batch(number: int, num_predicted: int) -> Batch:
 def trainer_of(world: World, *, fsdp: bool) -> Trainer:
     torch.manual_seed(0)
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
-    # Without clipping, so that what is compared is the gradient itself.
+    # Without clipping, to compare the gradients themselves.
     optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
     config = PretrainingConfig(optimization=optimization)
     optimizer = build_optimizer(network.model, optimization, CPU)
@@ -105,13 +105,13 @@ def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer.network.close()
 
 
-def diverge_on_rank_1_and_look_later(world: World, directory: Path, fsdp: bool) -> None:
+def diverge_on_rank_1_with_the_deferred_check(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
     trainer.look_later()
     trainer.update(0, [batch(world.rank, 3)])
     before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     for update in (1, 2):
-        # The loss of one rank only, and only for an update; its gradient is as it should be.
+        # Only the loss, of one rank and in one update; the gradient is good.
         with pytest.MonkeyPatch.context() as patch:
             if (world.rank, update) == (1, 1):
                 patch.setattr(torch.Tensor, "detach", lambda self: self * float("inf"))
@@ -135,7 +135,7 @@ def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
     world.on_rank_0(lambda: None)
 
 
-def stumble_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
+def hit_a_bug_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
     with closing(trainer.network):
         if world.rank == 1:
@@ -211,17 +211,17 @@ def test_weights_of_rank_0_reach_all(tmp_path: Path, fsdp: bool) -> None:
 
 
 # fault 64
-def test_a_gradient_that_is_no_number_on_one_rank_stops_all_before_the_update(
+def test_a_nan_gradient_on_one_rank_stops_all_before_the_update(
     tmp_path: Path,
 ) -> None:
     on_two_ranks(diverge_on_rank_1, tmp_path)
 
 
 # fault 64
-def test_a_loss_that_is_no_number_on_one_rank_stops_all_where_nobody_looks_at_once(
+def test_an_infinite_loss_on_one_rank_stops_all_with_the_deferred_check(
     tmp_path: Path,
 ) -> None:
-    on_two_ranks(diverge_on_rank_1_and_look_later, tmp_path)
+    on_two_ranks(diverge_on_rank_1_with_the_deferred_check, tmp_path)
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_ranks_agree(tmp_path: Path) -> None:
 
 
 # fault 57
-def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path: Path) -> None:
+def test_only_the_first_rank_to_fail_reports_and_all_exit_with_its_code(tmp_path: Path) -> None:
     on_two_ranks(fail_one_after_the_other, tmp_path)
     assert (tmp_path / "error1").read_text() == "ConfigError 2 rank 1 has another file"
     assert (
@@ -239,13 +239,13 @@ def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path:
 
 # fault 57
 def test_a_bug_on_one_rank_keeps_its_traceback_and_the_other_does_not_wait(tmp_path: Path) -> None:
-    on_two_ranks(stumble_on_rank_1, tmp_path, codes=(0, 1))
+    on_two_ranks(hit_a_bug_on_rank_1, tmp_path, codes=(0, 1))
     assert "KeyError: 'a bug of ours'" in (tmp_path / "failed1").read_text()
     assert (tmp_path / "error0").read_text().startswith("ProcessLostError 1 rank 0 of 2 lost")
 
 
 # fault 57
-def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
     on_two_ranks(run_out_of_memory_on_rank_1, tmp_path)
     said = (tmp_path / "error1").read_text()
     assert said.startswith("OutOfMemoryError 7 out of memory on cpu")
@@ -255,11 +255,11 @@ def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_pat
 
 
 # fault 63
-def test_a_rank_that_finds_nobody_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_finds_no_other_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     for name, value in environment(1, 2, store).items():
         monkeypatch.setenv(name, value)
-    del store  # and with it, whoever would listen there
+    del store  # so that nothing listens there
     with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
         pass
 
