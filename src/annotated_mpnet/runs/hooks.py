@@ -25,7 +25,7 @@ from annotated_mpnet.training.metrics import MetricsWindow
 from annotated_mpnet.training.trainer import Trainer
 
 
-@dataclass(kw_only=True)
+@dataclass
 class RunHooks(Hooks):
     """The hooks of one call of the loop.
 

@@ -153,12 +153,7 @@ class Session:
         validation = None if valid is None else partial(self._evaluation_batches, valid)
         with Saver(self.trainer, self.directory, self._save_tokenizer) as saver:
             hooks = RunHooks(
-                trainer=self.trainer,
-                tracker=self.tracker,
-                saver=saver,
-                start=self._start,
-                identity=self._identity,
-                validation=validation,
+                self.trainer, self.tracker, saver, self._start, self._identity, validation
             )
             # Closed after an error too, or the thread would go on reading. Signals are only noted
             # from here on.
