@@ -40,13 +40,13 @@ from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
-from annotated_mpnet.mpnet.loop import Progress, Trainer
 from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.preparation import choose_attention
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World
+from annotated_mpnet.training.trainer import Trainer
 from common import SHAPES, machine, make_batch, model_config, write_json
 
 CONVENTION = (
@@ -123,7 +123,7 @@ class Bench:
     def save(self) -> None:
         """Begin a checkpoint of where it stands; returns when the copy is made."""
         state = replace(START, update=self.update)
-        self.saver.save(checkpoint_name(self.update), Progress(state))
+        self.saver.save(checkpoint_name(self.update), state, None)
 
     def stretch(self, kind: str, number: int) -> float:
         """Return the seconds of so many updates, with a checkpoint of a kind."""

@@ -26,17 +26,18 @@ from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
-from annotated_mpnet.mpnet.loop import PREFETCHED_UPDATES, Trainer
 from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
 from annotated_mpnet.mpnet.pretraining import cross_entropy_sum
 from annotated_mpnet.runs.initial_weights import build_model
 from annotated_mpnet.runs.preparation import choose_attention
+from annotated_mpnet.runs.session import PREFETCHED_UPDATES
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.tracker import Tracker, nats_to_bits
 from annotated_mpnet.training.distributed import SharedNetwork, World
 from annotated_mpnet.training.loader import BatchLoader, evaluation_batches, prefetch
+from annotated_mpnet.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 WARMUP_SHARE = 0.05

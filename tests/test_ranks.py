@@ -30,7 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
-    """One micro-batch of 4 rows on each of two ranks, where one process has two."""
+    """One micro-batch of 4 sequences on each of two ranks, where one process has two."""
     return changed(
         tiny_config(text, directory), update_freq=1, checkpoint_interval=4, export_hf=False
     )
@@ -84,7 +84,7 @@ def test_two_ranks_train_as_one_process_and_write_what_it_writes(
 @pytest.mark.parametrize(
     "machine",
     [{"fsdp": False}, {"fsdp": True, "gradient_checkpointing": True, "precision": "bf16"}],
-    ids=["ddp", "fsdp, recomputed, in bfloat16"],
+    ids=["ddp", "fsdp, checkpointed, in bfloat16"],
 )
 def test_two_ranks_resume_byte_for_byte(
     text: TinyText, tmp_path: Path, machine: dict[str, object]
@@ -100,10 +100,10 @@ def test_two_ranks_resume_byte_for_byte(
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
-def test_layers_that_are_computed_twice_change_no_byte_on_two_ranks(
+def test_gradient_checkpointing_changes_no_byte_on_two_ranks(
     text: TinyText, tmp_path: Path, fsdp: bool
 ) -> None:
-    # With dropout, and two micro-batches, of which the first exchanges nothing.
+    # With dropout, and two micro-batches, of which only the last is synchronised.
     config = changed(config_of(text, tmp_path / "once"), fsdp=fsdp, update_freq=2, total_updates=4)
     run_ranks(config)
     twice = {"checkpoint_dir": tmp_path / "twice", "gradient_checkpointing": True}
@@ -120,7 +120,7 @@ def test_a_run_moves_from_two_ranks_to_one_and_back(text: TinyText, tmp_path: Pa
     (tmp_path / "run" / "checkpoint8").rename(expected)
     run(on_one(changed(config, resume_checkpoint=tmp_path / "run" / "checkpoint4")))
     assert_close(tmp_path / "run" / "checkpoint8", expected)
-    # And to shares, by way of a checkpoint that one process wrote.
+    # And to shards, from a checkpoint that one process wrote.
     run(on_one(changed(config, checkpoint_dir=tmp_path / "alone")))
     shutil.rmtree(tmp_path / "alone" / "checkpoint8")
     elsewhere = changed(config, checkpoint_dir=tmp_path / "alone", fsdp=True)
@@ -129,7 +129,9 @@ def test_a_run_moves_from_two_ranks_to_one_and_back(text: TinyText, tmp_path: Pa
 
 
 # fault 61
-def test_another_global_batch_is_refused_once_and_by_all(text: TinyText, tmp_path: Path) -> None:
+def test_another_global_batch_is_refused_by_all_ranks_and_explained_once(
+    text: TinyText, tmp_path: Path
+) -> None:
     config = config_of(text, tmp_path / "run")
     run_ranks(changed(config, total_updates=4))
     wrong = changed(config, update_freq=2, resume=True)
@@ -183,19 +185,19 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
         said, complained = process.communicate(timeout=60)
     finally:
         process.kill()
-    # torchrun says in its own words that it was stopped, and ends with 1; README.md says so.
+    # torchrun prints its own message and exits with 1, as README.md says.
     assert process.returncode == 1
     assert complained.count(f"pretrain-mpnet: stopped by {number.name}\n") == 1
     (saved,) = (tmp_path / "run").glob("checkpoint*")
     update = load_checkpoint(saved).state.update
-    assert f"saved after update {update}; --resume goes on there" in said
+    assert f"saved after update {update}; continue with --resume" in said
 
 
 # fault 55
-def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(
+def test_a_run_with_a_killed_rank_ends_and_resumes_as_the_same_run(
     text: TinyText, tmp_path: Path
 ) -> None:
-    # At a constant rate, so that the run may end earlier than it was meant to and be the same run.
+    # At a constant rate, so a run that ends earlier is the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
         total_updates=2000,
@@ -221,7 +223,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Within the block, processes are started that cannot write a larger file."""
+    """Within the block, new processes cannot write larger files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -237,7 +239,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
     config = changed(config_of(text, tmp_path / "run"), total_updates=2000, valid_file=None)
     run_ranks(changed(config, total_updates=4, checkpoint_dir=tmp_path / "first"))
     sizes = [(tmp_path / "first" / "checkpoint4" / name).stat().st_size for name in TENSORS]
-    # The network can be written, and AdamW's means, twice as large, cannot.
+    # The network can be written, but AdamW's means, twice as large, cannot.
     with largest_file(sum(sizes) // 2):
         started = Started(config)
     endings = started.endings()

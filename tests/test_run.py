@@ -20,13 +20,14 @@ from annotated_mpnet.errors import (
     DivergedError,
     OutOfMemoryError,
 )
-from annotated_mpnet.mpnet.loop import Evaluation, Trainer
+from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import plateau
 from annotated_mpnet.training.throughput import training_flops
+from annotated_mpnet.training.trainer import Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -100,7 +101,7 @@ def test_mfu_is_the_share_of_the_peak_that_the_work_of_full_rows_takes(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A CPU has no peak that is known; so here is one.
-    monkeypatch.setattr("annotated_mpnet.mpnet.loop.peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr("annotated_mpnet.training.metrics.peak_flops", lambda *_: 1e12)
     config = changed(tiny_config(text, tmp_path / "run"), total_updates=2, export_hf=False)
     run(config)
     line, *_ = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -323,7 +324,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     assert tree(tmp_path / "run") == before
 
 
-def test_an_evaluation_that_is_no_number_is_not_the_best(
+def test_a_nan_evaluation_is_not_the_best(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluations = iter([Evaluation(math.nan, 0.0), Evaluation(9.0, 0.1)])

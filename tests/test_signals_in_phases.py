@@ -96,38 +96,38 @@ class Phase:
 HERE = "annotated_mpnet"
 
 BEFORE = [
-    Phase("loading the tokenizer", f"{HERE}.data.texts.load_tokenizer"),
-    Phase("reading the text", f"{HERE}.data.packing.write_text"),
-    Phase("tokenising", f"{HERE}.data.packing.tokenise"),
-    Phase("packing", f"{HERE}.data.packing.SequenceWriter.write"),
-    Phase("making the network", f"{HERE}.run.build_model"),
-    Phase("making the optimizer", f"{HERE}.run.build_optimizer"),
+    Phase("loading the tokenizer", f"{HERE}.runs.texts.load_tokenizer"),
+    Phase("reading the text", f"{HERE}.text.packing.write_text"),
+    Phase("tokenising", f"{HERE}.text.packing.tokenise"),
+    Phase("packing", f"{HERE}.text.packing.SequenceWriter.write"),
+    Phase("making the network", f"{HERE}.runs.run.build_model"),
+    Phase("making the optimizer", f"{HERE}.runs.run.build_optimizer"),
 ]
-STEP = f"{HERE}.training.trainer.set_learning_rate"
+STEP = f"{HERE}.mpnet.loop.set_learning_rate"
 """What is called between the gradient of an update and the optimizer's step."""
 
 WITHIN = [
-    Phase("waiting for the first batch", f"{HERE}.training.trainer._fetch", 1, done=1),
-    Phase("making the first batch", f"{HERE}.data.loader.BatchLoader.batch", 1, done=1),
-    Phase("forward", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 9, done=5),
+    Phase("waiting for the first batch", f"{HERE}.runs.hooks._next", 1, done=1),
+    Phase("making the first batch", f"{HERE}.training.loader.BatchLoader.batch", 1, done=1),
+    Phase("forward", f"{HERE}.mpnet.pretraining.MPNetForPretraining.loss_sum", 9, done=5),
     Phase("backward", "torch.Tensor.backward", 9, done=5),
-    Phase("accumulating", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 10, done=5),
+    Phase("accumulating", f"{HERE}.mpnet.pretraining.MPNetForPretraining.loss_sum", 10, done=5),
     Phase("before the step", STEP, 5, done=5),
-    Phase("behind the step", f"{HERE}.training.trainer._advance", 5, done=5),
-    Phase("logging", f"{HERE}.training.tracking.Tracker.log", 4, done=6),
-    Phase("evaluating", f"{HERE}.training.trainer.cross_entropy_sum", 2, done=4),
+    Phase("after the step", f"{HERE}.runs.hooks.RunHooks.updated", 5, done=5),
+    Phase("logging", f"{HERE}.tracking.tracker.Tracker.log", 4, done=6),
+    Phase("evaluating", f"{HERE}.mpnet.loop.cross_entropy_sum", 2, done=4),
     # A checkpoint is written in a thread, which the loop waits for when it saves again: that of
     # update 3 when it has found the best one after update 4, and stops there.
-    Phase("saving", f"{HERE}.training.checkpoint.save_file", 2, done=4),
-    Phase("publishing", f"{HERE}.training.checkpoint._publish", 1, done=4),
-    Phase("pruning", f"{HERE}.training.saving.prune", 1, done=4),
-    # That best one is waited for after update 6, where it has been asked already whether to stop.
-    Phase("saving the best", f"{HERE}.training.checkpoint.save_file", 4, done=4, at_most=7),
+    Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 2, done=4),
+    Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 1, done=4),
+    Phase("pruning", f"{HERE}.checkpoints.saving.prune", 1, done=4),
+    # The best one is waited for after update 6, which has already asked whether to stop.
+    Phase("saving the best", f"{HERE}.checkpoints.checkpoint.save_file", 4, done=4, at_most=7),
 ]
-BEHIND = [
+AFTER = [
     Phase("testing", f"{HERE}.training.trainer.Trainer.evaluate", 3, done=8),
     Phase("exporting", f"{HERE}.conversion.export.compare_logits", 1, done=8),
-    Phase("reporting", f"{HERE}.run.write_report", 1, done=8),
+    Phase("reporting", f"{HERE}.runs.run.write_report", 1, done=8),
 ]
 
 
@@ -154,20 +154,20 @@ def pretrain(config: PretrainingConfig) -> int:
 
 
 def decided(checkpoint: Path) -> dict[str, bytes]:
-    """Return what a checkpoint holds that a run decides: all but the date in its manifest."""
+    """Return the files of a checkpoint, except the manifest with its date."""
     return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a run that nothing came in the way of."""
+    """Return the directory of a run without a signal."""
     config = config_of(text, tmp_path_factory.mktemp("uninterrupted") / "run")
     run(config)
     return config.run.checkpoint_dir
 
 
 def assert_same_end(directory: Path, uninterrupted: Path) -> None:
-    """Assert that a run has ended in the same bytes, its best model included."""
+    """Assert that a run ended in the same bytes, its best model included."""
     for name in ("checkpoint8", "best_checkpoint"):
         assert decided(directory / name) == decided(uninterrupted / name), name
     left = {path.name for path in directory.iterdir()}
@@ -225,16 +225,16 @@ def test_signal_before_the_first_update_stops_at_once_and_nothing_is_written(
     assert said.err.splitlines()[-1] == f"pretrain-mpnet: stopped by {number.name}"
     assert "Traceback" not in said.err
     assert not (tmp_path / "run").exists()
-    # In the cache there may be rows by now, but none that are half made.
+    # The cache may hold sequences by now, but no partial file.
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".partial"] == []
 
 
-def test_signal_between_the_first_file_and_the_first_update_leaves_what_is_in_nobodys_way(
+def test_a_run_can_start_again_after_a_signal_before_the_first_update(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
     config = config_of(text, tmp_path / "run")
     with monkeypatch.context() as patch:
-        signal_at(Phase("looking at the text", f"{HERE}.run.measure_plateau"), patch, TERM)
+        signal_at(Phase("looking at the text", f"{HERE}.runs.run.measure_plateau"), patch, TERM)
         assert pretrain(config) == 143
     assert not list((tmp_path / "run").glob("*checkpoint*"))
     run(config)
@@ -259,7 +259,9 @@ def test_signal_within_the_loop_saves_the_last_update_that_was_done(
     with monkeypatch.context() as patch:
         signal_at(phase, patch, number)
         assert pretrain(config) == 128 + number
-    (said,) = re.findall(r"saved after update (\d+); --resume goes on", capsys.readouterr().out)
+    (said,) = re.findall(
+        r"saved after update (\d+); continue with --resume", capsys.readouterr().out
+    )
     done = int(said)
     assert phase.done <= done <= (phase.at_most or phase.done)
     assert load_checkpoint(tmp_path / "run" / f"checkpoint{done}").state.update == done
@@ -277,8 +279,8 @@ def test_signal_in_the_last_update_finds_the_run_finished(
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("phase", BEHIND, ids=names(BEHIND))
-def test_signal_behind_the_loop_costs_nothing_that_was_trained(
+@pytest.mark.parametrize("phase", AFTER, ids=names(AFTER))
+def test_signal_after_the_loop_loses_nothing_that_was_trained(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,15 +302,15 @@ def test_signal_behind_the_loop_costs_nothing_that_was_trained(
 # fault 51
 
 
-def test_more_signals_while_saving_neither_spoil_the_checkpoint_nor_change_the_code(
+def test_more_signals_while_saving_change_neither_the_checkpoint_nor_the_exit_code(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
     config = config_of(text, tmp_path / "run")
     with monkeypatch.context() as patch:
         signal_at(Phase("before the step", STEP, 5), patch, TERM)
-        # After those of checkpoint3 and of the best one after update 4, these are the stop's own.
-        signal_at(Phase("saving", f"{HERE}.training.checkpoint.save_file", 6), patch, INT, INT)
-        signal_at(Phase("publishing", f"{HERE}.training.checkpoint._publish", 3), patch, TERM)
+        # After the files of checkpoint3 and of the best one after update 4, these are the stop's.
+        signal_at(Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 6), patch, INT, INT)
+        signal_at(Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 3), patch, TERM)
         assert pretrain(config) == 143
     assert load_checkpoint(tmp_path / "run" / "checkpoint5").state.update == 5
     run(changed(config, resume=True))
@@ -318,15 +320,18 @@ def test_more_signals_while_saving_neither_spoil_the_checkpoint_nor_change_the_c
 # fault 52
 
 KILLED = [
-    (Phase("tokenising", f"{HERE}.data.packing.tokenise"), {}),
-    (Phase("looking at the text", f"{HERE}.run.measure_plateau"), {}),
+    (Phase("tokenising", f"{HERE}.text.packing.tokenise"), {}),
+    (Phase("looking at the text", f"{HERE}.runs.run.measure_plateau"), {}),
     # There is a line of metrics by then, but no checkpoint.
     (Phase("before the third step", STEP, 3), {"overwrite": True}),
-    (Phase("forward", f"{HERE}.modeling.MPNetForPretraining.loss_sum", 9), {"resume": True}),
-    (Phase("evaluating", f"{HERE}.training.trainer.cross_entropy_sum", 2), {"resume": True}),
-    (Phase("saving", f"{HERE}.training.checkpoint.save_file", 6), {"resume": True}),
-    (Phase("publishing", f"{HERE}.training.checkpoint._publish", 3), {"resume": True}),
-    (Phase("logging", f"{HERE}.training.tracking.Tracker.log", 5), {"resume": True}),
+    (
+        Phase("forward", f"{HERE}.mpnet.pretraining.MPNetForPretraining.loss_sum", 9),
+        {"resume": True},
+    ),
+    (Phase("evaluating", f"{HERE}.mpnet.loop.cross_entropy_sum", 2), {"resume": True}),
+    (Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 6), {"resume": True}),
+    (Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 3), {"resume": True}),
+    (Phase("logging", f"{HERE}.tracking.tracker.Tracker.log", 5), {"resume": True}),
 ]
 """Moments to be killed at, and how the next start goes on."""
 
@@ -400,12 +405,12 @@ def test_run_without_a_checkpoint_says_how_it_begins_anew(text: TinyText, tmp_pa
 
 SLOWLY = """
 import time
-from annotated_mpnet.mpnet import loop as trainer
-function = trainer.set_learning_rate
+from annotated_mpnet.mpnet import loop
+function = loop.set_learning_rate
 def slowly(*arguments):
     time.sleep(0.05)
     return function(*arguments)
-trainer.set_learning_rate = slowly
+loop.set_learning_rate = slowly
 from annotated_mpnet.cli import pretrain
 pretrain()
 """
@@ -422,8 +427,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_up(
     text: TinyText, tmp_path: Path
 ) -> None:
-    # Ten seconds of updates, unless it is stopped; and a constant rate, so that it may also end
-    # earlier and be the same run.
+    # Ten seconds of updates unless stopped, at a constant rate: ending earlier is the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
         total_updates=200,
@@ -458,7 +462,7 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     process.stderr.close()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("the output is closed") == 1
-    assert "--resume goes on there" in log
+    assert "; continue with --resume" in log
     (last, *_) = newest_first(tmp_path / "run")
     end = load_checkpoint(last).state.update + 2
     run(changed(config, total_updates=end, resume=True))

@@ -14,13 +14,13 @@ from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
-from annotated_mpnet.mpnet.loop import Trainer
 from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import explaining_memory
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.tracker import Tracker
-from annotated_mpnet.training.distributed import SharedNetwork, World, open_world, whole
+from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
+from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ NETWORK = ModelConfig(
     activation_dropout=0.0,
 )
 PREDICTED = (1, 12, 3, 2)
-"""Predicted tokens of a row, in each of the four micro-batches of an update: very unequal."""
+"""Predicted tokens of a sequence, in each of the four micro-batches of an update: very unequal."""
 
 
 def batch(number: int, num_predicted: int) -> Batch:
@@ -51,7 +51,7 @@ def batch(number: int, num_predicted: int) -> Batch:
 def trainer_of(world: World, *, fsdp: bool) -> Trainer:
     torch.manual_seed(0)
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
-    # Without clipping, so that what is compared is the gradient itself.
+    # Without clipping, to compare the gradients themselves.
     optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
     config = PretrainingConfig(optimization=optimization)
     optimizer = build_optimizer(network.model, optimization, CPU)
@@ -70,10 +70,10 @@ def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
     gradients = {n: each.grad for n, each in trainer.model.named_parameters()}
     for name, gradient in gradients.items():
         assert gradient is not None
-        found[f"gradient.{name}"] = whole(gradient)
+        found[f"gradient.{name}"] = full_tensor(gradient)
     means = optimizer_tensors(trainer.optimizer, trainer.model)
-    found |= {name: whole(each) for name, each in means.items()}
-    found |= {name: whole(each) for name, each in trainer.model.state_dict().items()}
+    found |= {name: full_tensor(each) for name, each in means.items()}
+    found |= {name: full_tensor(each) for name, each in trainer.model.state_dict().items()}
     trainer.network.close()
     return {name: each.detach().clone() for name, each in found.items()}
 
@@ -85,58 +85,58 @@ def train_and_save(world: World, directory: Path, fsdp: bool) -> None:
 def load_again(world: World, directory: Path, fsdp: bool) -> None:
     """Put rank 0's weights into networks that were drawn differently."""
     trainer = trainer_of(world, fsdp=fsdp)
-    expected = {name: torch.full_like(each, 0.5) for name, each in whole_of(trainer).items()}
+    expected = {name: torch.full_like(each, 0.5) for name, each in full_tensors(trainer).items()}
     trainer.network.load(expected if world.is_first else {})
-    assert all(torch.equal(each, expected[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, expected[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
-def whole_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: whole(each) for name, each in trainer.model.state_dict().items()}
+def full_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: full_tensor(each) for name, each in trainer.model.state_dict().items()}
 
 
 def diverge_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
-    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     if world.rank == 1:
         next(trainer.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(DivergedError, match="gradient norm"):
         trainer.update(0, [batch(world.rank, 3)])
-    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, before[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
-def diverge_on_rank_1_and_look_later(world: World, directory: Path, fsdp: bool) -> None:
+def diverge_on_rank_1_with_the_deferred_check(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
     trainer.look_later()
     trainer.update(0, [batch(world.rank, 3)])
-    before = {name: each.clone() for name, each in whole_of(trainer).items()}
+    before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     for update in (1, 2):
-        # The loss of one rank only, and only for an update; its gradient is as it should be.
+        # Only the loss, of one rank and in one update; the gradient is good.
         with pytest.MonkeyPatch.context() as patch:
             if (world.rank, update) == (1, 1):
                 patch.setattr(torch.Tensor, "detach", lambda self: self * float("inf"))
             trainer.update(update, [batch(world.rank, 3)])
     with pytest.raises(DivergedError, match="the loss of update 2 is inf"):
         trainer.catch_up()
-    assert all(torch.equal(each, before[name]) for name, each in whole_of(trainer).items())
+    assert all(torch.equal(each, before[name]) for name, each in full_tensors(trainer).items())
     trainer.network.close()
 
 
 def agree(world: World, directory: Path, fsdp: bool) -> None:
     assert world.gather(world.rank, 7) == [(0, 7), (1, 7)]
     assert world.sum(world.rank + 1) == [3]
-    assert world.first(lambda: f"said by {world.rank}") == "said by 0"
+    assert world.on_rank_0(lambda: f"said by {world.rank}") == "said by 0"
     assert world.gather_objects({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
 
 
 def fail_one_after_the_other(world: World, directory: Path, fsdp: bool) -> None:
     if world.rank == 1:
         raise ConfigError("rank 1 has another file")
-    world.first(lambda: None)
+    world.on_rank_0(lambda: None)
 
 
-def stumble_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
+def hit_a_bug_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
     with closing(trainer.network):
         if world.rank == 1:
@@ -212,17 +212,17 @@ def test_weights_of_rank_0_reach_all(tmp_path: Path, fsdp: bool) -> None:
 
 
 # fault 64
-def test_a_gradient_that_is_no_number_on_one_rank_stops_all_before_the_update(
+def test_a_nan_gradient_on_one_rank_stops_all_before_the_update(
     tmp_path: Path,
 ) -> None:
     on_two_ranks(diverge_on_rank_1, tmp_path)
 
 
 # fault 64
-def test_a_loss_that_is_no_number_on_one_rank_stops_all_where_nobody_looks_at_once(
+def test_an_infinite_loss_on_one_rank_stops_all_with_the_deferred_check(
     tmp_path: Path,
 ) -> None:
-    on_two_ranks(diverge_on_rank_1_and_look_later, tmp_path)
+    on_two_ranks(diverge_on_rank_1_with_the_deferred_check, tmp_path)
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_ranks_agree(tmp_path: Path) -> None:
 
 
 # fault 57
-def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path: Path) -> None:
+def test_only_the_first_rank_to_fail_reports_and_all_exit_with_its_code(tmp_path: Path) -> None:
     on_two_ranks(fail_one_after_the_other, tmp_path)
     assert (tmp_path / "error1").read_text() == "ConfigError 2 rank 1 has another file"
     assert (
@@ -240,13 +240,13 @@ def test_only_the_rank_that_failed_first_says_so_and_all_have_its_code(tmp_path:
 
 # fault 57
 def test_a_bug_on_one_rank_keeps_its_traceback_and_the_other_does_not_wait(tmp_path: Path) -> None:
-    on_two_ranks(stumble_on_rank_1, tmp_path, codes=(0, 1))
+    on_two_ranks(hit_a_bug_on_rank_1, tmp_path, codes=(0, 1))
     assert "KeyError: 'a bug of ours'" in (tmp_path / "failed1").read_text()
     assert (tmp_path / "error0").read_text().startswith("ProcessLostError 1 rank 0 of 2 lost")
 
 
 # fault 57
-def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
     on_two_ranks(run_out_of_memory_on_rank_1, tmp_path)
     said = (tmp_path / "error1").read_text()
     assert said.startswith("OutOfMemoryError 7 out of memory on cpu")
@@ -256,11 +256,11 @@ def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_pat
 
 
 # fault 63
-def test_a_rank_that_finds_nobody_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_finds_no_other_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     for name, value in environment(1, 2, store).items():
         monkeypatch.setenv(name, value)
-    del store  # and with it, whoever would listen there
+    del store  # so that nothing listens there
     with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
         pass
 
@@ -270,4 +270,4 @@ def test_alone_nothing_is_exchanged() -> None:
         assert world == World()
         assert world.gather(1, 2) == [(1, 2)]
         assert world.sum(3) == [3]
-        assert world.first(lambda: "x") == "x"
+        assert world.on_rank_0(lambda: "x") == "x"

@@ -1,8 +1,8 @@
-"""Numbers that are none, updates that see nothing, and runs that go on as if nothing had been.
+"""NaN and infinite losses, updates without a prediction, and resumed runs.
 
 Where each row of group H of the fault matrix is tested, and the matrix of resumed runs:
 
-    64  no number in the loss or a gradient   here, and on one rank of two: test_distributed.py
+    64  NaN in the loss or a gradient         here, and on one rank of two: test_distributed.py
     65  nothing to predict                    here
     66  resume equals no interruption         here, for one process, for two, and compiled; sharded
                                               and for streams: ../test_ranks.py, ../test_stream_run
@@ -12,7 +12,7 @@ Where each row of group H of the fault matrix is tested, and the matrix of resum
     70  names in compiled and shared runs     here; under DDP and FSDP: ../test_ranks.py
     71  a checkpoint of this version          here (../golden/checkpoint)
 
-"The same" is meant to the byte: of weights, of AdamW's means, and of the state.
+"The same" means to the byte: weights, AdamW's means, and the state.
 """
 
 import gc
@@ -42,7 +42,6 @@ from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors, 
 from annotated_mpnet.errors import CheckpointError, DivergedError
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
-from annotated_mpnet.mpnet.loop import Trainer
 from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
@@ -51,17 +50,18 @@ from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.tokenizer import load_tokenizer
 from annotated_mpnet.training.distributed import World
+from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 
 UPDATES = 12
 EPOCH = 6
-"""Updates in which the text of this file is read once: 48 rows, 8 in an update."""
+"""Updates in which the text of this file is read once: 48 sequences, 8 in an update."""
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    """Write a text whose epochs end with an update, and a validation text of a few rows."""
+    """Write a text whose epochs end with an update, and a validation text of a few sequences."""
     text = write_text(tmp_path_factory.mktemp("text"))
     words = (text.train_dir / "a.txt").read_text().split()
     shutil.rmtree(text.train_dir)
@@ -69,7 +69,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
     tokenizer = load_tokenizer(str(text.tokenizer))
     documents: list[str] = []
     tokens = 0
-    # Between two documents stands a token, and 30 of each row's 32 are text (`text/cutting.py`).
+    # A token separates two documents, and 30 of each sequence's 32 are text (`text/cutting.py`).
     while tokens <= 30 * (8 * EPOCH - 1):
         documents.append(" ".join(words[5 * len(documents) :][:5]))
         tokens += 1 + len(tokenizer(documents[-1], add_special_tokens=False)["input_ids"])
@@ -82,11 +82,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 @contextmanager
 def bare_runs() -> Iterator[None]:
-    """Within the block, runs do little that is not looked at here.
+    """Within the block, runs skip what is not tested here.
 
-    They draw no pictures; they do not look for garbage among all that was ever imported; and they
-    compute with one thread, which such a small network does not keep busy: two of them would wait
-    for each other, and on a machine that has other things to do, most of the time.
+    They draw no pictures, do not look for garbage among all imports, and use one thread, because
+    two would mostly wait for each other on such a small network.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -112,7 +111,7 @@ def stop_in(update: int, patch: pytest.MonkeyPatch) -> None:
             signal.raise_signal(signal.SIGTERM)
         return learning_rate(number, optimization)
 
-    # It is asked for between the gradient of an update and its step, and again to be logged.
+    # The loop asks for it between the gradient of an update and its step.
     patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", asked)
 
 
@@ -126,7 +125,7 @@ def run_until(update: int, config: PretrainingConfig) -> None:
 
 
 def files_of(config: PretrainingConfig, update: int = UPDATES) -> dict[str, bytes]:
-    """Return what a checkpoint holds that a run decides: all but the date in its manifest."""
+    """Return the files of a checkpoint, except the manifest with its date."""
     files = tree(config.run.checkpoint_dir / f"checkpoint{update}")
     return {name: content for name, content in files.items() if name != "manifest.json"}
 
@@ -142,7 +141,7 @@ EVALUATIONS = {"aligned": 1, "not aligned": 5}
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes no difference, or the same one to an interrupted and an uninterrupted run."""
+    """Settings that an interrupted and an uninterrupted run share."""
 
     dropout: bool
     evaluation: str
@@ -194,12 +193,12 @@ CELLS = [Cell(*each) for each in itertools.product(SETTINGS, POINTS, (0, 2))]
 def resumed(
     request: pytest.FixtureRequest, text: TinyText, tmp_path: Path
 ) -> tuple[Setting, dict[str, bytes]]:
-    """Run interrupted; in a fixture, because the checker of shapes would take half of the time."""
+    """Interrupt a run and resume it; in a fixture, without the slow shape checker."""
     cell: Cell = request.param
     config = changed(cell.setting.config(text, tmp_path / "run"), num_workers=cell.workers)
     with pytest.MonkeyPatch.context() as patch:
         if cell.workers:
-            # A cache of its own, or the rows would be there already, made by one process.
+            # A cache of its own, or the sequences of one process would be there already.
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         run_until(POINTS[cell.point], config)
         run(changed(config, resume=True))
@@ -222,7 +221,7 @@ def test_evaluation_leaves_no_trace_in_the_weights_and_dropout_does(
     assert weights[0] != weights[2]
 
 
-# Of the matrix those six that hold each pair of values of any two of its four factors.
+# Six cells that cover each pair of values of any two of the four factors.
 CELLS_ON_TWO_RANKS = [
     Cell(Setting(True, "aligned"), "mid-epoch", 0),
     Cell(Setting(False, "not aligned"), "mid-epoch", 2),
@@ -237,7 +236,7 @@ RUNS_ON_TWO_RANKS = len(SETTINGS) + 2 * len(CELLS_ON_TWO_RANKS)
 def whole_and_interrupted(
     text: TinyText, directory: Path
 ) -> tuple[dict[Setting, PretrainingConfig], dict[Cell, PretrainingConfig]]:
-    """Return the runs of two ranks, with 4 of the 8 rows of an update on each."""
+    """Return the runs of two ranks, with 4 of the 8 sequences of an update on each."""
     whole, interrupted = {}, {}
     for number, setting in enumerate(SETTINGS):
         config = setting.config(text, directory / f"whole{number}")
@@ -251,7 +250,7 @@ def whole_and_interrupted(
 def run_matrix(
     rank: int, text: TinyText, directory: Path, environments: Iterator[dict[str, str]]
 ) -> None:
-    """Make all those runs on one of the ranks, each in a world of its own."""
+    """Make all those runs on one rank, each in a world of its own."""
     whole, interrupted = whole_and_interrupted(text, directory)
     for config in whole.values():
         os.environ |= next(environments)
@@ -286,7 +285,7 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
     text: TinyText, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    # A store for each run: what processes have agreed upon once stays in it.
+    # A store for each run: it keeps what its processes have agreed on.
     stores = [open_store() for _ in range(RUNS_ON_TWO_RANKS)]
     processes = [
         context.Process(
@@ -309,10 +308,10 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
 
 @pytest.fixture(scope="module")
 def compiled(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> PretrainingConfig:
-    """Run compiled, once in one go and once interrupted; return what the latter was told.
+    """Run compiled, once in one go and once interrupted; return the configuration of the latter.
 
-    In a fixture, because the checker of shapes would look at each of the compiler's function calls;
-    and with a single layer, because each kind of layer takes seconds to compile.
+    In a fixture, because the shape checker would look at each call of the compiler; with a single
+    layer, because each kind of layer takes seconds to compile.
     """
     directory = tmp_path_factory.mktemp("compiled")
     config = Setting(True, "not aligned").config(text, directory / "whole")
@@ -349,7 +348,7 @@ def test_compiled_run_resumed_equals_the_compiled_run(compiled: PretrainingConfi
 
 
 @needs_compiler
-def test_compiled_run_goes_on_plainly_and_a_plain_run_has_its_names(
+def test_compiled_run_resumes_uncompiled_under_the_same_names(
     compiled: PretrainingConfig, tmp_path: Path
 ) -> None:
     ours = tmp_path / "run"
@@ -423,7 +422,7 @@ def spoil_gradient(value: float, update: int, patch: pytest.MonkeyPatch) -> None
         (spoil_gradient, "inf", 5),
     ],
 )
-def test_what_is_no_number_ends_the_run_before_the_update_and_spoils_nothing(
+def test_a_nan_or_infinite_loss_or_gradient_ends_the_run_before_the_update(
     text: TinyText,
     tmp_path: Path,
     uninterrupted: dict[Setting, dict[str, bytes]],
@@ -444,20 +443,20 @@ def test_what_is_no_number_ends_the_run_before_the_update_and_spoils_nothing(
     records = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in records
     assert "Infinity" not in records
-    # What was saved is as if nothing had happened: the run goes on from it, to the same end.
+    # The checkpoints are unharmed: a resume ends in the same bytes.
     run(changed(config, resume=True))
     assert files_of(config) == uninterrupted[setting]
 
 
-def test_weights_that_are_too_large_for_their_own_numbers_end_the_run(
+def test_weights_that_overflow_end_the_run(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No flag allows such a rate; what it does is what a rate that is allowed does in the end.
+    # No flag allows such a rate, but an allowed one that is too high ends the same way.
     monkeypatch.setattr(
         "annotated_mpnet.mpnet.loop.learning_rate",
         lambda number, _: 1e20 if number == 4 else 1e-3,
     )
-    # Of the paper's start no weight is large; the local one has -13 for far places.
+    # With the paper's start no weight is large; the local start has -13 for distant positions.
     config = SETTINGS[0].config(text, tmp_path / "run")
     config = changed(config, checkpoint_interval=4, relative_bias_init="normal")
     with pytest.raises(DivergedError, match="update 6"):
@@ -472,7 +471,7 @@ def test_weights_that_are_too_large_for_their_own_numbers_end_the_run(
 
 
 def nothing_to_predict() -> Batch:
-    """Return a batch all of whose slots are empty, as of rows of unknown words."""
+    """Return a batch with empty slots only, as sequences of unknown words give."""
     full = batch(99, 3)
     empty_BP = torch.full_like(full.predicted_ids, NOT_PREDICTED)
     return Batch(full.input_ids, full.predicted_positions, empty_BP, None, full.num_tokens, 0)
@@ -493,7 +492,7 @@ def test_update_without_a_token_to_predict_changes_nothing() -> None:
     trainer = trainer_of(World(), fsdp=False)
     trainer.update(0, [batch(1, 3)])
     before = everything(trainer)
-    # Neither decay nor momentum, which would move the weights on a gradient of zero as well.
+    # Decay and momentum would move the weights on a gradient of zero too.
     result = trainer.update(1, [nothing_to_predict()] * 2)
     assert_same(everything(trainer), before)
     assert (result.loss_sum, result.num_predicted, result.num_tokens) == (0, 0, 80)
@@ -555,7 +554,7 @@ def test_settings_that_may_change_do_change_and_the_log_shows_old_and_new(
     assert max(rates) == 14
 
 
-def test_a_start_that_comes_too_late_is_said_to_have_no_effect(
+def test_a_changed_initialisation_is_said_to_have_no_effect_on_resume(
     text: TinyText, tmp_path: Path
 ) -> None:
     config = SETTINGS[0].config(text, tmp_path / "run")
@@ -573,9 +572,7 @@ def test_a_start_that_comes_too_late_is_said_to_have_no_effect(
 # fault 69
 
 
-def test_without_the_optimizer_a_run_is_refused_and_never_goes_on_cold(
-    text: TinyText, tmp_path: Path
-) -> None:
+def test_a_resume_without_the_optimizer_is_refused(text: TinyText, tmp_path: Path) -> None:
     config = changed(SETTINGS[0].config(text, tmp_path / "run"), valid_file=None)
     run_until(4, changed(config, save_optimizer_state=False))
     with pytest.raises(CheckpointError, match="--no-save-optimizer-state"):
@@ -676,7 +673,7 @@ def test_stored_checkpoint_of_the_first_version_still_means_what_it_meant() -> N
     torch.testing.assert_close(*map(torch.tensor, logits), atol=1e-5, rtol=0)
 
 
-def test_stored_checkpoint_of_the_first_version_still_goes_on(tmp_path: Path) -> None:
+def test_stored_checkpoint_of_the_first_version_still_resumes(tmp_path: Path) -> None:
     config = golden_config(tmp_path, GOLDEN / "tokenizer")
     _, said = run(changed(config, resume_checkpoint=GOLDEN))
     assert "after update 4" in said

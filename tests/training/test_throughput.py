@@ -1,4 +1,4 @@
-"""The work of an update is counted as PyTorch counts it; devices are known by their names."""
+"""Operations are counted as PyTorch counts them; devices are recognised by their names."""
 
 import pytest
 import torch
@@ -29,7 +29,9 @@ def batch_of(config: ModelConfig, batch_size: int, length: int, num_predicted: i
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layers", [1, 3])
-def test_work_of_forward_and_backward_is_what_pytorch_counts(mode: InputMode, layers: int) -> None:
+def test_operations_of_forward_and_backward_is_what_pytorch_counts(
+    mode: InputMode, layers: int
+) -> None:
     config = ModelConfig(**{**vars(SMALL), "encoder_layers": layers})
     model = MPNetForPretraining(config)
     batch = batch_of(config, batch_size=2, length=40, num_predicted=6)
@@ -39,7 +41,7 @@ def test_work_of_forward_and_backward_is_what_pytorch_counts(mode: InputMode, la
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_work_of_mpnet_base_is_what_pytorch_counts(mode: InputMode) -> None:
+def test_operations_of_mpnet_base_is_what_pytorch_counts(mode: InputMode) -> None:
     config = ModelConfig()
     # Fake tensors have shapes and devices, but nothing is computed.
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -62,7 +64,7 @@ def test_work_of_mpnet_base_is_what_pytorch_counts(mode: InputMode) -> None:
         ("NVIDIA GeForce RTX 4090", 165),
     ],
 )
-def test_a_device_is_known_by_the_name_it_gives_itself(name: str, tflops: int) -> None:
+def test_a_device_is_recognised_by_its_name(name: str, tflops: int) -> None:
     assert peak_flops(name, bf16=True) == tflops * 1e12
 
 
@@ -76,5 +78,5 @@ def test_float32_has_no_peak() -> None:
 
 
 def test_memory_of_this_process_is_counted_in_gigabytes() -> None:
-    # With PyTorch loaded it is some hundred MB; a wrong unit would be off by a thousand.
+    # Some hundred MB with PyTorch loaded; a wrong unit would be off by a thousand.
     assert 0.05 < memory_peak(torch.device("cpu")) < 100

@@ -28,13 +28,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.checkpoint import Checkpoint, StreamParts, save_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import (
+    Checkpoint,
+    StreamParts,
+    TrainState,
+    save_checkpoint,
+)
 from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.checkpoints.retention import prune
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
-from annotated_mpnet.mpnet.loop import Progress, Trainer
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
-from annotated_mpnet.training.distributed import World, whole
+from annotated_mpnet.training.distributed import World, full_tensor
+from annotated_mpnet.training.trainer import Trainer
 
 
 class Saver:
@@ -75,22 +80,22 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def save(self, name: str, progress: Progress) -> None:
+    def save(self, name: str, state: TrainState, stream: StreamState | None) -> None:
         """Copy the state of a run and start to write it, on all ranks in the same update.
 
         Raises:
             WriteError: an earlier checkpoint could not be written.
         """
-        if self._copied != progress.state.update:
+        if self._copied != state.update:
             # The thread still reads the memory that is about to be overwritten.
             self._collect(wait=True)
-            self._copy(progress)
+            self._copy(state.update, stream)
         if self._directory is None:
             return
         path, run = self._directory.path, self._trainer.config.run
         checkpoint = Checkpoint(
             run_id=self._directory.run_id,
-            state=progress.state,
+            state=state,
             stream=stream_parts(self._streams),
             model_config=self._trainer.model.config,
             model_tensors=self._model,
@@ -112,14 +117,14 @@ class Saver:
 
     def finish(self) -> None:
         """Wait, on all ranks, until everything is on disk; raises `WriteError` if it cannot be."""
-        self._trainer.world.first(lambda: self._collect(wait=True))
+        self._trainer.world.on_rank_0(lambda: self._collect(wait=True))
 
-    def _copy(self, progress: Progress) -> None:
+    def _copy(self, update: int, stream: StreamState | None) -> None:
         trainer, world = self._trainer, self._trainer.world
-        self._copied = progress.state.update
+        self._copied = update
         if trainer.config.run.save_optimizer_state:
             copy_into(self._means, optimizer_tensors(trainer.optimizer, trainer.model), world)
-        streams = world.gather_objects(progress.stream)
+        streams = world.gather_objects(stream)
         copy_into(self._model, trainer.model.state_dict(), world)
         self._streams = [each for each in streams if each is not None]
         if self._streams:
@@ -146,7 +151,7 @@ def copy_into(copy: dict[str, Tensor], tensors: Mapping[str, Tensor], world: Wor
     """
     on_gpu = False
     for name, tensor in tensors.items():
-        complete = whole(tensor).detach()
+        complete = full_tensor(tensor).detach()
         if not world.is_first:
             continue
         on_gpu = complete.device.type == "cuda"

@@ -37,7 +37,7 @@ on from there. A dry run is the first half with another end (`_rehearse`).
 Under torchrun every process comes through here, each with a `World` that tells it apart. All of
 them read the text and build the network, since weights are a function of the seed and need not be
 sent; only rank 0 has a directory and a voice. What only one can know, all are told
-(`World.first`), so that no `if` takes ranks different ways.
+(`World.on_rank_0`), so that no `if` takes ranks different ways.
 
 Next: `runs/session.py` for resume, checkpoints, test and export; `tracking/tracker.py` for what is recorded;
 `conversion/` for the way out to Hugging Face.
@@ -69,7 +69,7 @@ from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig
-from annotated_mpnet.mpnet.loop import Evaluation, Trainer
+from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.runs.initial_weights import build_model, check_export
 from annotated_mpnet.runs.plan import plan
@@ -92,6 +92,7 @@ from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory
 from annotated_mpnet.training.throughput import memory_peak
+from annotated_mpnet.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 """For --debug. What a user is to know is the tracker's."""
@@ -178,7 +179,7 @@ class _Prepared:
         world: the ranks.
         text: of the run; of a stream, this rank's share.
         network: on its device, shared out.
-        optimizer: new. On a resume its means are put in later (`Session.beginning`).
+        optimizer: new. On a resume its means are put in later (`Session.restore`).
         device: where this rank computes.
         bf16: whether matrix products run in bfloat16.
         notes: what was decided about the weights, in lines.
@@ -213,10 +214,10 @@ def _prepare(config: PretrainingConfig, world: World) -> _Prepared:
     """
     check_tracking(config.tracking)
     device, bf16 = choose_device(config, world)
-    world.first(lambda: refuse_taken_directory(*_where(config)))
+    world.on_rank_0(lambda: refuse_taken_directory(*_where(config)))
     # The architecture must be known before there is a network, and thus long before the checkpoint
     # is verified. It is a page of JSON, read ahead; what is wrong with it is said later.
-    saved = world.first(lambda: _saved_network(config))
+    saved = world.on_rank_0(lambda: _saved_network(config))
     if saved is not None:
         config = _with_network(config, saved)
     # Minutes may pass here, with a large text that is not in the cache yet.
@@ -251,17 +252,17 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
         tracker = Tracker.silent()
         if directory is not None:
             tracker = Tracker(path, directory.run_id, config, console)
-        session = Session(config, prepared.text, directory, prepared.trainer(tracker))
-        progress = session.beginning()
-        if session.is_complete(progress.state):
+        session = Session(config, prepared.text, directory, prepared.trainer(tracker), tracker)
+        state = session.restore()
+        if session.is_complete(state):
             # Said, but not kept: a run that is complete is left as it is, to the byte. So a job
             # that is started once too often does no harm, and ends with 0.
             _print(
                 console,
-                f"the run in {path} is complete, with {progress.state.update} updates; a larger "
+                f"the run in {path} is complete, with {state.update} updates; a larger "
                 "--total-updates would go on with it",
             )
-            return RunResult(path, progress.state, None, None, None)
+            return RunResult(path, state, None, None, None)
         planned = prepared.plan()
         for line in planned:
             tracker.say(line)
@@ -280,11 +281,11 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
                 tracker.watch_plateau(watch_for(plateau.train_bits, config, former))
         with tracker:
             tracker.watch(prepared.network.model)
-            state = session.train(progress)
+            state = session.train()
         # Test before export: it puts the best model in place of the last, and that is exported.
         result = RunResult(path, state, plateau, session.test(), session.export())
         if directory is not None:
-            facts = _facts(config, result, planned, session.text_read(), started)
+            facts = _facts(config, result, planned, session.text_report(), started)
             for file in write_report(path, facts, tracker.warn):
                 tracker.say(f"report: {file}")
         return result
@@ -343,7 +344,7 @@ def _refuse_different_text(config: PretrainingConfig, text: Text, world: World) 
 def _saved_network(config: PretrainingConfig) -> ModelConfig | None:
     """Return the network of the checkpoint that a resume would begin with, before it is verified.
 
-    None without a resume, or if none can be read: `Session.beginning` says what is wrong then.
+    None without a resume, or if none can be read: `Session.restore` says what is wrong then.
     The order is that in which a resume will try them. A damaged file may hide behind a readable
     `config.json`, and then an older one is loaded; but all of a run have the same architecture.
 
@@ -404,7 +405,7 @@ def _rehearse(prepared: _Prepared, console: Console) -> None:
     """
     tracker = Tracker.silent()
     trainer = prepared.trainer(tracker)
-    session = Session(prepared.config, prepared.text, None, trainer)
+    session = Session(prepared.config, prepared.text, None, trainer, tracker)
     micro_batches, *_ = next(session.source().updates(0, 1))
     # The first time memory is asked for and kernels are looked for, or compiled; so the second
     # counts. The optimizer's step is made too, for its memory; its weights go with this process.
@@ -443,15 +444,15 @@ def _directory(config: PretrainingConfig, world: World) -> Iterator[RunDirectory
     """Open the run's directory on rank 0, before any other rank goes on.
 
     Entering can fail (the directory is taken, or locked), and then nobody may begin. So the others
-    wait for a word of rank 0, which it can say only from inside: both lines `world.first` below are
-    the two sides of one exchange.
+    wait for a word of rank 0, which it can say only from inside: both lines `world.on_rank_0` below
+    are the two sides of one exchange.
     """
     if not world.is_first:
-        world.first(lambda: None)
+        world.on_rank_0(lambda: None)
         yield None
         return
     with RunDirectory(*_where(config)) as directory:
-        world.first(lambda: None)
+        world.on_rank_0(lambda: None)
         yield directory
 
 

@@ -1,61 +1,37 @@
-"""A run in its directory: where it begins, what it saves, what it leaves behind.
+"""A run in its directory: resume, train, test, export.
 
-The loop (`mpnet/loop.py`) knows numbers; a directory knows names. A `Session` stands between
-the two, and is the same on all ranks: each of its methods is called by all of them, and does the
-part that needs a disk on rank 0 only. So the order of what happens can be read here as if there
-were one process:
+Every method of a `Session` is called by all ranks. What needs a disk is done by rank 0 alone:
 
-                 rank 0                                      the others
-    ---------    -----------------------------------------   ----------------------------------
-    beginning    finds a checkpoint, verifies, compares it   wait; take over state and tensors
-    train        makes updates, has them saved               the same, and hand over their shares
-    test         loads the best model; measures              take it over; measure other rows
-    export       writes the best model as Hugging Face's     hand over their shares
+               rank 0                                      the other ranks
+    -------    -----------------------------------------   -----------------------------------
+    restore    finds a checkpoint, verifies, compares it   wait; receive the state and tensors
+    train      makes updates, writes checkpoints           make updates, send their shards
+    test       loads the best model, measures it           receive it, measure other sequences
+    export     writes the best model for Hugging Face      send their shards
 
-In code that looks like this, again and again: `if self.directory is not None` for what only rank 0
-can do, `world.first(...)` for what it does while the others wait, and exchanges outside of both. An
-exchange within one of them would be made by rank 0 alone, and wait for ever.
+So the same pattern returns: `if self.directory is not None` for what only rank 0 does,
+`world.on_rank_0(...)` for what the others wait for, and exchanges outside of both. An exchange
+inside one of them would hang.
 
-**Refusals first.** A resume can fail in three ways: no checkpoint is whole, it is another run's, or
-the run has become another one by its flags. All of that is found out on rank 0, before a single
-weight is put anywhere. And a checkpoint of a run that is complete is compared too, but its tensors
-are not loaded: the run is left as it is.
+A checkpoint is read once, by rank 0, and its tensors are sent to the others, so only one machine
+needs to see the disk. On resume everything is compared before a single weight is loaded.
 
-**What travels between ranks.** A checkpoint is read once, by rank 0, and its tensors are sent to
-the others, so that a machine without a view of the disk can take part: of MPNet-base, the network
-and AdamW's two means, in GB
-
->>> round(109_518_527 * (4 + 8) / 1e9, 1)
-1.3
-
-On the way back, tensors are put together from the shares of all ranks if there are shares (--fsdp),
-one at a time, and kept by rank 0 alone; each rank's place in a stream is collected, a few megabytes
-each.
-
-**Which model is tested?** The best one, not the last one: validation text has chosen it, and the
-test text is looked at once, afterwards. Looked at during the run it would help to choose, and its
-loss would no longer be that of text that the model has never met in any way. The same model is then
-exported, so that what is tested is what is used.
-
-Next: `checkpoints/saving.py`, which writes beside the loop; `checkpoints/checkpoint.py` for what is
-written; `runs/run.py`, which builds all this.
+**Which model is tested?** The best one, which validation text has chosen. The test text is looked
+at once, after training, so it cannot influence any choice. The same model is exported.
 """
 
 import dataclasses
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from annotated_mpnet import conversion
-from annotated_mpnet.checkpoints.checkpoint import (
-    BEST,
-    Checkpoint,
-    TrainState,
-    load_checkpoint,
-)
+from annotated_mpnet.checkpoints.checkpoint import BEST, Checkpoint, TrainState, load_checkpoint
 from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors
 from annotated_mpnet.checkpoints.resume import (
     Resumable,
@@ -67,33 +43,43 @@ from annotated_mpnet.checkpoints.run_directory import EXPORT, RunDirectory, noth
 from annotated_mpnet.checkpoints.saving import Saver, streams_from
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
-from annotated_mpnet.mpnet.loop import Evaluation, Progress, Trainer
+from annotated_mpnet.mpnet.loop import Evaluation, Progress
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.runs.hooks import RunHooks, state_of
 from annotated_mpnet.runs.preparation import identity_of
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import to_toml
+from annotated_mpnet.signals import Stopped, listening
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.streams.streams import StreamLoader
 from annotated_mpnet.text.sequences import PackedSequences
-from annotated_mpnet.training.distributed import share_of
-from annotated_mpnet.training.loader import BatchLoader, UpdateSource, evaluation_batches
+from annotated_mpnet.tracking.tracker import Tracker
+from annotated_mpnet.training.distributed import full_tensor, shard
+from annotated_mpnet.training.loader import (
+    BatchLoader,
+    Update,
+    UpdateSource,
+    evaluation_batches,
+    pinned,
+    prefetch,
+)
+from annotated_mpnet.training.trainer import Trainer
+
+PREFETCHED_UPDATES = 2
+"""Updates whose batches are made ahead. One would do if all took the same time; the second makes up
+for a batch that takes longer. A paper-sized update takes 44 MB."""
 
 
 class Session:
-    """The parts of a run that need its directory.
-
-    In the order in which `runs/run.py` calls them: `beginning`, `train`, `test`, `export`, `text_read`.
-    Each is called by all ranks, or by none.
+    """The parts of a run that need its directory, called in the order of the methods.
 
     Attributes:
         config: all settings.
         text: of the run; of a stream, this rank's share.
-        directory: the run's; None on all ranks but the first.
-        trainer: the loop.
-        world: the ranks.
-        collator: makes batches of rows.
-        identity: what a resume must find unchanged.
+        directory: the run's, open; None on all ranks but rank 0, which alone writes.
+        trainer: the loop, with network and optimizer.
+        tracker: where metrics and messages go.
     """
 
     def __init__(
@@ -102,159 +88,161 @@ class Session:
         text: Text,
         directory: RunDirectory | None,
         trainer: Trainer,
+        tracker: Tracker,
     ) -> None:
-        """Join the parts of a run.
-
-        Args:
-            config: all settings.
-            text: the text of the run; of a stream, this rank's share.
-            directory: the run's, open; None on all ranks but the first, which write nothing.
-            trainer: with the network and the optimizer, and with what it tells.
-        """
         self.config = config
         self.text = text
         self.directory = directory
         self.trainer = trainer
+        self.tracker = tracker
         self.world = trainer.world
-        self.collator = collator_of(config, text)
-        self.identity = identity_of(config, text, self.world.size)
+        self._identity = identity_of(config, text, self.world.size)
+        # Its masks are a function of seed, epoch and sequence: a resume cannot change them.
+        self._collator = DataCollatorForMaskedPermutedLanguageModeling(
+            text.vocabulary,
+            config.objective,
+            config.data.max_tokens,
+            config.run.seed,
+            packing=config.data.packing,
+        )
+        self._start = Progress()
         self._stream_counts = StreamCounts()
 
-    def beginning(self) -> Progress:
-        """Return where the run stands, with weights and optimizer as they were there.
+    def restore(self) -> TrainState:
+        """Load the checkpoint to resume from, if this is a resume; return where the run stands.
 
-        A new run stands at update 0, with the weights that `runs/initial_weights.py` has given it, and
-        there is nothing to load. On a resume the identity is the present one, and not that of the
-        checkpoint: what --allow-change has permitted once need not be permitted again.
-
-        Returns:
-            The state, the same on all ranks, and this rank's place in the stream.
+        The tensors of a complete run are not loaded.
 
         Raises:
-            CheckpointError: there is no whole checkpoint to go on from, or it is of another run
-                than the configuration describes.
-            ConfigError: `--allow-change` names something that is never compared.
+            CheckpointError: there is no valid checkpoint, or it belongs to another run.
+            ConfigError: --allow-change names something that is never compared.
         """
-        resuming = self.config.run.resuming
-        found = self._find() if resuming and self.directory is not None else None
-        # Refusals first, on rank 0, so that nothing is half put back anywhere. From here on `known`
-        # says on all ranks what `found` says only there: whether there is something to go on from.
-        known = self.world.first(lambda: None if found is None else self._compare(found))
+        resuming = self.config.run.resuming and self.directory is not None
+        found = self._find_checkpoint() if resuming else None
+        known = self.world.on_rank_0(lambda: None if found is None else self._compare(found))
         if known is None:
-            state = TrainState(
-                update=0,
-                tokens_seen=0,
-                predicted_seen=0,
-                best_valid_bits=None,
-                identity=self.identity,
-            )
-            return Progress(state)
+            return state_of(self._start, self._identity)
         state, streams = known
-        # Gigabytes that nobody would train on are not sent around.
         if not self.is_complete(state):
-            tensors = found.checkpoint.optimizer_tensors if found else None
             self.trainer.network.load(found.checkpoint.model_tensors if found else {})
-            self._load_optimizer(tensors or {})
-        return Progress(state, self._own_stream(streams))
+            self._load_optimizer((found and found.checkpoint.optimizer_tensors) or {})
+        best = state.best_valid_bits
+        self._start = Progress(
+            state.update,
+            state.tokens_seen,
+            state.predicted_seen,
+            math.inf if best is None else best,
+            self._own_stream(streams),
+        )
+        return state
 
     def is_complete(self, state: TrainState) -> bool:
-        """Tell whether a run at this state has nothing left to train.
-
-        A larger --total-updates gives it something again: the number is no part of the identity.
-        """
+        """Return whether nothing is left to train; a larger --total-updates changes that."""
         return state.update >= self.config.optimization.total_updates
 
-    def train(self, progress: Progress) -> TrainState:
-        """Run the loop from where the run stands to the end.
+    def train(self) -> TrainState:
+        """Run the loop from where the run stands to the last update.
 
-        Validation batches are made anew for each evaluation, in the same order and with the same
-        masks (`training/loader.py`): to keep them would take more memory than to make them takes time.
+        Raises:
+            DivergedError: the loss or the gradient is NaN or infinite; it was not applied.
+            DataError: the text broke off; after a checkpoint.
+            Stopped: a signal asked for it; after a checkpoint.
+            WriteError: a checkpoint could not be written.
         """
-        validation = None if self.text.valid is None else partial(self._batches, self.text.valid)
+        total, valid = self.config.optimization.total_updates, self.text.valid
+        validation = None if valid is None else partial(self._evaluation_batches, valid)
         with Saver(self.trainer, self.directory, self._save_tokenizer) as saver:
-            state = self.trainer.train(progress, self.source(), validation, saver)
+            hooks = RunHooks(
+                self.trainer, self.tracker, saver, self._start, self._identity, validation
+            )
+            # Closed after an error too, or the thread would go on reading. Signals are only noted
+            # from here on.
+            with closing(self._updates_ahead()) as ahead, listening(hooks.request):
+                progress = self.trainer.train(self._start, hooks.updates(ahead), hooks)
+                if hooks.stopped_by is not None and progress.update < total:
+                    saver.finish()
+                    self.tracker.say(
+                        f"saved after update {progress.update}; continue with --resume"
+                    )
+                    raise Stopped(hooks.stopped_by)
+            saver.finish()
         self._stream_counts = saver.stream_counts
-        return state
+        return state_of(progress, self._identity)
 
     def source(self) -> UpdateSource:
         """Return what feeds this rank's loop.
 
-        Rows on the disk are shared out by the loader: of the batches k, k + 1, ... of an update,
-        each rank takes its own. A stream was shared out when it was opened (`runs/texts.py`):
-        nobody could reach row number k of it without reading all rows before.
+        Of the batches of an update, each rank takes its own. A stream was split when it was opened
+        (`runs/texts.py`), because sequence k cannot be reached without reading all before it.
         """
         train, batch_size = self.text.train, self.config.optimization.batch_size
         if not isinstance(train, PackedSequences):
-            return StreamLoader(train, self.collator, batch_size)
+            return StreamLoader(train, self._collator, batch_size)
         world, seed = self.world, self.config.run.seed
         return BatchLoader(
-            train, self.collator, batch_size, seed, rank=world.rank, world_size=world.size
+            train, self._collator, batch_size, seed, rank=world.rank, world_size=world.size
         )
 
     def test(self) -> Evaluation | None:
-        """Load the best model, and measure it once on text that nothing was chosen by.
-
-        Without validation there is no best model, and the last one stays in hand. It is loaded even
-        without a test text, for the export.
+        """Load the best model, if there was a validation, and measure it on the test text.
 
         Returns:
             Bits and accuracy; None without a test text.
         """
         best = self._load_best() if self.directory is not None else None
-        if self.world.first(lambda: best is not None):
+        if self.world.on_rank_0(lambda: best is not None):
             self.trainer.network.load(best.model_tensors if best else {})
         if self.text.test is None:
             return None
-        result = self.trainer.evaluate(self._batches(self.text.test))
-        self.trainer.tracker.say(
-            f"test text: {result.bits:.3f} bits, accuracy {result.accuracy:.3f}"
-        )
+        result = self.trainer.evaluate(self._evaluation_batches(self.text.test))
+        self.tracker.say(f"test text: {result.bits:.3f} bits, accuracy {result.accuracy:.3f}")
         return result
 
-    def text_read(self) -> list[str]:
-        """Return what became of each text, in lines: of rank 0, which knows of all others.
-
-        Text on the disk was counted when it was packed. Of a stream it is the counts of the last
-        checkpoint: those of this moment would count what was read ahead and never trained on.
-        """
-        texts = {"training": self.text.train, "validation": self.text.valid, "test": self.text.test}
-        return [
-            f"{name} text: {rows.report if isinstance(rows, PackedSequences) else self._stream_counts}"
-            for name, rows in texts.items()
-            if rows is not None
-        ]
-
     def export(self) -> Path | None:
-        """Export the model in hand, after `test` the best one, if Hugging Face can represent it.
-
-        What it cannot represent (pre-norm, other buckets, ...) is no reason to fail at the end of a
-        run: that was said at its beginning, too (`initial_weights.check_export`), and the
-        checkpoints are there.
+        """Export the model in hand (after `test`, the best one) for Hugging Face.
 
         Returns:
-            The directory; None if there is no export.
+            The directory; None if no export is wanted, or if Hugging Face's architecture cannot
+            represent the model, which the run has said at its beginning too.
         """
-        model_config = self.trainer.model.config
         if not self.config.run.export_hf:
             return None
-        if reasons := conversion.reasons_not_representable(model_config):
-            self.trainer.tracker.warn(
+        if reasons := conversion.reasons_not_representable(self.trainer.model.config):
+            self.tracker.warn(
                 f"no Hugging Face export, which cannot be this model: {'; '.join(reasons)}"
             )
             return None
-        tensors = self.world.collect(self.trainer.model.state_dict())
-        return self.world.first(lambda: self._export(tensors))
+        tensors = {}
+        for name, tensor in self.trainer.model.state_dict().items():
+            # One tensor at a time is whole on a device, and only rank 0 keeps it.
+            full = full_tensor(tensor)
+            if self.world.is_first:
+                tensors[name] = full.cpu()
+        return self.world.on_rank_0(lambda: self._write_export(tensors))
 
-    def _find(self) -> Resumable:
-        """Load the checkpoint to resume from: the one that was named, or the newest valid one.
+    def text_report(self) -> list[str]:
+        """Return a line about each text. Called on rank 0, which knows the counts of all ranks.
 
-        Whoever names one means that one. So a damaged one is an error here, where the search would
-        go on to the next older.
+        Files were counted when they were packed. The counts of a stream are those of the last
+        checkpoint, because later ones include what was read ahead and never trained on.
+        """
+        counts = self._stream_counts
+        texts = {"training": self.text.train, "validation": self.text.valid, "test": self.text.test}
+        return [
+            f"{name} text: {text.report if isinstance(text, PackedSequences) else counts}"
+            for name, text in texts.items()
+            if text is not None
+        ]
+
+    def _find_checkpoint(self) -> Resumable:
+        """Load the checkpoint that --resume-checkpoint names, or else the newest valid one.
+
+        A named one that is damaged is an error; the search would take the next older one.
         """
         assert self.directory is not None
         wanted = self.config.run.resume_checkpoint
         if wanted is not None:
-            # annotated-mpnet's checkpoints were files; its commands name `checkpoint2500.pt`.
+            # annotated-mpnet's commands name `checkpoint2500.pt`.
             path = wanted if wanted.is_dir() else wanted.with_suffix("")
             return Resumable(path, load_checkpoint(path), [])
         found = newest_valid_checkpoint(self.directory.path, self.directory.run_id)
@@ -263,19 +251,21 @@ class Session:
         return found
 
     def _compare(self, found: Resumable) -> tuple[TrainState, list[StreamState]]:
-        """Return the state of a checkpoint, and of its stream on each rank, if it may be used.
+        """Refuse the checkpoint of another run, and say what has changed in this one.
 
-        Says what is different from before. There are three kinds of difference: another network is
-        refused, another identity is refused unless --allow-change names it, and what else decides
-        an update (learning rate, dropout, ...) is told as a fact.
+        Another network is refused. Another identity is refused unless --allow-change names it. The
+        state gets the present identity, so what was allowed once need not be allowed again.
+
+        Returns:
+            The state, and that of the stream on each rank.
         """
-        tracker, checkpoint = self.trainer.tracker, found.checkpoint
+        tracker, checkpoint = self.tracker, found.checkpoint
         for warning in found.warnings:
             tracker.warn(warning)
         changes = compare_model_config(checkpoint.model_config, self.trainer.model.config)
         allowed = self.config.run.allowed_changes
-        losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
-        state = dataclasses.replace(checkpoint.state, identity=self.identity)
+        losses = compare_identity(checkpoint.state.identity, self._identity, allowed)
+        state = dataclasses.replace(checkpoint.state, identity=self._identity)
         streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
         if not self.is_complete(state):
             for change in [*changes, *self._changed_settings()]:
@@ -283,102 +273,15 @@ class Session:
             for loss in losses:
                 tracker.warn(f"{loss}: from here on this is not exactly the uninterrupted run")
             tracker.say(f"resuming from {found.path}, after update {state.update}")
-            # The updates behind the checkpoint are made again, and log their lines again.
             if dropped := tracker.rewind(state.update):
-                tracker.say(f"{dropped} lines of metrics from behind it were dropped")
+                tracker.say(f"{dropped} lines of metrics after it were dropped")
         return state, streams
 
-    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put rank 0's means and step counts, whole ones, into the optimizers of all ranks.
-
-        Under the names of `optimizer_tensors`, of which the first part says what it is and the rest
-        whose:
-
-        >>> "exp_avg.lm_head.dense.weight".partition(".")[::2]
-        ('exp_avg', 'lm_head.dense.weight')
-
-        Args:
-            tensors: on rank 0; nothing on the others.
-        """
-        optimizer, model = self.trainer.optimizer, self.trainer.model
-        # A mean has the shape of its parameter and is cut as that is; a step count is a scalar, and
-        # whole everywhere.
-        parameters = dict(model.named_parameters())
-        shares = {}
-        for name, tensor in self.world.spread(tensors):
-            parameter = parameters.get(name.partition(".")[2])
-            if parameter is not None and tensor.dim() > 0:
-                tensor = share_of(parameter, tensor)
-            shares[name] = tensor
-        load_optimizer_tensors(optimizer, model, shares)
-
-    def _own_stream(self, streams: list[StreamState]) -> StreamState | None:
-        """Return where this rank goes on in a stream; None for text on the disk.
-
-        Each rank takes its own state out of those of all, by its number: with 8 ranks as with 1.
-        Another number of ranks is part of another identity, and comes here only if it was allowed.
-
-        Args:
-            streams: of all ranks of the former run, in their order.
-        """
-        if not streams:
-            return None
-        if len(streams) == self.world.size:
-            return streams[self.world.rank]
-        # Allowed by --allow-change world-size. The shares are others now: those who are furthest
-        # say which epoch is begun with, and how many rows have had their masks.
-        furthest = max(streams, key=lambda each: each.position.epoch)
-        delivered = max(each.delivered for each in streams)
-        return dataclasses.replace(furthest, delivered=delivered).restarted(
-            self.world.rank, self.world.size
-        )
-
-    def _load_best(self) -> Checkpoint | None:
-        """Load the best model, verified, without AdamW's means, which are two thirds of it.
-
-        From the disk, although the network in hand may be the same: what is tested and exported is
-        then what is kept. None if no validation was ever made.
-        """
-        assert self.directory is not None
-        path = self.directory.path / BEST
-        if not path.exists():
-            return None
-        best = load_checkpoint(path, with_optimizer=False)
-        self.trainer.tracker.say(f"best model: {path}, after update {best.state.update}")
-        return best
-
-    def _export(self, tensors: dict[str, Tensor]) -> Path:
-        """Write the Hugging Face model into `hf/`, which is proven to compute the same logits.
-
-        Over a former export: of an interrupted start of the same run, to which the directory
-        belongs.
-        """
-        assert self.directory is not None
-        # A network of its own, on the CPU: that of the loop may be shared out, or compiled.
-        model = MPNetForPretraining(self.trainer.model.config)
-        model.load_state_dict(tensors)
-        report = conversion.export_to_hugging_face(
-            model, self.directory.path / EXPORT, tokenizer=self.text.tokenizer, overwrite=True
-        )
-        self.trainer.tracker.say(
-            f"Hugging Face model: {report.directory} (logits agree to {report.max_difference:.0e})"
-        )
-        return report.directory
-
-    def _batches(self, rows: PackedSequences) -> Iterator[Batch]:
-        """Yield this rank's batches of an evaluation.
-
-        It keeps no activations for a backward pass: the training's batch size fits.
-        """
-        batch_size, world = self.config.optimization.batch_size, self.world
-        return evaluation_batches(rows, self.collator, batch_size, world.rank, world.size)
-
     def _changed_settings(self) -> Iterator[str]:
-        """Yield what differs from the settings of the run so far, among those that may.
+        """Yield the changed settings that decide an update and may change.
 
-        Read off the `config.toml` that the former start has left. The present one is written only
-        behind this (`runs/run.py`). A file is compared with a file, so that a setting is spelled in the
-        same way in both; one that is unset has no line, and is None here.
+        Compares the `config.toml` of the previous start, which has not been replaced yet, with what
+        the present one will be. An unset setting has no line there.
         """
         assert self.directory is not None
         path = self.directory.path / "config.toml"
@@ -386,38 +289,90 @@ class Session:
             return
         before = tomllib.loads(path.read_text(encoding="utf-8"))
         now = tomllib.loads(to_toml(self.config))
-        # Only what decides an update. Of the other groups, some cannot change (the architecture),
-        # some are in the identity (the data), and the rest decides nothing (the machine, records).
         for group in ("objective", "optimization"):
             for name in sorted(before[group].keys() | now[group].keys()):
                 old, new = before[group].get(name), now[group].get(name)
-                if old == new:
+                is_start = name in ("head_bias", "relative_bias_init")
+                # Runs from before there was `relative_bias_init` have no line for it.
+                if old == new or (is_start and old is None):
                     continue
-                if name in ("head_bias", "relative_bias_init"):
-                    # They decide how weights start. A run from before the latter has no word of it.
-                    if old is not None:
-                        yield f"{name} was {old} and is {new}: no effect, the weights are loaded"
-                else:
-                    yield f"{name} was {old} and is {new}"
+                effect = ": no effect, the weights are loaded" if is_start else ""
+                yield f"{name} was {old} and is {new}{effect}"
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy rank 0's means and step counts into the optimizers of all ranks, as their shards.
+
+        Args:
+            tensors: on rank 0, named like `exp_avg.lm_head.dense.weight`; ignored on the others.
+        """
+        model = self.trainer.model
+        parameters = dict(model.named_parameters())
+        own = {}
+        for name, tensor in self.world.broadcast(tensors):
+            parameter = parameters.get(name.partition(".")[2])
+            # A mean is split like its parameter. A step count is a scalar, and never split.
+            if parameter is not None and tensor.dim() > 0:
+                tensor = shard(tensor, parameter)
+            own[name] = tensor
+        load_optimizer_tensors(self.trainer.optimizer, model, own)
+
+    def _own_stream(self, streams: list[StreamState]) -> StreamState | None:
+        """Return where this rank resumes in a stream; None for text on the disk.
+
+        Args:
+            streams: of all ranks of the previous run, in order of ranks.
+        """
+        if not streams:
+            return None
+        if len(streams) == self.world.size:
+            return streams[self.world.rank]
+        # Allowed by --allow-change world-size. The split is another one now, so the ranks begin the
+        # epoch of the furthest anew, with masks that were not used before.
+        furthest = max(streams, key=lambda each: each.position.epoch)
+        delivered = max(each.delivered for each in streams)
+        return dataclasses.replace(furthest, delivered=delivered).restarted(
+            self.world.rank, self.world.size
+        )
+
+    def _updates_ahead(self) -> Generator[Update]:
+        """Yield updates that a thread makes ahead, for a GPU in pinned memory."""
+        device, start = self.trainer.network.device, self._start
+        updates = self.source().updates(
+            start.update, self.config.optimization.update_freq, start.text
+        )
+        return prefetch(
+            pinned(updates, device) if device.type == "cuda" else updates, PREFETCHED_UPDATES
+        )
+
+    def _evaluation_batches(self, text: PackedSequences) -> Iterator[Batch]:
+        # Without activations for a backward pass, the training's batch size fits.
+        batch_size, world = self.config.optimization.batch_size, self.world
+        return evaluation_batches(text, self._collator, batch_size, world.rank, world.size)
 
     def _save_tokenizer(self, directory: Path) -> None:
-        # Into each checkpoint: weights without their vocabulary are numbers without a meaning, and
-        # the place where the tokenizer came from may be gone by the time that somebody needs it.
+        # Into each checkpoint: the place it came from may be gone one day.
         self.text.tokenizer.save_pretrained(directory)
 
+    def _load_best(self) -> Checkpoint | None:
+        """Load the best model from the disk, so what is tested is what is kept."""
+        assert self.directory is not None
+        path = self.directory.path / BEST
+        if not path.exists():
+            return None
+        best = load_checkpoint(path, with_optimizer=False)
+        self.tracker.say(f"best model: {path}, after update {best.state.update}")
+        return best
 
-def collator_of(
-    config: PretrainingConfig, text: Text
-) -> DataCollatorForMaskedPermutedLanguageModeling:
-    """Return what makes batches of a run's rows; its evaluation twin has masks of its own.
-
-    The seed is the run's: masks are a function of it, of the epoch and of the row, and so of
-    nothing that a resume, a number of ranks or a batch size could change.
-    """
-    return DataCollatorForMaskedPermutedLanguageModeling(
-        text.vocabulary,
-        config.objective,
-        config.data.max_tokens,
-        config.run.seed,
-        packing=config.data.packing,
-    )
+    def _write_export(self, tensors: dict[str, Tensor]) -> Path:
+        """Write `hf/`, which is proven to compute the same logits, over an earlier export."""
+        assert self.directory is not None
+        # A network of its own on the CPU: that of the loop may be sharded or compiled.
+        model = MPNetForPretraining(self.trainer.model.config)
+        model.load_state_dict(tensors)
+        report = conversion.export_to_hugging_face(
+            model, self.directory.path / EXPORT, tokenizer=self.text.tokenizer, overwrite=True
+        )
+        self.tracker.say(
+            f"Hugging Face model: {report.directory} (logits agree to {report.max_difference:.0e})"
+        )
+        return report.directory

@@ -229,32 +229,3 @@ def nats_to_bits(nats: float) -> float:
     13.0
     """
     return nats / math.log(2)
-
-
-class Stopwatch:
-    """Measures the time of training, and the part of it spent waiting for data.
-
-    A GPU works on while the clock runs, so a single update's time means little. The loop waits for
-    the GPU before it logs, so their sum is right.
-
-    Attributes:
-        training: seconds within updates; evaluations, checkpoints and logging are outside.
-        waiting: seconds from the start of an update until its batches arrived.
-    """
-
-    def __init__(self) -> None:
-        self.training = 0.0
-        self.waiting = 0.0
-        self._started = time.perf_counter()
-
-    def start(self) -> None:
-        """Begin an update."""
-        self._started = time.perf_counter()
-
-    def data_arrived(self) -> None:
-        """Note that the batches of the update have arrived."""
-        self.waiting += time.perf_counter() - self._started
-
-    def stop(self) -> None:
-        """End an update."""
-        self.training += time.perf_counter() - self._started

@@ -1,29 +1,20 @@
-"""Out of memory: how much there is, how much was asked for, and which flags ask for less.
+"""Out of memory: how much there is, and which flags ask for less.
 
-PyTorch says "CUDA out of memory" and advises on its allocator. What a user needs is what to write
-on the command line instead, and what that changes. In this order, because the first costs nothing:
+PyTorch's error advises on its allocator. A user needs flags to try, cheapest first:
 
-1. Smaller micro-batches, and more of them. The update sees the same rows and predicts the same
-   tokens. Without dropout its gradient is the same to rounding; with dropout, each micro-batch
-   draws new masks (`mpnet/loop.py`). With `--batch-size 16 --update-freq 8`, half of that is
+1. Smaller micro-batches, and more of them: the same sequences in an update. In place of
+   `--batch-size 16 --update-freq 8`:
 
-   >>> config = PretrainingConfig()
-   >>> smaller_micro_batch(config.optimization.batch_size, config.optimization.update_freq)
+   >>> smaller_micro_batch(batch_size=16, update_freq=8)
    (8, 16)
 
-2. `--precision bf16`, where it is not on: half the memory for most of what is kept for the way
-   back. Another rounding, and faster on a GPU.
-3. `--gradient-checkpointing`: the same numbers, for a third more work (`mpnet/encoder.py`). Once
-   a micro-batch is a single row, this is what is left.
-4. `--fsdp`, under torchrun: weights, gradients and AdamW's two means, 16 bytes for each weight, are
-   shared out among the processes. 1 to 3 do nothing about these.
-5. Shorter rows. That is another run, with another length.
+2. `--precision bf16`, if it is not on: half the memory for most activations.
+3. `--gradient-checkpointing`: the same numbers, for a third more work.
+4. `--fsdp`, under torchrun: weights, gradients and AdamW's means are split over the processes.
+5. Shorter sequences, or a smaller network: another run.
 
-A CPU has no such error, as a rule: the system promises more memory than it has, and when the
-promise falls due, kills the process that it likes least. Only a single request beyond all reason is
-refused, and then what is said here is the same.
-
-Next: `runs/run.py`, which calls this.
+A CPU rarely raises this error: the system overcommits memory, and then its out-of-memory killer
+ends a process.
 """
 
 import os
@@ -35,8 +26,7 @@ from annotated_mpnet.settings.config import PretrainingConfig
 
 GIB = 2**30
 
-# What the allocators say that have no class of error of their own: the CPU's, Apple's, and the
-# libraries that ask CUDA for memory behind PyTorch's back.
+# Errors without a class of their own: of the CPU's and Apple's allocators, and of CUDA's libraries.
 PHRASES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -50,23 +40,16 @@ PHRASES = (
 def out_of_memory(
     config: PretrainingConfig, device: torch.device, world_size: int = 1
 ) -> OutOfMemoryError:
-    """Return what to say about an error for which `is_out_of_memory`.
-
-    Args:
-        config: the run's, for the flags that would help and are not yet used.
-        device: where the run computes.
-        world_size: how many processes share the work.
-    """
-    batch_size = config.optimization.batch_size
+    """Return the error to raise where `is_out_of_memory`, with the flags that could help."""
     return OutOfMemoryError(
-        f"out of memory on {device} with micro-batches of {batch_size} rows of "
-        f"{config.data.max_tokens} tokens ({_memory(device)}); try, in this order: "
+        f"out of memory on {device} with micro-batches of {config.optimization.batch_size} "
+        f"sequences of {config.data.max_tokens} tokens ({_memory(device)}); try, in this order: "
         + "; ".join(_remedies(config, device, world_size))
     )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that there was no memory.
+    """Return whether an error means out of memory.
 
     >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     True
@@ -79,10 +62,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def smaller_micro_batch(batch_size: int, update_freq: int) -> tuple[int, int] | None:
-    """Return a smaller batch size and the update frequency that keeps the update's rows.
+    """Return a smaller batch size, and the update frequency that keeps the sequences of an update.
 
-    As few pieces as possible: small products keep a processor less busy. A micro-batch is cut by
-    the smallest number that divides it; one row cannot be cut.
+    The batch is cut into as few pieces as possible, to keep the device busy.
 
     >>> smaller_micro_batch(9, 4), smaller_micro_batch(7, 1), smaller_micro_batch(1, 8)
     ((3, 12), (1, 7), None)
@@ -98,25 +80,26 @@ def _remedies(config: PretrainingConfig, device: torch.device, world_size: int) 
     remedies = []
     cut = smaller_micro_batch(optimization.batch_size, optimization.update_freq)
     if cut is not None:
-        rows = optimization.batch_size * optimization.update_freq * world_size
+        total = optimization.batch_size * optimization.update_freq * world_size
         remedies.append(
-            f"--batch-size {cut[0]} --update-freq {cut[1]} (the same {rows} rows per update)"
+            f"--batch-size {cut[0]} --update-freq {cut[1]} (the same {total} sequences per update)"
         )
-    # "auto" is bf16 on CUDA already.
+    # "auto" already means bf16 on CUDA.
     if machine.precision == "fp32" or (machine.precision == "auto" and device.type != "cuda"):
-        remedies.append("--precision bf16 (another rounding)")
+        remedies.append("--precision bf16 (rounds differently)")
     if not machine.gradient_checkpointing:
         remedies.append("--gradient-checkpointing (the same numbers, a third more work)")
     if world_size > 1 and not machine.fsdp:
-        remedies.append(f"--fsdp (each of the {world_size} processes holds its share)")
-    remedies.append(f"shorter rows (--max-tokens is {config.data.max_tokens}) or a smaller network")
-    return remedies
+        remedies.append(f"--fsdp (each of the {world_size} processes holds a shard)")
+    return [
+        *remedies,
+        f"shorter sequences (--max-tokens is {config.data.max_tokens}) or a smaller network",
+    ]
 
 
 def _memory(device: torch.device) -> str:
-    """Say how much memory is in use, and how much there is."""
     if device.type == "cuda":
-        # Of the whole device: other processes' memory is missing here just the same.
+        # Of the whole device, other processes included.
         free, total = torch.cuda.mem_get_info(device)
         ours = torch.cuda.max_memory_allocated(device)
         return (

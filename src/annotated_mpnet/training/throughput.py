@@ -1,26 +1,20 @@
-"""How fast is it, in units that can be compared: the floating-point work of an update.
+"""How fast is it: the floating-point operations of an update, and the share of the device's peak.
 
-Updates per second say nothing about another batch, tokens per second nothing about another network.
-The question behind both is how much of the machine is used, and its answer is a share, *model FLOPs
-utilisation* (Chowdhery et al., "PaLM", arXiv 2204.02311, appendix B):
+*Model FLOPs utilisation* (Chowdhery et al., "PaLM", arXiv 2204.02311, appendix B) can be compared
+between networks, batches and devices:
 
-    MFU  =  work that the network needs in a second  /  the most that the device could do in it
+    MFU  =  operations that the network needs in a second  /  the device's peak per second
 
-What counts as needed is a convention; numbers of two conventions cannot be compared. Here:
+Which operations count is a convention. Here:
 
-- matrix products only, a multiplication and an addition being two operations; norms, softmax,
-  dropout, embeddings and the optimizer are less than 1 % of the operations, if not of the time;
-- attention included, but only the scores that are computed: nobody's work on pairs that no block
-  holds (`mpnet/two_stream.py`);
-- the head only for predicted rows, the last layer only for the rows that the loss is read at;
-- the backward pass is twice the forward pass, since each product has two factors to send a gradient
-  to; what is computed *again*, by gradient checkpointing or inside a fused kernel, is no progress
-  and does not count;
-- padding counts as work. It keeps the machine busy, so that MFU cannot show it; tokens per second,
-  which leave padding out, do. One looks at both.
+- matrix products only; a multiplication and an addition are two operations;
+- attention only for the scores that are computed (`mpnet/two_stream.py`), the head only for
+  predicted tokens, the last layer only for the queries that the loss is computed from;
+- the backward pass is twice the forward pass, because each product sends a gradient to both of its
+  factors. What gradient checkpointing or a fused kernel computes *again* does not count;
+- padding counts, because the device computes it. Tokens per second leave it out, so look at both.
 
-For a row of MPNet-base, in GFLOP, forward and backward: `mpnet/encoder.py` takes the forward
-pass apart.
+Forward and backward for a sequence of MPNet-base, in GFLOP:
 
 >>> base = ModelConfig()
 >>> for mode in ("mpnet", "plm", "mlm"):
@@ -29,26 +23,14 @@ mpnet  358
 plm    317
 mlm    283
 
-An H200 that is busy all of the time would take 0.36 ms for the first, 1.4 million tokens in a
-second. Nothing gets there: matrices are read and written, norms are all memory and no arithmetic.
-ModernBERT reached 25 %, well-made training code for one architecture 35 to 45 %:
+Good training code reaches 25 to 45 % of the peak:
 
 >>> tokens_per_second = 550_000
 >>> work = training_flops(base, "mpnet", 1, 512, 76) * tokens_per_second / 512
->>> print(f"{work / 1e12:.0f} TFLOP/s, {work / 989e12:.0%} of an H200")
+>>> print(f"{work / 1e12:.0f} TFLOP/s, {work / peak_flops('H200', bf16=True):.0%} of an H200")
 385 TFLOP/s, 39% of an H200
 
-**The device's side** is what its maker promises for dense products of bfloat16 numbers (tables of
-NVIDIA also print twice as much, for matrices that are half zeros). Only where that is known, and
-products do run in bfloat16, there is an MFU. A CPU has no such number: it depends on the clock
-under load, on instructions, and on who else is there.
-
-HF: the Trainer estimates 6 x parameters x tokens, which counts the embedding table as if it were
-multiplied by, and attention not at all.
-
-Next: `tracking/tracker.py`, which shows the numbers; `runs/plan.py`, which foretells them.
-
-    L tokens of a sentence   P predicted tokens   D embed_dim   F feed-forward dim   V vocabulary
+    L tokens of a sequence   P predicted tokens   D embed_dim   F feed-forward dim   V vocabulary
 """
 
 import resource
@@ -58,8 +40,8 @@ import torch
 
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 
-# Parts of the names that devices give themselves, the more special one first; dense bfloat16
-# products with float32 sums, in TFLOP/s, from NVIDIA's data sheets.
+# By a part of the device's name, the more specific one first: dense products of bfloat16 numbers in
+# TFLOP/s, from NVIDIA's data sheets (which also print twice as much, for sparse matrices).
 BF16_TFLOPS = {
     "B200": 2250,
     "GH200": 989,
@@ -86,32 +68,27 @@ BF16_TFLOPS = {
 def training_flops(
     config: ModelConfig, input_mode: InputMode, batch_size: int, length: int, num_predicted: int
 ) -> float:
-    """Return the operations of a micro-batch, forward and backward, by the convention above.
-
-    Made of a few multiplications, so that the loop can ask for each micro-batch.
+    """Return the operations of a micro-batch, forward and backward.
 
     Args:
         config: the network.
         input_mode: the objective.
         batch_size: B.
         length: L, padding included.
-        num_predicted: P, the slots of a row; not the predicted tokens of the batch.
+        num_predicted: P, empty slots included.
     """
     P = num_predicted
-    asking, answering, pairs = layer_shape(input_mode, length, P)
-    inner = (config.encoder_layers - 1) * _layer_flops(config, asking, answering, pairs)
-    # In the last layer only P rows ask, and each asks all that answer.
-    last = _layer_flops(config, P, answering, P * answering)
+    queries, keys, pairs = layer_shape(input_mode, length, P)
+    inner = (config.encoder_layers - 1) * _layer_flops(config, queries, keys, pairs)
+    # The last layer has P queries only, and each is scored against all keys.
+    last = _layer_flops(config, P, keys, P * keys)
     D = config.encoder_embed_dim
     head = 2 * P * D * (D + config.vocab_size)
     return 3.0 * batch_size * (inner + last + head)
 
 
 def layer_shape(input_mode: InputMode, length: int, num_predicted: int) -> tuple[int, int, int]:
-    """Return, for any layer but the last: rows that ask, rows that answer, pairs of them.
-
-    A pair is a score that is computed; not all who ask look at all who answer.
-    """
+    """Return the queries, keys and computed scores of each layer but the last, for a sequence."""
     L, P = length, num_predicted
     match input_mode:
         case "mpnet":
@@ -122,23 +99,23 @@ def layer_shape(input_mode: InputMode, length: int, num_predicted: int) -> tuple
             return L, L, L * L
 
 
-def _layer_flops(config: ModelConfig, asking: int, answering: int, pairs: int) -> int:
-    """Return the operations of a layer's forward pass, for one sample."""
+def _layer_flops(config: ModelConfig, queries: int, keys: int, pairs: int) -> int:
+    """Return the operations of a layer's forward pass, for a sequence."""
     D, F = config.encoder_embed_dim, config.encoder_ffn_dim
-    # Who asks makes a query and needs the way out; who answers makes a key and a value.
-    projections = 2 * D * D * (2 * asking + 2 * answering)
-    # A score is a product of D numbers over all heads; to use it takes as much again.
+    # Queries and their output projection, keys and values.
+    projections = 2 * D * D * (2 * queries + 2 * keys)
+    # The scores, and the weighted sums of values.
     scores = 4 * D * pairs
-    feed_forward = 4 * D * F * asking
+    feed_forward = 4 * D * F * queries
     return projections + scores + feed_forward
 
 
 def peak_flops(device_name: str, bf16: bool) -> float | None:
-    """Return the operations per second that a device could do at the most; None if unknown.
+    """Return a device's peak in operations per second; None if it is unknown.
 
     Args:
-        device_name: as `torch.cuda.get_device_name` says it.
-        bf16: whether products run in bfloat16; there is no number for other types here.
+        device_name: as from `torch.cuda.get_device_name`.
+        bf16: whether products run in bfloat16; other types have no number here.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3", bf16=True) / 1e12
     989.0
@@ -147,14 +124,14 @@ def peak_flops(device_name: str, bf16: bool) -> float | None:
     """
     if not bf16:
         return None
-    # The blank lets "L4 " be found at the end of a name, and not in "L40S".
+    # The blank finds "L4 " at the end of a name, and not in "L40S".
     found = (tflops for name, tflops in BF16_TFLOPS.items() if name in f"{device_name} ")
     tflops = next(found, None)
     return None if tflops is None else tflops * 1e12
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device calls itself, for `peak_flops` and for the plan.
+    """Return the name of a device.
 
     >>> device_name(torch.device("cpu"))
     'cpu'
@@ -165,8 +142,7 @@ def device_name(device: torch.device) -> str:
 def memory_peak(device: torch.device) -> float:
     """Return the most memory used so far, in GB (10^9 bytes).
 
-    On CUDA: what tensors took on the device; PyTorch's cache around them, and the few hundred MB of
-    CUDA itself, come on top. Elsewhere: what this process took, Python and all libraries included.
+    On CUDA by tensors, without PyTorch's cache and CUDA itself; elsewhere by the whole process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
