@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,11 @@ from annotated_mpnet.training.checkpoint import load_checkpoint
 from annotated_mpnet.training.retention import newest_first
 from ranks import Started, arguments_of, names_below, run_ranks
 from tiny_run import TinyText, changed, run, tiny_config, write_text
+from waiting import HUNG, holds, wait_for
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
+ENDLESS = 100_000
+"""Updates of a run that a test ends: it must not be complete before, however slow the test is."""
 
 
 @pytest.fixture(scope="module")
@@ -139,22 +141,16 @@ def test_another_global_batch_is_refused_once_and_by_all(text: TinyText, tmp_pat
     assert endings[1][2].strip() == ""
 
 
-def wait_for(path: Path, wanted: str) -> None:
-    for _ in range(1200):
-        if path.exists() and wanted in path.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{wanted!r} did not come")
-
-
 # fault 56
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
     text: TinyText, tmp_path: Path, rank: int
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    config = changed(
+        config_of(text, tmp_path / "run"), total_updates=ENDLESS, checkpoint_interval=-1
+    )
     started = Started(config)
-    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+    wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), *started.processes)
     started.processes[rank].send_signal(signal.SIGTERM)
     endings = started.endings()
     assert [code for code, _, _ in endings] == [143, 143], endings
@@ -167,7 +163,9 @@ def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
 def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
     text: TinyText, tmp_path: Path, number: signal.Signals
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    config = changed(
+        config_of(text, tmp_path / "run"), total_updates=ENDLESS, checkpoint_interval=-1
+    )
     # torchrun by the name that it has as a module; standalone, to take a port that is free.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     process = subprocess.Popen(
@@ -175,12 +173,17 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # It kills ranks that take longer to stop, by default than 30 seconds.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(HUNG),
+        },
     )
     try:
-        wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+        wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), process)
         process.send_signal(number)
-        said, complained = process.communicate(timeout=60)
+        said, complained = process.communicate(timeout=HUNG)
     finally:
         process.kill()
     # torchrun says in its own words that it was stopped, and ends with 1; README.md says so.
@@ -198,16 +201,16 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(
     # At a constant rate, so that the run may end earlier than it was meant to and be the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
-        total_updates=2000,
+        total_updates=ENDLESS,
         end_learning_rate=1e-3,
         warmup_updates=0,
     )
     started = Started(config)
-    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
-    killed = time.monotonic()
+    wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), *started.processes)
     started.processes[1].kill()
+    # Not only after --distributed-timeout: `endings` does not wait for so long.
+    assert config.machine.distributed_timeout > HUNG
     code, _, complained = started.endings()[0]
-    assert time.monotonic() - killed < 60
     assert code == 1
     assert "lost the others" in complained
     assert "Traceback" not in complained

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from annotated_mpnet.training.optimizer import build_optimizer, optimizer_tensor
 from annotated_mpnet.training.tracking import Tracker
 from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
+from waiting import HUNG
 
 CPU = torch.device("cpu")
 NETWORK = ModelConfig(
@@ -160,7 +162,7 @@ def in_process(
     os.environ |= variables
     torch.set_num_threads(1)
     try:
-        with open_world(60) as world:
+        with open_world(HUNG) as world:
             action(world, directory, fsdp)
     except UserError as error:
         (directory / f"error{rank}").write_text(f"{type(error).__name__} {error.exit_code} {error}")
@@ -180,14 +182,14 @@ def on_two_ranks(
     processes = [
         context.Process(
             target=in_process,
-            args=(action, rank, environment(rank, 2, store), directory, fsdp),
+            args=(action, rank, environment(rank, 2, store.port), directory, fsdp),
         )
         for rank in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(HUNG)
     said = [path.read_text() for path in directory.glob("failed*")]
     assert [process.exitcode for process in processes] == list(codes), said
 
@@ -255,12 +257,13 @@ def test_memory_that_runs_out_on_one_rank_ends_all_with_the_flags_to_try(tmp_pat
 
 # fault 63
 def test_a_rank_that_finds_nobody_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-    for name, value in environment(1, 2, store).items():
-        monkeypatch.setenv(name, value)
-    del store  # and with it, whoever would listen there
-    with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
-        pass
+    with socket.socket() as taken:
+        # Nobody listens on this port, and while it is taken nobody else can.
+        taken.bind(("127.0.0.1", 0))
+        for name, value in environment(1, 2, taken.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
+            pass
 
 
 def test_alone_nothing_is_exchanged() -> None:
