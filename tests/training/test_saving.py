@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from annotated_mpnet.training.checkpoint import load_checkpoint, save_checkpoint
 from annotated_mpnet.training.optimizer import learning_rate
 from annotated_mpnet.training.saving import Writer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from waiting import HUNG
 
 WRITE = "annotated_mpnet.training.checkpoint.save_file"
 LOOP = threading.main_thread()
@@ -71,7 +73,7 @@ def test_updates_are_made_while_a_checkpoint_is_written_and_do_not_get_into_it(
         # Checkpoint 3 is not on the disk before update 5 is made.
         if next(calls) == 1:
             assert threading.current_thread() is not LOOP
-            assert later.wait(60), "the loop waits for the disk"
+            assert later.wait(HUNG), "the loop waits for the disk"
             assert not (tmp_path / "beside" / "checkpoint3").exists()
         save_file(tensors, path)
 
@@ -120,7 +122,7 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if next(calls) == 1:
-            assert later.wait(60), "the loop waits for the disk"
+            assert later.wait(HUNG), "the loop waits for the disk"
         save_file(tensors, path)
 
     monkeypatch.setattr(WRITE, slow)
@@ -175,24 +177,26 @@ def test_a_failed_write_is_noticed_before_the_next_update(
 ) -> None:
     config = changed(config_of(text, tmp_path / "run"), total_updates=40, checkpoint_interval=20)
     full_at(1, monkeypatch)
-    later, over, made = threading.Event(), threading.Event(), []
+    later, made = threading.Event(), []
+    begin, writes = Writer.begin, list[Future[object]]()
+
+    def remember(self: Writer[object], job: Callable[[], object]) -> None:
+        begin(self, job)
+        writes.append(self._begun[-1])
 
     def save(*arguments: object) -> None:
-        assert later.wait(60)
-        try:
-            save_checkpoint(*arguments)  # type: ignore[arg-type]
-        finally:
-            over.set()
+        assert later.wait(HUNG)
+        save_checkpoint(*arguments)  # type: ignore[arg-type]
 
     def count(update: int, optimization: OptimizationConfig) -> float:
         made.append(update)
         # The 21st update is being made when the write fails; the next save is far away.
         if update == 20:
             later.set()
-            assert over.wait(60)
-            time.sleep(0.5)
+            assert not wait(writes, HUNG).not_done
         return learning_rate(update, optimization)
 
+    monkeypatch.setattr(Writer, "begin", remember)
     monkeypatch.setattr("annotated_mpnet.training.saving.save_checkpoint", save)
     monkeypatch.setattr("annotated_mpnet.training.trainer.learning_rate", count)
     with pytest.raises(WriteError):
@@ -217,7 +221,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
     later = threading.Event()
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        assert later.wait(60)
+        assert later.wait(HUNG)
         time.sleep(0.2)
         save_file(tensors, path)
 
@@ -238,7 +242,7 @@ def test_a_run_that_fails_tells_of_a_failed_write_too(
     happened = full_at(1, monkeypatch)
 
     def diverge() -> None:
-        assert happened.wait(60)
+        assert happened.wait(HUNG)
         raise DivergedError("the loss is no number")
 
     at_update(4, diverge, monkeypatch)
@@ -260,8 +264,8 @@ def test_a_bug_in_the_thread_keeps_its_traceback(
 def test_what_is_asked_without_waiting_is_only_what_is_done() -> None:
     writer: Writer[int] = Writer()
     first, second = threading.Event(), threading.Event()
-    writer.begin(lambda: first.wait(60) and 1)
-    writer.begin(lambda: second.wait(60) and 2)
+    writer.begin(lambda: first.wait(HUNG) and 1)
+    writer.begin(lambda: second.wait(HUNG) and 2)
     assert writer.over(wait=False) == []
     first.set()
     second.set()
