@@ -46,6 +46,7 @@ from annotated_mpnet.data import (
 )
 from annotated_mpnet.data.hold_out import split_by_hash
 from annotated_mpnet.errors import DataError
+from waiting import HUNG
 
 TOKENIZER = toy_tokenizer.word_piece()
 
@@ -132,7 +133,7 @@ def test_14_a_long_line_takes_memory_for_its_text_and_not_for_its_tokens(tmp_pat
         [sys.executable, "-c", MEASURE, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HUNG,
         check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
