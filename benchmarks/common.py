@@ -26,11 +26,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from annotated_mpnet.batch import Batch
-from annotated_mpnet.config import ModelConfig
+from annotated_mpnet.config import ModelConfig, ObjectiveConfig
+from annotated_mpnet.data.masking import count_predicted
 from annotated_mpnet.training.throughput import device_name
 
 
@@ -94,9 +96,9 @@ def num_predicted(length: int) -> int:
     """Return P of a full row.
 
     >>> num_predicted(512), num_predicted(64)
-    (77, 10)
+    (76, 9)
     """
-    return round(0.15 * length)
+    return int(count_predicted(np.array(length - 2), ObjectiveConfig().pred_prob))
 
 
 def make_batch(shape: Shape, rows: int) -> Batch:

@@ -1,36 +1,42 @@
 """The same text, the same time: what loss does each way of pretraining reach?
 
-    python benchmarks/end_to_end.py [--minutes 2] [--seeds 1 2 3] [--with mpnet mlm hf]
-            [--json FILE] [-- FLAGS OF pretrain-mpnet ...]
+    python benchmarks/end_to_end.py [--minutes 2] [--seeds 1 2 3] [--with mpnet mlm hf ...]
+            [--preset demo] [--text FILE_OR_DIRECTORY --tokenizer DIRECTORY]
+            [--picture FILE.svg] [--json FILE] [-- FLAGS OF pretrain-mpnet ...]
 
-Tokens per second say how fast a network reads, not what it learns from what it read. MPNet's step
-does more for a token than plain masked language modelling, and so reads less. Here each contestant
-has the same minutes, and what counts is the loss at their end:
+Tokens per second say how fast a network reads, not what it learns. MPNet's step does more for each
+token than plain masked language modelling, and so reads less. Here every contestant trains for the
+same minutes, and its loss at the end counts:
 
-    mpnet    ours, the full objective
-    mlm      ours, plain masked language modelling
-    hf       transformers' MPNetForMaskedLM in a plain loop of PyTorch, masked by transformers'
-             DataCollatorForLanguageModeling (15 %: 80 % masks, 10 % random, 10 % kept)
+    mpnet           ours, the full objective, local start (`modeling/local_start.py`)
+    mpnet-normal    the same with the paper's start, N(0, 0.02)
+    mlm             ours, plain masked language modelling, local start
+    mlm-normal      the same with the paper's start
+    hf              transformers' MPNetForMaskedLM as its users start it: its own initialisation
+    hf-local        the same network with the weights that `mlm` starts from
 
-**What is equal.** Text, tokenizer, packed rows and their order, architecture, the very weights to
-begin with, the head's bias among them (`--head-bias frequencies` of the demo: without it, such
-short runs learn nothing but how often words occur, whoever makes them); AdamW with the same groups,
-clipping, batch and learning rates; batches made ahead in a thread. So the comparison is about the
-step and the objective.
+The last two run in a plain PyTorch loop, masked by transformers' DataCollatorForLanguageModeling
+(15 %: 80 % masks, 10 % random, 10 % kept).
 
-**The end of the schedule** is the end of the time. Each contestant first makes some updates that
-are thrown away, to see how many it will make; the schedule (5 % warm-up, then down to zero) is for
-so many. If the machine gets slower or faster in the meantime, the time is not quite kept: it is
-reported. Two threads of a busy machine are no place for this: let nothing else run.
+**What is equal.** Text, tokenizer, packed rows and their order, architecture, AdamW with the same
+groups, clipping, batch size and learning rates, batches made ahead in a thread. Ours and `hf-local`
+start with the head's bias at the token frequencies (`--head-bias`, from the preset); `hf` starts
+with zeros, as transformers does. The learning rate is the preset's; `-- --lr 2e-3` sets another for
+all.
 
-**Yardsticks**, on the validation text, whose masks are the same for all, in bits per predicted
-token:
+**The schedule ends with the time.** Each contestant first makes some updates that are thrown away,
+to find out how many it will make; the schedule (5 % warm-up, then linearly to zero) is for that
+many. The seconds really used are reported. Let nothing else run on the machine.
+
+**Yardsticks**, on the validation text with the same masks for all, in bits per predicted token:
 
     tokens   plain MLM, single tokens masked, as `hf` is trained
     words    plain MLM, whole words masked, as ours are trained
-    mpnet    MPNet's own: for the network trained with it, which was made to predict so
+    mpnet    MPNet's own objective, for the networks trained with it
 
-The learning rate is the demo's, chosen for `mpnet`; `-- --lr 2e-3` tries another, for all.
+Eight times during a run the clock stops, and the network is judged by `words`. `--picture` draws
+these curves (mean of the seeds). The table's last lines say when each contestant reached the final
+loss of `hf`.
 """
 
 import argparse
@@ -42,6 +48,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -52,12 +59,16 @@ from annotated_mpnet.parsing import parse_pretrain
 from annotated_mpnet.preparation import measure_plateau
 from common import machine, write_json
 from data_parts import prepare
-from learners import LEARNERS, YARDSTICKS, calibrate, judge, train
+from learners import LEARNERS, YARDSTICKS, Curve, calibrate, judge, time_to, train
 
 CONVENTION = (
     "bits per predicted token on the validation text, the same masks for all; tokens are input "
     "tokens without padding; seconds of training without evaluation and preparation"
 )
+JUDGED_AT = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Shares of the updates after which a network is judged."""
+
+Found = dict[str, Any]
 
 
 def main() -> None:
@@ -67,115 +78,192 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = Path(folder)
-        prepare(arguments.folder, None, None)
+        text, arguments.tokenizer = prepare(arguments.folder, arguments.text, arguments.tokenizer)
+        if arguments.text is None:
+            # The demo's novels, of which one is for validation.
+            arguments.valid, arguments.text = text.parent / "valid.txt", text
         device = torch.device("cpu")
-        flags = " ".join(["pretrain-mpnet --preset demo", *arguments.flags])
+        flags = " ".join([f"pretrain-mpnet --preset {arguments.preset}", *arguments.flags])
         print(textwrap.fill(f"{arguments.minutes:g} minutes each of {flags}", 100))
         print(machine(device))
         print(
-            f"{'':<7}{'seed':>6}{'updates':>9}{'seconds':>9}{'tokens/s':>10}"
-            + "".join(f"{name:>9}{'acc':>7}" for name in YARDSTICKS)
+            f"{'':<13}{'seed':>5}{'updates':>8}{'seconds':>8}{'tokens/s':>9}"
+            + "".join(f"{name:>8}{'acc':>6}" for name in YARDSTICKS)
         )
         results = [
             show(run_child(arguments, name, seed), name, seed)
             for seed in arguments.seeds
             for name in arguments.learners
         ]
-    show_medians(arguments, results)
+    show_summary(arguments, results)
+    if arguments.picture is not None:
+        draw(arguments.picture, results)
     write_json("end_to_end", arguments, device, CONVENTION, results)
 
 
 def parse() -> argparse.Namespace:
-    # What stands behind `--` is not ours.
+    # What follows `--` is for pretrain-mpnet.
     given = sys.argv[1:]
     own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=2.0, help="of training, each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--with", dest="learners", nargs="+", choices=LEARNERS, default=LEARNERS)
+    parser.add_argument(
+        "--with", dest="learners", nargs="+", choices=LEARNERS, default=list(LEARNERS)
+    )
+    parser.add_argument("--preset", choices=["demo", "tiny"], default="demo")
+    parser.add_argument("--text", type=Path, help="default: the demo's novels")
+    parser.add_argument("--tokenizer", help="default: one of 8,000 pieces, learned from the text")
+    parser.add_argument("--picture", type=Path, help="draw the curves: .svg or .png")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--valid", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--learner", choices=LEARNERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(given[:own])
     if not arguments.minutes > 0:
         parser.error(f"--minutes is {arguments.minutes:g}; expected more than 0")
     arguments.flags = given[own + 1 :]
     try:
-        parse_pretrain(["--preset", "demo", *arguments.flags])
+        parse_pretrain(["--preset", arguments.preset, *arguments.flags])
     except ConfigError as error:
         parser.error(str(error))
     return arguments
 
 
-def run_child(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
-    """Train and judge a learner in a process of its own, as its user would start it."""
+def run_child(arguments: argparse.Namespace, name: str, seed: int) -> Found:
+    """Train and judge a contestant in a process of its own, as its user would start it."""
     command = [sys.executable, __file__, "--minutes", str(arguments.minutes)]
     command += ["--seeds", str(seed), "--folder", str(arguments.folder), "--learner", name]
+    command += ["--preset", arguments.preset, "--text", str(arguments.text)]
+    command += ["--tokenizer", str(arguments.tokenizer)]
+    if arguments.valid is not None:
+        command += ["--valid", str(arguments.valid)]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(arguments.folder / "cache")}
     done = subprocess.run(
         [*command, "--", *arguments.flags], env=environment, stdout=subprocess.PIPE, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout)
+    found: Found = json.loads(done.stdout)
     return found
 
 
-def run(arguments: argparse.Namespace) -> dict[str, float]:
-    """Train a learner for its time, and return what it did and what it is worth."""
+def run(arguments: argparse.Namespace) -> Found:
+    """Train a contestant for its time, and return what it did and how good it is."""
     datasets.disable_progress_bars()
-    novels, (seed,) = arguments.folder / "novels", arguments.seeds
-    flags = ["--preset", "demo", "--train-dir", str(novels / "train"), "--seed", str(seed)]
-    flags += ["--valid-file", str(novels / "valid.txt"), "--test-file", str(novels / "test.txt")]
-    flags += ["--tokenizer-name", str(arguments.folder / "tokenizer"), *arguments.flags]
-    config = parse_pretrain(flags).settings
+    (seed,) = arguments.seeds
+    flags = ["--preset", arguments.preset, "--train-dir", str(arguments.text)]
+    flags += ["--seed", str(seed), "--tokenizer-name", arguments.tokenizer, "--test-file", "None"]
+    if arguments.valid is not None:
+        flags += ["--valid-file", str(arguments.valid), "--valid-fraction", "0"]
+    else:
+        flags += ["--valid-file", "None", "--valid-fraction", "0.02"]
+    config = parse_pretrain([*flags, *arguments.flags]).settings
     text = read_text(config.data, seed)
     make = LEARNERS[arguments.learner]
     budget = 60 * arguments.minutes
     each = calibrate(make(config, text, 1000), budget / 20)
     updates = max(1, round(budget / each))
     learner = make(config, text, updates)
-    found = {"updates": updates, "calibrated_seconds_per_update": each}
-    found |= train(learner, updates)
+    found: Found = {"updates": updates, "calibrated_seconds_per_update": each}
+    found |= train(learner, updates, [max(1, round(share * updates)) for share in JUDGED_AT])
     plateau = measure_plateau(text)
     assert plateau is not None
     found["plateau_bits"] = plateau.bits
     for name in YARDSTICKS:
-        # A network that was never asked in MPNet's way has no loss by that yardstick.
-        if name != "mpnet" or arguments.learner == "mpnet":
+        # A network trained without MPNet's objective has no loss by that yardstick.
+        if name != "mpnet" or arguments.learner.startswith("mpnet"):
             bits, accuracy = judge(learner, name)
             found |= {f"{name}_bits": bits, f"{name}_accuracy": accuracy}
     return found
 
 
-def show(found: dict[str, float], name: str, seed: int) -> dict[str, object]:
-    """Print a line, and return it."""
+def show(found: Found, name: str, seed: int) -> Found:
+    """Print a line of the table, and return the whole result."""
     cells = "".join(
-        f"{found[f'{each}_bits']:>9.3f}{found[f'{each}_accuracy']:>7.3f}"
+        f"{found[f'{each}_bits']:>8.3f}{found[f'{each}_accuracy']:>6.3f}"
         if f"{each}_bits" in found
-        else f"{'-':>9}{'-':>7}"
+        else f"{'-':>8}{'-':>6}"
         for each in YARDSTICKS
     )
     print(
-        f"{name:<7}{seed:>6}{found['updates']:>9,}{found['seconds']:>9.1f}"
-        f"{found['tokens'] / found['seconds']:>10,.0f}{cells}",
+        f"{name:<13}{seed:>5}{found['updates']:>8,}{found['seconds']:>8.1f}"
+        f"{found['tokens'] / found['seconds']:>9,.0f}{cells}",
         flush=True,
     )
     return {"learner": name, "seed": seed, **found}
 
 
-def show_medians(arguments: argparse.Namespace, results: list[dict[str, object]]) -> None:
-    """Print the medians over the seeds, where there are several, and the plateau."""
+def show_summary(arguments: argparse.Namespace, results: list[Found]) -> None:
+    """Print plateau, median and spread over the seeds, and the time to the final loss of `hf`."""
     print(f"guessing by frequency: {results[0]['plateau_bits']:.3f} bits (whole words)")
-    if len(arguments.seeds) < 2:
-        return
     for name in arguments.learners:
         rows = [row for row in results if row["learner"] == name]
-        medians = {
-            key: statistics.median(float(str(row[key])) for row in rows)
-            for key in (f"{each}_bits" for each in YARDSTICKS)
-            if key in rows[0]
-        }
-        told = ", ".join(f"{key.removesuffix('_bits')} {bits:.3f}" for key, bits in medians.items())
-        print(f"median of {len(rows)} seeds, {name}: {told} bits")
+        told = []
+        for key in YARDSTICKS:
+            if f"{key}_bits" in rows[0]:
+                bits = [row[f"{key}_bits"] for row in rows]
+                spread = f" ({min(bits):.2f}-{max(bits):.2f})" if len(rows) > 1 else ""
+                told.append(f"{key} {statistics.median(bits):.2f}{spread}")
+        print(textwrap.fill(f"median of {len(rows)}, {name}: {', '.join(told)} bits", 100))
+    for seed in arguments.seeds:
+        of_seed = {row["learner"]: row for row in results if row["seed"] == seed}
+        if "hf" not in of_seed:
+            continue
+        final = of_seed["hf"]["curve"][-1][1]
+        told = [
+            f"{name} {'never' if seconds is None else f'{seconds:.1f} s'}"
+            for name, row in of_seed.items()
+            for seconds in [time_to(row["curve"], final)]
+        ]
+        line = f"seed {seed}, time to hf's final {final:.2f} bits (words): {', '.join(told)}"
+        print(textwrap.fill(line, 100))
+
+
+def draw(path: Path, results: list[Found]) -> None:
+    """Draw the curves, each the mean over the seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["learner"] for row in results):
+        seconds, bits = mean_curve([row["curve"] for row in results if row["learner"] == name])
+        axes.plot(seconds, bits, marker="o", markersize=3, label=LABELS[name])
+    axes.axhline(results[0]["plateau_bits"], linestyle="--", color="gray", label="plateau")
+    # One gray for text and lines, which can be read on a white page and on a black one.
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("bits per masked token")
+    for part in (axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):
+        part.set_color(GRAY)
+    axes.tick_params(colors=GRAY)
+    axes.legend(labelcolor=GRAY, framealpha=0, fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+GRAY = "#808080"
+LABELS = {
+    "mpnet": "MPNet, local start",
+    "mpnet-normal": "MPNet, start as in the paper",
+    "mlm": "MLM, local start",
+    "mlm-normal": "MLM, start as in the paper",
+    "hf": "Hugging Face's MPNet",
+    "hf-local": "Hugging Face's MPNet with our start",
+}
+
+
+def mean_curve(curves: list[Curve]) -> tuple[list[float], list[float]]:
+    """Return the mean of the times and of the losses, point by point.
+
+    >>> mean_curve([[(1.0, 9.0), (2.0, 8.0)], [(3.0, 9.0), (4.0, 7.0)]])
+    ([2.0, 3.0], [9.0, 7.5])
+    """
+    points = [
+        [statistics.mean(numbers) for numbers in zip(*at, strict=True)]
+        for at in zip(*curves, strict=True)
+    ]
+    seconds, bits = zip(*points, strict=True)
+    return list(seconds), list(bits)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Networks in training that `end_to_end.py` compares: ours, twice, and transformers'.
+"""The networks that `end_to_end.py` trains and compares: ours and transformers'.
 
-A learner makes updates by number, and gives logits for a batch of the validation text. How many
-there will be it knows from the beginning, for its learning rates. What both kinds do with a text,
-with time and with a yardstick is done once, by the functions at the end.
+A learner makes updates by number and gives logits for a batch of validation text. It is told at the
+start how many updates there will be, because the learning rate depends on it. The functions at the
+end train and judge both kinds.
 
     B batch   L tokens of a sentence   P predicted tokens   V vocabulary
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -19,7 +20,12 @@ from torch import nn
 from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 
 from annotated_mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.config import InputMode, ObjectiveConfig, PretrainingConfig
+from annotated_mpnet.config import (
+    InputMode,
+    ObjectiveConfig,
+    PretrainingConfig,
+    RelativeBiasInit,
+)
 from annotated_mpnet.conversion.configuration import to_mpnet_config
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.data import (
@@ -73,13 +79,16 @@ class Learner(Protocol):
         ...
 
 
-def with_schedule(config: PretrainingConfig, updates: int, mode: InputMode) -> PretrainingConfig:
-    """Return a configuration with an objective, and a schedule for so many updates."""
+def with_schedule(
+    config: PretrainingConfig, updates: int, mode: InputMode, start: RelativeBiasInit = "auto"
+) -> PretrainingConfig:
+    """Return a configuration with an objective, a start and a schedule for so many updates."""
     optimization = dataclasses.replace(
         config.optimization,
         total_updates=updates,
         warmup_updates=round(WARMUP_SHARE * updates),
         update_freq=1,
+        relative_bias_init=start,
     )
     objective = dataclasses.replace(config.objective, input_mode=mode)
     return dataclasses.replace(config, optimization=optimization, objective=objective)
@@ -109,10 +118,15 @@ class Ours:
     """Our network, in our loop."""
 
     def __init__(
-        self, config: PretrainingConfig, text: Text, updates: int, mode: InputMode
+        self,
+        config: PretrainingConfig,
+        text: Text,
+        updates: int,
+        mode: InputMode,
+        start: RelativeBiasInit,
     ) -> None:
         keep_memory()  # as a run does (`run.py`)
-        self.config, self.text = with_schedule(config, updates, mode), text
+        self.config, self.text = with_schedule(config, updates, mode, start), text
         self.model, _ = build_model(self.config, text)
         self.model.use_attention(choose_attention(config.machine.attention, CPU)[0])
         self._bf16 = config.machine.precision == "bf16"
@@ -141,20 +155,25 @@ class Ours:
 
 
 class HuggingFace:
-    """transformers' network with the weights of ours, in the loop that its users write."""
+    """transformers' network in the loop that its users write."""
 
-    def __init__(self, config: PretrainingConfig, text: Text, updates: int) -> None:
-        self.config, self.text = with_schedule(config, updates, "mlm"), text
+    def __init__(
+        self, config: PretrainingConfig, text: Text, updates: int, start: RelativeBiasInit
+    ) -> None:
+        """Build the network; with the start `normal` as transformers initialises it."""
+        self.config, self.text = with_schedule(config, updates, "mlm", start), text
         ours, _ = build_model(self.config, text)
         vocabulary = text.vocabulary
+        torch.manual_seed(config.run.seed)
         self.model = MPNetForMaskedLM(
             to_mpnet_config(ours.config, vocabulary.cls_id, vocabulary.sep_id)
         )
-        theirs = to_hugging_face(ours.state_dict())
-        missing, unexpected = self.model.load_state_dict(theirs, strict=False)
-        # Tied ones, and numbers of positions, which are no weights.
-        assert not unexpected, unexpected
-        assert all("decoder" in name or "position_ids" in name for name in missing), missing
+        if start != "normal":
+            theirs = to_hugging_face(ours.state_dict())
+            missing, unexpected = self.model.load_state_dict(theirs, strict=False)
+            # Tied weights, and position ids, which are not weights.
+            assert not unexpected, unexpected
+            assert all("decoder" in name or "position_ids" in name for name in missing), missing
         self.optimizer = build_optimizer(self.model, self.config.optimization, CPU)
         self._bf16 = config.machine.precision == "bf16"
         torch.manual_seed(config.run.seed)
@@ -202,14 +221,17 @@ class HuggingFace:
 
 
 LEARNERS: dict[str, Callable[[PretrainingConfig, Text, int], Learner]] = {
-    "mpnet": lambda config, text, updates: Ours(config, text, updates, "mpnet"),
-    "mlm": lambda config, text, updates: Ours(config, text, updates, "mlm"),
-    "hf": HuggingFace,
+    "mpnet": partial(Ours, mode="mpnet", start="local"),
+    "mpnet-normal": partial(Ours, mode="mpnet", start="normal"),
+    "mlm": partial(Ours, mode="mlm", start="local"),
+    "mlm-normal": partial(Ours, mode="mlm", start="normal"),
+    "hf": partial(HuggingFace, start="normal"),
+    "hf-local": partial(HuggingFace, start="local"),
 }
 
 
 def calibrate(learner: Learner, seconds: float) -> float:
-    """Return the seconds of an update, measured for so long; the learner has learned something."""
+    """Return the seconds that an update takes, measured for so long; this trains the learner."""
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
         for number in range(WARM_UPDATES):
             learner.update(number, next(batches))
@@ -220,14 +242,50 @@ def calibrate(learner: Learner, seconds: float) -> float:
         return (time.perf_counter() - started) / done
 
 
-def train(learner: Learner, updates: int) -> dict[str, float]:
-    """Make all updates of a learner; return the seconds that they took, and the tokens they saw."""
-    tokens = 0
-    started = time.perf_counter()
+Curve = list[tuple[float, float]]
+"""Seconds of training, and bits on the validation text by then."""
+
+
+def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[str, Any]:
+    """Make all updates of a learner.
+
+    Args:
+        learner: a fresh one.
+        updates: how many.
+        judged: the updates after which to judge it, with the clock stopped.
+
+    Returns:
+        Seconds of training, the tokens it saw, and its curve by the yardstick `words`.
+    """
+    tokens, seconds, curve = 0, 0.0, Curve()
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
+        started = time.perf_counter()
         for number in range(updates):
             tokens += learner.update(number, next(batches))
-    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+            if number + 1 in judged:
+                seconds += time.perf_counter() - started
+                # A short run may reach two of its points with the same update.
+                curve += [(seconds, judge(learner, "words")[0])] * judged.count(number + 1)
+                started = time.perf_counter()
+        seconds += time.perf_counter() - started
+    return {"seconds": seconds, "tokens": tokens, "curve": curve}
+
+
+def time_to(curve: Curve, bits: float) -> float | None:
+    """Return the seconds after which a curve is down to a loss, between its points on a line.
+
+    >>> time_to([(10, 9.0), (20, 8.0), (30, 6.0)], 7.0), time_to([(10, 9.0)], 7.0)
+    (25.0, None)
+    """
+    earlier: tuple[float, float] | None = None
+    for seconds, reached in curve:
+        if reached <= bits:
+            if earlier is None:
+                return seconds
+            share = (earlier[1] - bits) / (earlier[1] - reached)
+            return earlier[0] + share * (seconds - earlier[0])
+        earlier = seconds, reached
+    return None
 
 
 @torch.no_grad()

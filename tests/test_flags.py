@@ -100,6 +100,7 @@ PRETRAIN = {
     "--export-hf": (True, False, []),
     "--layer-norm-eps": (1e-5, 1e-12, []),
     "--head-bias": ("zeros", "frequencies", []),
+    "--relative-bias-init": ("auto", "normal", []),
     "--distributed-timeout": (1800, 60, []),
 }
 

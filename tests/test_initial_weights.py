@@ -18,6 +18,8 @@ from annotated_mpnet.data.texts import Text, read_text
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.initial_weights import build_model, check_export, longer_table
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.modeling.local_start import local_bias
+from annotated_mpnet.randomness import fold_in_seed
 from annotated_mpnet.training.checkpoint import Checkpoint, TrainState, save_checkpoint
 from tiny_run import TinyText, changed, tiny_config, write_text
 
@@ -186,6 +188,50 @@ def test_frequencies_go_into_a_fresh_head_and_never_into_a_trained_one(
     fresh, notes = started(config, text, tmp_path / "encoder", head_bias="frequencies")
     assert "no effect" not in notes
     assert float(fresh.lm_head.bias.detach().exp().sum()) == pytest.approx(1.0, abs=1e-4)
+
+
+def table_of(model: MPNetForPretraining) -> torch.Tensor:
+    table = model.sentence_encoder.relative_attention_bias
+    assert table is not None
+    return table.weight.detach()
+
+
+def test_normal_is_the_start_of_the_paper_and_local_adds_to_it(
+    config: PretrainingConfig, text: Text
+) -> None:
+    normal, _ = build_model(changed(config, relative_bias_init="normal"), text)
+    torch.manual_seed(fold_in_seed(config.run.seed, "weights") % 2**63)
+    assert same_weights(normal, MPNetForPretraining(normal.config))
+    local, notes = build_model(changed(config, relative_bias_init="local"), text)
+    assert not notes
+    torch.testing.assert_close(table_of(local), table_of(normal) + local_bias(32, 128, 2))
+    with torch.no_grad():
+        table_of(local).copy_(table_of(normal))
+    assert same_weights(local, normal)
+
+
+def test_the_start_is_local_unless_there_is_no_table(config: PretrainingConfig, text: Text) -> None:
+    model, _ = build_model(config, text)
+    assert same_weights(model, build_model(changed(config, relative_bias_init="local"), text)[0])
+    without = changed(config, relative_attention_num_buckets=0)
+    without.validate()
+    model, notes = build_model(without, text)
+    assert model.sentence_encoder.relative_attention_bias is None
+    assert not notes
+    with pytest.raises(ConfigError, match=r"--relative-bias-init is local.*num-buckets 0"):
+        changed(without, relative_bias_init="local").validate()
+
+
+def test_loaded_weights_keep_their_bias_and_a_flag_without_effect_is_said(
+    config: PretrainingConfig, text: Text, tmp_path: Path
+) -> None:
+    hf = exported(text, tmp_path / "hf")
+    model, notes = started(config, text, hf)
+    assert same_weights(model, scrambled(text))
+    assert "relative-bias-init" not in notes
+    model, notes = started(config, text, hf, relative_bias_init="local")
+    assert same_weights(model, scrambled(text))
+    assert "--relative-bias-init local has no effect" in notes
 
 
 # The architecture.

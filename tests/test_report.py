@@ -103,6 +103,16 @@ def test_gain_over_the_plateau_is_said_in_words(directory: Path) -> None:
     assert "The context gives nothing yet: 0.20 bits above the plateau." in page
 
 
+def test_report_says_when_training_left_the_plateau(directory: Path) -> None:
+    left = "Training left the plateau at update {}: it was 1 bit below it."
+    for plateau, update in ((9.2, 40), (9.7, 30)):
+        facts = dataclasses.replace(FACTS, train_plateau_bits=plateau)
+        assert left.format(update) in report_of(directory, facts)[0]
+    for plateau in (None, 8.0, 10.2):  # not known; never left; below it from the start
+        facts = dataclasses.replace(FACTS, train_plateau_bits=plateau)
+        assert "left the plateau" not in "\n".join(report_of(directory, facts)[0])
+
+
 def test_settings_in_the_report_hold_no_password(directory: Path) -> None:
     config = dataclasses.replace(
         FACTS.config,

@@ -23,6 +23,7 @@ from annotated_mpnet.errors import (
 )
 from annotated_mpnet.modeling import MPNetForPretraining
 from annotated_mpnet.run import RunResult, run_pretraining
+from annotated_mpnet.training import plateau
 from annotated_mpnet.training.checkpoint import load_checkpoint
 from annotated_mpnet.training.throughput import training_flops
 from annotated_mpnet.training.trainer import Evaluation, Trainer
@@ -381,6 +382,32 @@ def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path:
         bits[bias] = result.state.best_valid_bits
     assert bits["zeros"] == pytest.approx(8.64, abs=0.1)  # log2(400): guessing evenly
     assert bits["frequencies"] == pytest.approx(result.plateau.bits, abs=0.3)
+
+
+def test_a_run_that_stays_on_the_plateau_hears_once_what_to_try(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plateau, "LEAST_PATIENCE", 3)
+    config = changed(tiny_config(text, tmp_path / "run"), relative_bias_init="normal")
+    _, said = run(changed(config, total_updates=6))
+    assert said.count("still on the plateau after 4 updates") == 1
+    assert "try --relative-bias-init local, a lower --lr" in said
+    # It is in the metrics of the run so far, and not said again.
+    _, said = run(changed(config, resume=True))
+    assert "plateau after" not in said
+
+
+def test_a_run_says_when_it_leaves_the_plateau_and_so_does_its_report(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A head that starts from zeros begins above the plateau; here half of the way to it will do.
+    monkeypatch.setattr(plateau, "MARGIN_BITS", -0.5)
+    config = changed(
+        tiny_config(text, tmp_path / "run"), lr=3e-2, total_updates=40, logging_steps=1
+    )
+    _, said = run(config)
+    assert said.count("left the plateau at update ") == 1
+    assert "Training left the plateau" in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gel
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
 HeadBias = Literal["zeros", "frequencies"]
+RelativeBiasInit = Literal["auto", "normal", "local"]
 Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 
 
@@ -148,8 +149,10 @@ class OptimizationConfig:
     """The optimisation: batch, learning rate, AdamW."""
 
     batch_size: int = option(16, at_least=1, at_most=1048576)
-    """Sequences per device and micro-batch: as many as fit into memory. The gradient is that of
-    batch-size x update-freq x devices sequences, however they are divided."""
+    """Sequences per device and micro-batch: as many as fit into memory. An update sees batch-size x
+    update-freq x devices sequences. Smaller micro-batches and more of them predict the same tokens
+    of the same sequences. Without dropout the gradient is the same too, to rounding; dropout draws
+    new masks for each micro-batch."""
     update_freq: int = option(8, at_least=1, at_most=1048576, aliases=("-gc_steps",))
     """Micro-batches per update. One update sees batch-size x update-freq x devices sequences; the
     paper's saw 8192."""
@@ -184,6 +187,12 @@ class OptimizationConfig:
     in the training text. The latter starts a run on the unigram plateau, instead of spending its
     first hundreds of updates on the way there: the difference between minutes and hours for a small
     model on a small machine, and nothing that a long run would notice."""
+    relative_bias_init: RelativeBiasInit = "auto"
+    """Initial relative position bias. local: a quarter of the heads starts with a preference for
+    the left neighbour, a quarter for the right one, the rest without any. It ends the plateau on
+    which short runs stay; training is free to change it. normal: N(0, 0.02) for all heads, as in
+    the paper. auto: local, if the model has a relative position bias. No effect on weights that are
+    loaded."""
     clip_grad_norm: float = option(1.0, at_least=0, at_most=10**9, aliases=("-grad_clip",))
     """Longest gradient (Euclidean norm over all parameters); longer ones are scaled down, so that
     one bad batch cannot throw the network far off. 0: off."""
@@ -418,6 +427,15 @@ class PretrainingConfig:
             optimization.end_learning_rate > optimization.lr,
             f"--end-learning-rate is {optimization.end_learning_rate}, more than --lr "
             f"{optimization.lr}: the learning rate only falls after the warm-up",
+        )
+
+        # `auto` means none where there is no table; what was asked for by name is refused.
+        _refuse_if(
+            optimization.relative_bias_init != "auto"
+            and self.model.relative_attention_num_buckets == 0,
+            f"--relative-bias-init is {optimization.relative_bias_init}, and "
+            "--relative-attention-num-buckets 0 leaves no relative position bias to initialise; "
+            "leave out one of them",
         )
 
         # The objective: three kinds of stand-in share 100 %.

@@ -9,8 +9,12 @@ where update 0 begins:
                                      run or an export of ours, or of a .pt file
     --resume-checkpoint FILE.pt      the weights of a file of annotated-mpnet's or Microsoft's
 
-(`conversion/recognise.py` tells them apart.) A run that starts from weights is a new run: update 0,
-warm-up, no memory of an optimizer. One that is *resumed* is another matter (`training/resume.py`).
+Fresh weights are N(0, 0.02), and on top of that some heads start with a preference for a neighbour
+(`--relative-bias-init`, `modeling/local_start.py`).
+
+(`conversion/recognise.py` tells the sources apart.) A run that starts from weights is a new run:
+update 0, warm-up, no memory of an optimizer. One that is *resumed* is another matter
+(`training/resume.py`).
 
 **What must fit, and what is fitted.** Weights are the numbers of one particular network over one
 particular vocabulary. What they depend on is therefore the source's, and the rest is the run's:
@@ -76,6 +80,7 @@ from annotated_mpnet.data.texts import Text
 from annotated_mpnet.data.tokenizer import Vocabulary, check_for_export
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.modeling import MPNetForPretraining
+from annotated_mpnet.modeling.local_start import start_locally
 from annotated_mpnet.options import flag
 from annotated_mpnet.randomness import fold_in_seed
 
@@ -102,6 +107,15 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
         model = MPNetForPretraining(_wanted(config, text.vocabulary))
     else:
         model, notes = _start_from(source, config, text)
+    bias_start = config.optimization.relative_bias_init
+    if source is None:
+        table = model.sentence_encoder.relative_attention_bias
+        if table is not None and bias_start != "normal":
+            start_locally(table)
+    elif bias_start != "auto":
+        notes.append(
+            f"--relative-bias-init {bias_start} has no effect: the bias comes from {source}"
+        )
     # Old command lines carry the flag, and go on working: what it once allowed is never done.
     if config.run.trust_checkpoint:
         notes.append(

@@ -1,7 +1,8 @@
 """`loss.png`: the curves of a run, as they stand in its `metrics.jsonl`.
 
 On top the loss, in bits per predicted token: training as a thin line, validation as a line with
-points, the unigram plateau of the validation text dashed. How to read it:
+points, the unigram plateau of the validation text dashed. A dotted line marks the update at which
+training left the plateau (`training/plateau.py`). How to read it:
 
     far above the plateau      nothing is learned yet, not even frequencies
     on the plateau, and flat   frequencies, but no context: here small runs die
@@ -33,8 +34,16 @@ Records = Sequence[dict[str, float]]
 """Lines of metrics, each with its update under `step`."""
 
 
-def draw(path: Path, records: Records, plateau_bits: float | None) -> str | None:
+def draw(
+    path: Path, records: Records, plateau_bits: float | None, left_plateau_at: int | None
+) -> str | None:
     """Draw the picture; return what to say instead of it if that was not possible.
+
+    Args:
+        path: of the picture.
+        records: the lines of metrics.
+        plateau_bits: the unigram plateau of the validation text, if it is known.
+        left_plateau_at: the update at which training left the plateau, if it did.
 
     Raises:
         OSError: it could not be written.
@@ -52,7 +61,7 @@ def draw(path: Path, records: Records, plateau_bits: float | None) -> str | None
         FigureCanvasAgg(figure)
         # One axis of updates for both, so that a step in the speed is found in the loss.
         loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        _draw_loss(loss, records, plateau_bits)
+        _draw_loss(loss, records, plateau_bits, left_plateau_at)
         _draw_speed(speed, records)
         figure.savefig(path, dpi=120, metadata={"Software": None})
     except OSError:
@@ -62,7 +71,9 @@ def draw(path: Path, records: Records, plateau_bits: float | None) -> str | None
     return None
 
 
-def _draw_loss(axes: "Axes", records: Records, plateau_bits: float | None) -> None:
+def _draw_loss(
+    axes: "Axes", records: Records, plateau_bits: float | None, left_plateau_at: int | None
+) -> None:
     # Training is drawn thin: its points are many, each a mean over a few updates, and noise. Those
     # of validation are few, and each is worth a mark: between them nothing was measured.
     train, valid = _curve(records, "train/bits"), _curve(records, "valid/bits")
@@ -74,6 +85,9 @@ def _draw_loss(axes: "Axes", records: Records, plateau_bits: float | None) -> No
     # since its frequencies are the very ones that are guessed by.
     if plateau_bits is not None:
         axes.axhline(plateau_bits, linestyle="--", color="gray", label="plateau (validation)")
+    if left_plateau_at is not None:
+        label = f"left the plateau, update {left_plateau_at:,}"
+        axes.axvline(left_plateau_at, linestyle=":", color="tab:green", label=label)
     axes.set_ylabel("bits per predicted token")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -8,13 +8,14 @@ cores of a CPU:
     device: cpu (the best that PyTorch finds here), float32
     attention: blocked (auto: the fastest on a CPU)
     model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 0.287 GFLOP a row
+    start: local, some heads prefer a neighbouring token (--relative-bias-init)
     training text: ...
     validation text: ...
     update: 32 rows (32 x 1 micro-batches), up to 2,048 tokens
     training: 1,000 updates, ... epochs of ... rows
     memory: about 0.12 of ... GB, 0.026 of them weights, gradients and AdamW
     checkpoints: written beside training, from a copy of 0.02 GB in memory
-    no CUDA: about 17 rows of MPNet-base a minute here, 54,500 on an H200; no MFU
+    no CUDA: about 17 rows of MPNet-base a minute here, 54,680 on an H200; no MFU
     time: about 1 min 32 s in all, if a thread does 50 GFLOP/s (threads: 2)
 
 What each line can show in time:
@@ -41,8 +42,7 @@ update (`training/throughput.py`) and a speed that is assumed and said: a third 
 for which the plan says a minute and a half.) The paper's run, 500,000 updates of 8192 rows, on a
 single H200:
 
->>> row = Workload(ModelConfig(), "mpnet", batch_size=1, length=512, num_predicted=77).flops()
->>> print(f"{500_000 * 8192 * row / H200_FLOPS / 86_400:.0f} days")
+>>> print(f"{500_000 * 8192 * _base_row().flops() / H200_FLOPS / 86_400:.0f} days")
 52 days
 
 HF: the Trainer logs the number of examples, epochs, batch and steps.
@@ -56,7 +56,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from annotated_mpnet.config import ModelConfig, PretrainingConfig
+from annotated_mpnet.config import ModelConfig, ObjectiveConfig, PretrainingConfig
 from annotated_mpnet.data import PackedRows
 from annotated_mpnet.data.masking import count_predicted
 from annotated_mpnet.data.texts import Text
@@ -106,6 +106,7 @@ def plan(
         f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens, "
         f"{work.flops() / work.batch_size / 1e9:.3g} GFLOP a row"
     )
+    yield from _start(config)
     if isinstance(text.train, PackedRows):
         yield f"training text: {text.train.report}"
     else:
@@ -126,21 +127,29 @@ def _workload(
     config: PretrainingConfig, model: ModelConfig, device: torch.device, bf16: bool
 ) -> Workload:
     """Return the largest micro-batch that can come, and how it is computed."""
-    # Rows are full, or padded to the longest of the batch. Of a row, <s> and </s> cannot be
-    # predicted, and so a row of 512 tokens predicts 15 % of 510.
+    # Rows are full, or padded to the longest of the batch.
     length = config.data.max_tokens
-    predicted = int(count_predicted(np.array(length - 2), config.objective.pred_prob))
     return Workload(
         model,
         config.objective.input_mode,
         config.optimization.batch_size,
         length,
-        predicted,
+        _predicted(length, config.objective),
         bf16=bf16,
         attention=choose_attention(config.machine.attention, device)[0],
         on_gpu=device.type == "cuda",
         recompute=config.machine.gradient_checkpointing,
     )
+
+
+def _base_row() -> Workload:
+    """Return a full row of MPNet-base, the unit in which machines are compared."""
+    return Workload(ModelConfig(), "mpnet", 1, 512, _predicted(512, ObjectiveConfig()))
+
+
+def _predicted(length: int, objective: ObjectiveConfig) -> int:
+    """Return P of a full row: of 512 tokens, 15 % of the 510 that are neither <s> nor </s>."""
+    return int(count_predicted(np.array(length - 2), objective.pred_prob))
 
 
 def _machine(
@@ -175,6 +184,18 @@ def _machine(
         yield "compiled: the first update takes minutes"
 
 
+def _start(config: PretrainingConfig) -> Iterator[str]:
+    """Say that the relative position bias starts locally, where weights are drawn.
+
+    >>> list(_start(PretrainingConfig()))
+    ['start: local, some heads prefer a neighbouring token (--relative-bias-init)']
+    """
+    run, start = config.run, config.optimization.relative_bias_init
+    has_table = config.model.relative_attention_num_buckets > 0
+    if has_table and start != "normal" and not run.resuming and run.initial_weights is None:
+        yield "start: local, some heads prefer a neighbouring token (--relative-bias-init)"
+
+
 def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[str]:
     """Say how much text an update sees, and how often all of it is seen.
 
@@ -194,8 +215,8 @@ def _amount(config: PretrainingConfig, text: Text, world_size: int) -> Iterator[
     rises while that of the training falls.
     """
     optimization = config.optimization
-    # The three factors are interchangeable (`trainer.py`): their product is what a run is, how it
-    # is divided is what a machine can do.
+    # The product of the three factors is what an update sees; how it is divided is what a machine
+    # can do, and changes nothing but dropout's masks (`trainer.py`).
     per_update = optimization.batch_size * optimization.update_freq * world_size
     factors = f"{optimization.batch_size} x {optimization.update_freq}"
     processes = f" x {world_size} processes" if world_size > 1 else ""
@@ -231,9 +252,9 @@ def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -
         "and AdamW"
     )
     # A tenth for what the estimate leaves out. Halving is the first of the ways that `memory.py`
-    # names, and the only one that changes nothing else.
+    # names, and changes nothing but dropout's masks.
     if needed > 0.9 * there:
-        yield ("this may not fit: halve --batch-size and double --update-freq (the same updates)")
+        yield "this may not fit: halve --batch-size, double --update-freq (same rows per update)"
     # Written while others are made: the memory comes on top (`training/saving.py`).
     where = "memory" if device.type == "cpu" else "the CPU's memory"
     yield f"checkpoints: written beside training, from a copy of {_gb(copied)} GB in {where}"
@@ -255,7 +276,7 @@ def _time(
         threads = torch.get_num_threads()
         speed = threads * ASSUMED_FLOPS_PER_THREAD
         assumed = f"if a thread does 50 GFLOP/s (threads: {threads})"
-        row = Workload(ModelConfig(), "mpnet", 1, 512, 77).flops()
+        row = _base_row().flops()
         here, there = (60 * flops_per_s / row for flops_per_s in (speed, H200_FLOPS))
         yield (
             f"no CUDA: about {here:,.0f} rows of MPNet-base a minute here, {there:,.0f} on an "

@@ -60,10 +60,13 @@ class Plateau:
     Attributes:
         bits: per predicted token.
         accuracy: of always guessing the most frequent token.
+        train_bits: the same on the training text, which the frequencies are from, so it is a little
+            lower. (That of a stream is not known before it is read; `bits` takes its place.)
     """
 
     bits: float
     accuracy: float
+    train_bits: float
 
 
 def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device, bool]:
@@ -140,7 +143,7 @@ def choose_attention(wanted: Attention, device: torch.device) -> tuple[Attention
     if device.type == "cpu":
         return "blocked", "auto: the fastest on a CPU"
     if device.type == "cuda":
-        return "sdpa", "auto: PyTorch's own kernels; --attention triton was not measured yet"
+        return "sdpa", "auto: PyTorch's own kernels; only triton repeats to the bit here"
     return "sdpa", "auto: PyTorch's own kernels"
 
 
@@ -207,4 +210,6 @@ def measure_plateau(text: Text) -> Plateau | None:
     if text.valid is None or train_V is None:
         return None
     valid_V = token_counts(text.valid, text.vocabulary.is_special_V)
-    return Plateau(unigram_bits(train_V, valid_V), unigram_accuracy(train_V, valid_V))
+    bits = unigram_bits(train_V, valid_V)
+    train_bits = unigram_bits(train_V, train_V) if isinstance(text.train, PackedRows) else bits
+    return Plateau(bits, unigram_accuracy(train_V, valid_V), train_bits)

@@ -41,6 +41,7 @@ from annotated_mpnet.config import PretrainingConfig, fields_of
 from annotated_mpnet.loss_picture import Records, draw
 from annotated_mpnet.training.checkpoint import BEST, TrainState
 from annotated_mpnet.training.display import duration
+from annotated_mpnet.training.plateau import MARGIN_BITS, left_at
 from annotated_mpnet.training.retention import is_checkpoint_name
 from annotated_mpnet.training.run_directory import METRICS
 from annotated_mpnet.training.sinks import read_metrics, without_password
@@ -59,6 +60,7 @@ class ReportFacts:
         text_read: what of the text was read and what was not used, in lines.
         seconds: how long this start of the run took, on the clock on the wall.
         plateau_bits: the unigram plateau of the validation text, if it is known.
+        train_plateau_bits: that of the training text.
         test_bits: the best model's loss on the test text, if there is one.
         test_accuracy: its accuracy there.
         export: the Hugging Face model, if there is one.
@@ -70,6 +72,7 @@ class ReportFacts:
     text_read: Sequence[str]
     seconds: float
     plateau_bits: float | None = None
+    train_plateau_bits: float | None = None
     test_bits: float | None = None
     test_accuracy: float | None = None
     export: Path | None = None
@@ -91,7 +94,9 @@ def write_report(directory: Path, facts: ReportFacts, warn: Callable[[str], None
     # full disk must not be the last word, and the numbers are in `metrics.jsonl`.
     try:
         records = read_metrics(directory / METRICS)
-        no_picture = draw(directory / PICTURE, records, facts.plateau_bits)
+        no_picture = draw(
+            directory / PICTURE, records, facts.plateau_bits, _left_plateau_at(facts, records)
+        )
         if no_picture is None:
             written.append(directory / PICTURE)
         lines = _page(directory, facts, records, no_picture)
@@ -168,6 +173,15 @@ def _loss_table(facts: ReportFacts, records: Records) -> Iterator[str]:
             if gain > 0
             else f"The context gives nothing yet: {-gain:.2f} bits above the plateau."
         )
+    left = _left_plateau_at(facts, records)
+    if left is not None:
+        yield ""
+        yield f"Training left the plateau at update {left:,}: it was {MARGIN_BITS:g} bit below it."
+
+
+def _left_plateau_at(facts: ReportFacts, records: Records) -> int | None:
+    bits = facts.train_plateau_bits
+    return None if bits is None else left_at(records, bits)
 
 
 def _loss_row(name: str, record: dict[str, float], key: str) -> str:

@@ -78,13 +78,15 @@ from annotated_mpnet.training.distributed import SharedNetwork, World, open_worl
 from annotated_mpnet.training.manifest import library_versions
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory
 from annotated_mpnet.training.optimizer import build_optimizer
+from annotated_mpnet.training.plateau import watch_for
 from annotated_mpnet.training.retention import newest_first
 from annotated_mpnet.training.run_directory import (
+    METRICS,
     RunDirectory,
     nothing_to_resume,
     refuse_taken_directory,
 )
-from annotated_mpnet.training.sinks import check_tracking
+from annotated_mpnet.training.sinks import check_tracking, read_metrics
 from annotated_mpnet.training.throughput import memory_peak
 from annotated_mpnet.training.tracking import Tracker
 from annotated_mpnet.training.trainer import Evaluation, Trainer
@@ -270,6 +272,10 @@ def _run(prepared: _Prepared, console: Console) -> RunResult:
                 f"unigram plateau on the validation text: {plateau.bits:.2f} bits, accuracy "
                 f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
             )
+            if directory is not None:
+                metrics = path / METRICS
+                former = read_metrics(metrics) if metrics.exists() else []
+                tracker.watch_plateau(watch_for(plateau.train_bits, config, former))
         with tracker:
             tracker.watch(prepared.network.model)
             state = session.train(progress)
@@ -307,6 +313,7 @@ def _facts(
         text_read=text_read,
         seconds=time.perf_counter() - started,
         plateau_bits=None if plateau is None else plateau.bits,
+        train_plateau_bits=None if plateau is None else plateau.train_bits,
         test_bits=None if test is None else test.bits,
         test_accuracy=None if test is None else test.accuracy,
         export=result.export,

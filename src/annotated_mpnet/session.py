@@ -395,7 +395,13 @@ class Session:
         for group in ("objective", "optimization"):
             for name in sorted(before[group].keys() | now[group].keys()):
                 old, new = before[group].get(name), now[group].get(name)
-                if old != new:
+                if old == new:
+                    continue
+                if name in ("head_bias", "relative_bias_init"):
+                    # They decide how weights start. A run from before the latter has no word of it.
+                    if old is not None:
+                        yield f"{name} was {old} and is {new}: no effect, the weights are loaded"
+                else:
                     yield f"{name} was {old} and is {new}"
 
     def _save_tokenizer(self, directory: Path) -> None:

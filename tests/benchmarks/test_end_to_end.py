@@ -53,9 +53,12 @@ def text(config: PretrainingConfig) -> Text:
     return read_text(config.data, config.run.seed)
 
 
-def test_all_begin_with_the_same_network(config: PretrainingConfig, text: Text) -> None:
+def test_transformers_network_can_begin_with_our_weights(
+    config: PretrainingConfig, text: Text
+) -> None:
     assert text.valid is not None
-    ours, theirs = Ours(config, text, 10, "mlm"), HuggingFace(config, text, 10)
+    ours, theirs = (LEARNERS[name](config, text, 10) for name in ("mlm", "hf-local"))
+    assert isinstance(ours, Ours)
     collator = learners.collator_of(config.objective, config, text, 1)
     batch = next(evaluation_batches(text.valid, collator, 3))
     with torch.no_grad():
@@ -63,6 +66,26 @@ def test_all_begin_with_the_same_network(config: PretrainingConfig, text: Text) 
             ours.logits(batch, "mlm"), theirs.logits(batch, "mlm"), atol=1e-5, rtol=1e-5
         )
     assert ours.model.lm_head.bias.count_nonzero() > 0
+
+
+def test_otherwise_it_begins_as_its_users_start_it(config: PretrainingConfig, text: Text) -> None:
+    learner = LEARNERS["hf"](config, text, 10)
+    assert isinstance(learner, HuggingFace)
+    weights = learner.model.state_dict()
+    assert weights["lm_head.bias"].count_nonzero() == 0
+    assert weights["mpnet.encoder.relative_attention_bias.weight"].abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["mpnet", "mlm"])
+def test_the_two_starts_differ_in_the_table_only(
+    name: str, config: PretrainingConfig, text: Text
+) -> None:
+    local, normal = (LEARNERS[each](config, text, 10) for each in (name, f"{name}-normal"))
+    assert isinstance(local, Ours)
+    assert isinstance(normal, Ours)
+    before, after = normal.model.state_dict(), local.model.state_dict()
+    differing = [key for key in before if not torch.equal(before[key], after[key])]
+    assert differing == ["sentence_encoder.relative_attention_bias.weight"]
 
 
 def test_all_see_the_same_rows_in_the_same_order(config: PretrainingConfig, text: Text) -> None:
@@ -105,23 +128,42 @@ def test_the_script_trains_and_judges_all(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def prepare(folder: Path, *_: object) -> None:
+    def prepare(folder: Path, *_: object) -> tuple[Path, str]:
         shutil.copytree(tiny.train_dir.parent, folder / "novels")
-        shutil.copytree(tiny.tokenizer, folder / "tokenizer")
+        return folder / "novels" / "train", str(tiny.tokenizer)
 
     monkeypatch.setattr(end_to_end, "prepare", prepare)
     stand_in = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
     monkeypatch.setattr(end_to_end, "subprocess", stand_in)
-    flags = ["--minutes", "0.002", "--seeds", "1", "2", "--", *TINY_FLAGS]
+    picture = tmp_path / "curves.svg"
+    flags = ["--minutes", "0.002", "--seeds", "1", "2", "--picture", str(picture)]
+    flags += ["--", *TINY_FLAGS]
     rows = run_main(end_to_end.main, flags, tmp_path, monkeypatch)
     assert [(row["learner"], row["seed"]) for row in rows] == [
         (name, seed) for seed in (1, 2) for name in LEARNERS
     ]
     for row in rows:
         assert {"updates", "seconds", "tokens", "tokens_bits", "words_bits"} <= set(row)
-        assert ("mpnet_bits" in row) == (row["learner"] == "mpnet")
+        assert ("mpnet_bits" in row) == row["learner"].startswith("mpnet")
+        seconds = [point[0] for point in row["curve"]]
+        assert seconds == sorted(seconds)
+        assert seconds[-1] <= row["seconds"]
+        assert row["curve"][-1][1] == row["words_bits"]
     printed = checked(capsys.readouterr().out)
-    assert "median of 2 seeds, hf" in printed
+    assert "median of 2, hf-local: tokens" in printed
+    assert "seed 2, time to hf's final" in printed
+    assert "<svg" in picture.read_text()
+
+
+def test_text_of_ones_own_is_split_for_validation(
+    tiny: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
+    monkeypatch.setattr(end_to_end, "subprocess", stand_in)
+    flags = ["--minutes", "0.002", "--with", "mlm", "--preset", "tiny", "--text"]
+    flags += [str(tiny.train_dir), "--tokenizer", str(tiny.tokenizer), "--"]
+    (row,) = run_main(end_to_end.main, [*flags, *TINY_FLAGS], tmp_path, monkeypatch)
+    assert row["words_bits"] > 0
 
 
 @pytest.mark.parametrize(

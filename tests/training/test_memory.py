@@ -41,7 +41,7 @@ def test_the_line_says_what_was_seen_and_what_to_try_in_order() -> None:
     tries = ["--batch-size 8 --update-freq 16", "--precision bf16", "--gradient-checkpointing"]
     places = [line.index(each) for each in tries]
     assert places == sorted(places)
-    assert "the same updates of 128 rows" in line
+    assert "the same 128 rows per update" in line
     assert "--fsdp" not in line
 
 
@@ -57,7 +57,7 @@ def test_what_is_on_already_is_not_advised() -> None:
 def test_several_processes_may_share_the_network() -> None:
     line = str(out_of_memory(settings(MachineConfig()), CPU, world_size=4))
     assert "--fsdp" in line
-    assert "the same updates of 512 rows" in line
+    assert "the same 512 rows per update" in line
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16, 35, 127])

@@ -20,6 +20,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import traceback
@@ -460,7 +461,9 @@ def test_weights_that_are_too_large_for_their_own_numbers_end_the_run(
         "annotated_mpnet.training.trainer.learning_rate",
         lambda number, _: 1e20 if number == 4 else 1e-3,
     )
-    config = changed(SETTINGS[0].config(text, tmp_path / "run"), checkpoint_interval=4)
+    # Of the paper's start no weight is large; the local one has -13 for far places.
+    config = SETTINGS[0].config(text, tmp_path / "run")
+    config = changed(config, checkpoint_interval=4, relative_bias_init="normal")
     with pytest.raises(DivergedError, match="update 6"):
         run(config)
     (saved,) = (tmp_path / "run").glob("checkpoint*")
@@ -556,6 +559,21 @@ def test_settings_that_may_change_do_change_and_the_log_shows_old_and_new(
     assert max(rates) == 14
 
 
+def test_a_start_that_comes_too_late_is_said_to_have_no_effect(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = SETTINGS[0].config(text, tmp_path / "run")
+    run_until(4, config)
+    _, said = run(changed(config, resume=True, relative_bias_init="normal"))
+    assert "relative_bias_init was auto and is normal: no effect, the weights are loaded" in said
+    file = tmp_path / "run" / "config.toml"
+    # A run from before this setting has no line for it.
+    file.write_text(re.sub(r"(?m)^relative_bias_init.*\n", "", file.read_text()))
+    _, said = run(changed(config, resume=True, total_updates=14))
+    assert "total_updates was 12 and is 14" in said
+    assert "relative_bias_init" not in said
+
+
 # fault 69
 
 
@@ -605,6 +623,8 @@ def golden_config(directory: Path, tokenizer: Path) -> PretrainingConfig:
         encoder_ffn_dim=16,
         max_tokens=16,
         total_updates=6,
+        # The first version knew no other start.
+        relative_bias_init="normal",
         valid_file=None,
         test_file=None,
         export_hf=False,

@@ -3,7 +3,7 @@
 Both are a dictionary, pickled by `torch.save`:
 
     fairseq           model         tensors, named decoder.sentence_encoder..., decoder.lm_head...
-                      args          an argparse.Namespace (newer versions: cfg, a dictionary)
+                      args          an argparse.Namespace (upstream, later: cfg, a dictionary)
                       extra_state   among other things a few stopwatches, as Python objects
     annotated-mpnet   model_states  tensors, named sentence_encoder..., lm_head...; with
                                     _orig_mod. before it if the model was compiled
@@ -148,8 +148,8 @@ def stretched_distance(max_positions: int) -> int:
 def _arguments(document: Mapping[str, object]) -> Arguments:
     """Return what the file tells of the run, as a plain dictionary; empty if it tells nothing.
 
-    Three places, by age: `args`, a Namespace; `args`, a dictionary; and since fairseq is configured
-    by files, `cfg`, with a part for each component, while `args` is there and None.
+    Three places, by age: `args`, a Namespace; `args`, a dictionary; and since upstream fairseq is
+    configured by files, `cfg`, with a part for each component, while `args` is there and None.
 
     >>> _arguments({"args": None, "cfg": {"model": Namespace(dropout=0.1)}})
     {'dropout': 0.1}

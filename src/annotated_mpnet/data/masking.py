@@ -34,6 +34,8 @@ and 0.6, since otherwise the pieces of a word would always be predicted from lef
 **Each document its own 15 %.** P is counted row by row: a row that predicts fewer than the others
 of its batch has empty slots at the end, position -1. annotated-mpnet takes P from the shortest row
 of the batch for all of them, so that over documents of mixed length only 2 to 4 % are predicted.
+fairseq: all rows predict 15 % of the padded length of the batch, specials and padding included: 77
+of 512. Both count as words, so that `<s>`, `</s>` and padding can be predicted too.
 
 >>> count_predicted(np.array([6, 510, 1, 0]), pred_prob=0.15)
 array([ 1, 76,  1,  0])
@@ -69,8 +71,8 @@ those of the row, so that a document alone in its row is masked alike in all mod
 about half of the collator's time, which altogether is no matter: `benchmarks/data.py` measures 6
 to 10 million tokens a second on one core.
 
-fairseq: the same thought, `numpy_seed(seed, epoch, index)`, but around numpy's global generator,
-and one sample at a time.
+fairseq: MPNet's collater draws from the global generators of numpy and PyTorch, which know nothing
+of the row: another number of workers, or a resume within an epoch, gives other masks.
 
 Next: `collator.py`, which makes a batch of it.
 

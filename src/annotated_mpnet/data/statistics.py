@@ -5,10 +5,10 @@ probability p(v) that the training text gives it, wherever it stands. Its loss o
 
     - sum over v of q(v) log2 p(v)        with q(v), the frequencies there,
 
-is the *unigram plateau*. It is the first thing that a masked language model learns, and where small
-runs die: the loss falls fast, then lies still at this value until the network finds out how to look
-at the context. A validation loss says little by itself; its distance from the plateau says how much
-the network reads. So the plateau is computed for each run, from the run's own text.
+is the *unigram plateau*. It is the first thing that a masked language model learns, and short runs
+may end there (`modeling/local_start.py`). A validation loss says little by itself; its distance
+from the plateau says how much the network uses the context. So the plateau is computed for each
+run, from the run's own text.
 
     V vocabulary
 """

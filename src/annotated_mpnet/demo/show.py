@@ -1,51 +1,37 @@
 """Run the demo, and show what the model has learned.
 
-A loss is hard to judge by itself. So the demo shows it beside two things that can be judged: the
-unigram plateau, which is what guessing by frequency reaches on the same text, and masks filled in
-by the network as it was before the first update and as it is in the end.
+A loss by itself is hard to judge. So the demo sets it beside the unigram plateau, which is what
+guessing by frequency reaches on the same text, and beside words that the network guesses
+(`masks.py`).
 
-**Bits as choices.** A token that costs b bits is as hard to guess as one of 2^b that are equally
-likely. At the plateau of Austen's novels, 9.2 bits, it is one of 600; at the 8.2 bits that a run of
-two minutes reaches (`presets/demo.toml`), one of 300. Bits subtract where choices divide, so that
-each bit below the plateau halves them:
+**Bits as choices.** A token that costs b bits is as hard to guess as one of 2^b equally likely
+ones. At the plateau of Austen's novels, 9.2 bits, it is one of 600; at 6.2 bits, which a run of two
+minutes reaches (`presets/demo.toml`), one of 75. Each bit below the plateau halves the choices:
 
->>> plateau, reached = 9.2, 8.2
->>> round(2**plateau, -2), round(2**reached, -2), 2 ** (plateau - reached)
-(600.0, 300.0, 2.0)
+>>> plateau, reached = 9.2, 6.2
+>>> round(2**plateau, -2), round(2**reached), round(2 ** (plateau - reached))
+(600.0, 74, 8)
 
-**Masks.** In each passage one word is in brackets. The word becomes a mask, both networks are
-asked, and their three likeliest tokens are shown. They are asked as Hugging Face's users will ask:
-the whole sentence at once, no permutation, no second stream. What was trained by `two_stream.py` is
-used as plain BERT.
-
-The passages are chosen, and that should be known: a model of 1.7 million weights that has read four
-novels learns grammar first, and what is missing here is mostly grammar. Of tokens that nobody
-chose, in 200 paragraphs of the same novel, a model of the preset `tiny` filled in one of ten
-(`docs/log.md`). A test is the loss on all of Persuasion, which the run reports.
-
-This module has no part in training. It prepares text and calls `run_pretraining` like anybody, and
-all that it shows it reads off the run's directory and its result.
+This module has no part in training. It prepares text, calls `run_pretraining` as anyone would, and
+reads what it shows from the run's directory and result.
 
 Next: your own text: `README.md`, and `config.py` for all that can be set.
 
     B batch   L tokens of a sentence   V vocabulary
 """
 
-import re
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from annotated_mpnet.config import PretrainingConfig
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.data.texts import read_text
 from annotated_mpnet.data.tokenizer_training import train_wordpiece
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
+from annotated_mpnet.demo.masks import find_gaps, guess, table_of
 from annotated_mpnet.initial_weights import build_model
 from annotated_mpnet.run import RunResult, run_pretraining
 from annotated_mpnet.training.run_directory import refuse_taken_directory
@@ -53,25 +39,6 @@ from annotated_mpnet.training.run_directory import refuse_taken_directory
 VOCAB_SIZE = 8000
 """Pieces of the demo's own tokenizer. MPNet's has 30,527, and most of them never occur in four
 novels; a table of that size would be 85 % of this network's weights."""
-
-PASSAGES = (
-    "He spoke to her, and then turned away. The character of his manner was embarrassment. She "
-    "[could] not have called it either cold or friendly, or anything so certainly as embarrassed.",
-    "He had been most warmly attached to her, and had never seen a woman since whom he thought her "
-    "equal; but, except from some natural sensation of curiosity, he [had] no desire of meeting "
-    "her again. Her power with him was gone for ever.",
-    '"No," replied Anne, "nor next week, nor next, nor next. I assure [you] that nothing of the '
-    "sort you are thinking of will be settled any week. I am not going to marry Mr Elliot. I "
-    'should like to know why you imagine I am?"',
-    '"That is the woman I want," [said] he. "Something a little inferior I shall of course put up '
-    "with, but it must not be much. If I am a fool, I shall be a fool indeed, for I have thought "
-    'on the subject more than most men."',
-    "With these supports, she hoped that the acquaintance between herself and the Crofts, which, "
-    "with Lady Russell, still resident in Kellynch, and Mary fixed only three miles off, must "
-    "[be] anticipated, need not involve any particular awkwardness.",
-)
-"""From Persuasion, which the model is never trained on; the word in brackets will be masked. Chosen
-where a model of this size has a chance: at words of grammar, with a paragraph around them."""
 
 
 def run_demo(
@@ -142,7 +109,7 @@ def show(config: PretrainingConfig, result: RunResult, console: Console) -> None
         )
     if result.export is None:
         return
-    console.print(masks_before_and_after(config, result.export))
+    show_guesses(config, result.export, console)
     say(
         console,
         f"""
@@ -156,63 +123,43 @@ and in {result.export} the Hugging Face model. To go on in Python:
     )
 
 
-def masks_before_and_after(config: PretrainingConfig, export: Path) -> Table:
-    """Fill masks with the network before its first update, and with the export.
+def show_guesses(config: PretrainingConfig, export: Path, console: Console) -> None:
+    """Let the network guess words before its first update and after training, and show both.
 
-    The export is opened as its users will open it, by transformers and from the disk: what is shown
-    here works elsewhere too.
-
-    Args:
-        config: of the run; the network before is made from it.
-        export: directory of the Hugging Face model.
-
-    Returns:
-        A table of the passages, with the three likeliest tokens of either network.
+    The trained network is the export, opened by transformers as its users will open it. The
+    untrained one is made again: its weights are a function of the seed. (The text is read for the
+    frequencies in the head's bias, and comes from the cache.)
     """
     tokenizer = AutoTokenizer.from_pretrained(export)
     with quiet_transformers():
         trained = AutoModelForMaskedLM.from_pretrained(export).eval()
-    # Weights are a function of the seed, so that the network before the first update can be made
-    # once more, where a copy would have to be kept all the time. (The text is read for the
-    # frequencies in the head's bias, and comes from the cache.)
-    untrained, _ = build_model(config, read_text(config.data, config.run.seed))
+    text = read_text(config.data, config.run.seed)
+    untrained, _ = build_model(config, text)
     untrained.eval()
-    table = Table(title="Masks in Persuasion, filled", title_justify="left")
-    for column in ("passage", "Austen", "before training", "after training"):
-        table.add_column(column)
-    for passage in PASSAGES:
-        # "She [could] not" becomes "She ", "could" and " not". One mask stands for one token, and
-        # so the words in brackets are such as are one piece.
-        before, word, after = re.split(r"[\[\]]", passage)
-        encoded = tokenizer(before + tokenizer.mask_token + after, return_tensors="pt")
-        input_ids_BL = encoded["input_ids"]
-        masked_L = input_ids_BL[0] == tokenizer.mask_token_id
-        with torch.no_grad():
-            # Of the logits (B, L, V), those of the only sentence, at its only mask.
-            before_V = untrained.lm_head(untrained.encode(input_ids_BL))[0, masked_L][0]
-            after_V = trained(**encoded).logits[0, masked_L][0]
-        clause = " ".join(["...", *before.split()[-4:], "____", *after.split()[:4], "..."])
-        guesses = [_likeliest(logits_V, tokenizer) for logits_V in (before_V, after_V)]
-        table.add_row(*(escape(cell) for cell in (clause, word, *guesses)))
-    return table
+    if text.training_counts is None:
+        return
+    gaps = find_gaps(tokenizer, text.training_counts, config.data.max_tokens)
+    if not gaps:
+        return
+    before = guess(
+        lambda ids_BL, mask_BL: untrained.lm_head(untrained.encode(ids_BL, mask_BL)),
+        tokenizer,
+        gaps,
+    )
+    after = guess(
+        lambda ids_BL, mask_BL: trained(input_ids=ids_BL, attention_mask=mask_BL).logits,
+        tokenizer,
+        gaps,
+    )
+    console.print(table_of(gaps, before, after, tokenizer))
+    say(
+        console,
+        f"In {len(gaps):,} paragraphs the longest word was masked. Guessed at once: "
+        f"{after.share_within(1):.1%} (before training {before.share_within(1):.1%}); among the "
+        f"first ten guesses: {after.share_within(10):.1%} (before {before.share_within(10):.1%}).",
+    )
 
 
 def say(console: Console, text: str) -> None:
     """Print plain text: brackets in it are brackets."""
     console.print(text, markup=False, highlight=False)
-
-
-def _likeliest(logits_V: torch.Tensor, tokenizer: PreTrainedTokenizerBase, most: int = 3) -> str:
-    """Return the tokens with the largest logits (V), the largest first.
-
-    A softmax would not change their order. Pieces are shown as they are: `##ly` says that the model
-    means to go on with the word before.
-
-    >>> class Letters:
-    ...     def convert_ids_to_tokens(self, ids):
-    ...         return ["abcde"[each] for each in ids]
-    >>> _likeliest(torch.tensor([0.1, 3.0, -1.0, 2.0, 0.5]), Letters())
-    'b  d  e'
-    """
-    tokens = logits_V.topk(most).indices.tolist()
-    return "  ".join(tokenizer.convert_ids_to_tokens(tokens))

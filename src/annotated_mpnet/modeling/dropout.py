@@ -8,7 +8,7 @@ one after the other, and keeps a float of zero or one for each on the way back.
 What that costs in MPNet-base, for four rows of 512 tokens: a layer of the `mpnet` objective has 17
 million weights of attention, which all have to be drawn for:
 
->>> H, L, P = 12, 512, 77
+>>> H, L, P = 12, 512, 76
 >>> round(4 * H * (L * L + 2 * P * (L + P)) / 1e6, 1)
 16.9
 

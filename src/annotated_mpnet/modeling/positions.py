@@ -54,7 +54,8 @@ As in T5, one table of buckets x heads serves all the layers. Unlike T5, which k
 positions and does not divide its scores by sqrt(head_dim), MPNet adds it to what BERT has.
 annotated-mpnet: rescales the buckets for long sequences; here they are what the configuration says.
 
-Next: `attention.py` adds the bias to the scores.
+Next: `local_start.py`, what the table holds before training; or `attention.py`, which adds the bias
+to the scores.
 
     B batch   L tokens of a sentence   D embed_dim   H heads   Q rows that ask   M keys
     S steps of the bias   E their ends, S + 1   W distances
@@ -226,9 +227,9 @@ def bias_steps(num_buckets: int, max_distance: int) -> BiasSteps:
 class RelativePositionBias(nn.Embedding):
     """The table of buckets x heads that all layers share.
 
-    In MPNet-base 32 x 12 = 384 numbers, the smallest of all its parameters; but every score of a
-    head has one of them in it. What a head learns here is how far, and to which side, it likes to
-    look before it knows a single word.
+    In MPNet-base 32 x 12 = 384 numbers, its smallest parameter, but every score of a head has one
+    of them in it. What a head learns here is how far, and to which side, it looks before it knows a
+    single word. Where it starts decides how soon a run learns anything (`local_start.py`).
     """
 
     bucket_of_step: torch.Tensor

@@ -236,7 +236,8 @@ class MPNetForPretraining(nn.Module):
 
         Paper: as BERT; N(0, 0.02) for all matrices and tables, biases zero, norms one. So at first
         each row is mostly itself: what a layer adds is small against what is already there, each
-        query attends about evenly to all keys it may see, and no token is preferred.
+        query attends about evenly to all keys it may see, and no token is preferred. (A run then
+        lets some heads prefer a neighbour: `local_start.py`.)
 
         PyTorch's own start would give tables N(0, 1): logits of a size of 28 instead of 0.55, at
         768 wide, and a loss of more than a hundred bits.

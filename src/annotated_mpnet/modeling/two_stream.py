@@ -452,8 +452,9 @@ def _absolute_positions(
     >>> _absolute_positions(torch.zeros(1, 8), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0]]))
     tensor([[-1, -1,  0,  1,  2,  0,  1, -1]])
 
-    fairseq and HF: padding has the position of the padding id, -1 here. Nobody sees it, but so even
-    the padded places of `encode` agree with Hugging Face.
+    HF, and fairseq in fine-tuning: padding has the position of the padding id, -1 here. Nobody sees
+    it, but so even the padded places of `encode` agree with Hugging Face. fairseq in pretraining:
+    padding is permuted along, at positions of its own, and is attended to.
     """
     place_1L = _places(input_ids)
     if attention_mask is None:

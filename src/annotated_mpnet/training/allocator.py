@@ -6,8 +6,8 @@ and of the heap, from which smaller ones come, it returns the end as soon as tha
 system hands out memory in pages of 4 kB, each of which it fills with zeros when it is first
 touched. A tensor of the inner rows of a feed-forward part has
 
->>> 4 * 666 * 3072 * 4 // 4096     # 4 samples of MPNet-base, 666 rows each, in float32
-7992
+>>> 4 * 664 * 3072 * 4 // 4096     # 4 samples of MPNet-base, 664 rows each, in float32
+7968
 
 of them, and to touch them takes as long as to write them twice. The same pieces come and go in each
 step. So the cure is to keep them: up to the size for which glibc allows it, they come from the

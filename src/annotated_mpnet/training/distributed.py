@@ -65,9 +65,9 @@ way back, where with DDP they never do. Checkpoints hold whole tensors under the
 a run may go on either way.
 
 **How many ranks** is no part of a run of local text: batch k is a function of (data, seed, k), and
-which rank computes it does not matter. Stopped on two ranks, a run goes on with one, on the same
-batches, if batch-size x update-freq x ranks is the same. Streams are read in shares; there, the
-number of ranks is part of the run's identity.
+which rank computes it matters only to dropout's masks. Stopped on two ranks, a run goes on with
+one, on the same batches, if batch-size x update-freq x ranks is the same. Streams are read in
+shares; there, the number of ranks is part of the run's identity.
 
 This is the only module that imports `torch.distributed`.
 

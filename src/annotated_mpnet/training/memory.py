@@ -3,9 +3,9 @@
 PyTorch says "CUDA out of memory" and advises on its allocator. What a user needs is what to write
 on the command line instead, and what that changes. In this order, because the first costs nothing:
 
-1. Smaller micro-batches, and more of them. The update sees the same rows and its gradient is the
-   same to rounding (`trainer.py`), so that nothing about the run changes but its memory. With
-   `--batch-size 16 --update-freq 8`, half of that is
+1. Smaller micro-batches, and more of them. The update sees the same rows and predicts the same
+   tokens. Without dropout its gradient is the same to rounding; with dropout, each micro-batch
+   draws new masks (`trainer.py`). With `--batch-size 16 --update-freq 8`, half of that is
 
    >>> config = PretrainingConfig()
    >>> smaller_micro_batch(config.optimization.batch_size, config.optimization.update_freq)
@@ -100,7 +100,7 @@ def _remedies(config: PretrainingConfig, device: torch.device, world_size: int) 
     if cut is not None:
         rows = optimization.batch_size * optimization.update_freq * world_size
         remedies.append(
-            f"--batch-size {cut[0]} --update-freq {cut[1]} (the same updates of {rows} rows)"
+            f"--batch-size {cut[0]} --update-freq {cut[1]} (the same {rows} rows per update)"
         )
     # "auto" is bf16 on CUDA already.
     if machine.precision == "fp32" or (machine.precision == "auto" and device.type != "cuda"):

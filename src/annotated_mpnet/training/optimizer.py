@@ -147,9 +147,8 @@ def learning_rate(update: int, config: OptimizationConfig) -> float:
     >>> [round(learning_rate(update, config), 3) for update in (0, 4, 9, 10, 55, 99, 100)]
     [0.1, 0.5, 1.0, 1.0, 0.5, 0.011, 0.0]
 
-    fairseq: the same polynomial; its warm-up has lr / W twice, for updates 0 and 1, and is one
-    update late from there on. HF: the warm-up begins with u / W, so that the first update has the
-    rate 0 and moves nothing.
+    fairseq: the same polynomial. fairseq and HF: the warm-up begins with u / W, so that the first
+    update has the rate 0 and moves nothing.
 
     Args:
         update: from 0; behind the last one the rate stays at `end_learning_rate`.

@@ -22,6 +22,8 @@ Time of evaluations and checkpoints is not training time. Bits are shown because
 also shows three live lines at its bottom; where nobody watches, it prints a line now and then
 instead, which is kept whole for grep.
 
+When training leaves the unigram plateau, or stays on it for long, that is said once (`plateau.py`).
+
 **Nothing of this may end a run.** A full disk, a dead network, a terminal that was closed: what
 fails is told once, and training goes on. A checkpoint that cannot be written is another matter, and
 is not decided here. (HF: an error in a callback of W&B ends the training.)
@@ -56,6 +58,7 @@ from torch import nn
 
 from annotated_mpnet.config import PretrainingConfig
 from annotated_mpnet.training.display import LiveLines, duration, finish_line, learning, speed
+from annotated_mpnet.training.plateau import PlateauWatch
 from annotated_mpnet.training.run_directory import METRICS
 from annotated_mpnet.training.sinks import (
     Metrics,
@@ -113,6 +116,7 @@ class Tracker:
         self._first_done: tuple[int, float] | None = None
         self._said_finish = False
         self._latest: dict[str, float] = {}
+        self._plateau: PlateauWatch | None = None
         self._live = LiveLines(self._total, console)
 
     @classmethod
@@ -171,6 +175,10 @@ class Tracker:
         if self._config.tracking.wandb_watch and self._wandb is not None:
             self._try(WANDB, self._wandb.watch, model)
 
+    def watch_plateau(self, watch: PlateauWatch) -> None:
+        """From now on say when training leaves the plateau, or does not."""
+        self._plateau = watch
+
     def progress(self, step: int) -> None:
         """Move the live line to an update. Costs microseconds: rich redraws at its own pace."""
         if self._first_done is None:
@@ -202,6 +210,10 @@ class Tracker:
         else:
             self._keep(line)
         self._say_finish(step)
+        if self._plateau is not None and "train/bits" in metrics:
+            told = self._plateau.look(step, metrics["train/bits"])
+            if told is not None:
+                self.say(told)
 
     def rewind(self, step: int) -> int:
         """Go on from an update: drop lines of metrics behind it, which will be written again.

@@ -16,8 +16,10 @@ predicted. No device holds that, so an update is cut into micro-batches, whose g
 up before a single step is made. A GPU that holds 32 rows needs 256 of them, eight such GPUs need 32
 each, and what the step sees is the same: N, in both cases, is about
 
->>> 8192 * round(0.15 * 512)
-630784
+>>> import numpy as np
+>>> from annotated_mpnet.data.masking import count_predicted
+>>> 8192 * int(count_predicted(np.array(512 - 2), pred_prob=0.15))  # <s> and </s> are not predicted
+622592
 
 **What the loss is divided by.** N is the number of predicted tokens of the *whole update*, known
 before its first backward pass because the batches of an update are fetched together. Take an
@@ -33,13 +35,16 @@ where a mean of the micro-batches' means, which most training loops take, says
 3.5
 
 and would give a token of the short documents nine times the weight of one of the long. Divided by
-N, the gradient is that of one large batch, however it was cut.
+N, the gradient without dropout is that of one large batch, however it was cut. Dropout draws new
+masks for each micro-batch (`seed_dropout`), so with it another cut gives other masks.
 
-Paper and fairseq: as here. HF: since 2024 the Trainer counts the tokens of all micro-batches, gives
-the count to any model that takes keyword arguments, and trusts it to divide. `MPNetForMaskedLM`
-takes them and does not look (transformers 5.23): the gradient is the *sum* of the means, k times
-as long with k micro-batches, and so is the loss that is logged. AdamW divides the length of a
-gradient out again, so that the run gets along; clipping, below, then comes k times as early.
+fairseq: also divides once, by the sum of B x P over the update. That counts predicted padding, the
+loss of which it leaves out. HF: since 2024 the Trainer counts the tokens of all micro-batches,
+gives the count to any model that takes keyword arguments, and trusts it to divide.
+`MPNetForMaskedLM` takes them and does not look (transformers 5.23): the gradient is the *sum* of
+the means, k times as long with k micro-batches, and so is the loss that is logged. AdamW divides
+the length of a gradient out again, so that the run gets along; clipping, below, then comes k times
+as early.
 
 **What a loss should be at the beginning.** Fresh weights of N(0, 0.02) say nothing about any token,
 so that each is as likely as the next, and the first line of metrics should show about
@@ -51,8 +56,9 @@ so that each is as likely as the next, and the first line of metrics should show
 More, and the weights fit together badly: a fresh head on somebody's trained encoder began at 19
 bits (`docs/log.md`). Less, and something is known already: frequencies, with `--head-bias
 frequencies`, or all that a former training has learned. Then the loss falls to the unigram plateau
-(`data/statistics.py`) and rests there for a while: the network knows how often words occur, and not
-yet how to look at others. If it ever falls towards 0, a query sees the token that it predicts.
+(`data/statistics.py`), where the network knows how often words occur and nothing of the context. It
+leaves the plateau within some hundred updates (`modeling/local_start.py`), and the run says so
+(`plateau.py`). If the loss ever falls towards 0, a query sees the token that it predicts.
 
 **Clipping.** Now and then an update has a gradient many times as long as usual. All of it is made
 shorter by one factor, so that it keeps its direction. For two weights, with a longest of 1:
@@ -277,7 +283,8 @@ class Trainer:
     ...     shared = SharedNetwork(network, World(), cpu)
     ...     return Trainer(shared, optimizer, config, False, Tracker.silent())
 
-    *An update is the same however it is cut.* All three rows at once, or the one and the others:
+    *Without dropout, an update is the same however it is cut.* All three rows at once, or the one
+    and the others:
 
     >>> at_once = new_trainer().update(0, [rows(0, 3)])
     >>> cut = new_trainer().update(0, [rows(0, 1), rows(1, 3)])
@@ -560,8 +567,8 @@ class Trainer:
         as large as those of training: without a backward pass no layer's numbers are kept, and what
         takes most is the logits, for 32 rows of MPNet-base
 
-        >>> 4 * 32 * 77 * 30_527 / 1e6                      # MB, of B x P x V numbers
-        300.874112
+        >>> 4 * 32 * 76 * 30_527 / 1e6                      # MB, of B x P x V numbers
+        296.966656
 
         Args:
             batches: this rank's share. With --fsdp the ranks must have as many, because a layer's
