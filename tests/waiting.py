@@ -32,7 +32,11 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[Any]) -
         time.sleep(0.05)
     for process in processes:
         process.terminate()
-    said = [process.communicate(timeout=HUNG) for process in processes]
+    try:
+        said = [process.communicate(timeout=HUNG) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     pytest.fail(f"what was waited for did not come; the processes said {said}")
 
 

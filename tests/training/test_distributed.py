@@ -183,6 +183,7 @@ def on_two_ranks(
         context.Process(
             target=in_process,
             args=(action, rank, environment(rank, 2, store.port), directory, fsdp),
+            daemon=True,  # ends with the tests, should it hang
         )
         for rank in range(2)
     ]

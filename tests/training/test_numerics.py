@@ -296,6 +296,7 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
         context.Process(
             target=in_process,
             args=(rank, text, tmp_path, iter([environment(rank, 2, each.port) for each in stores])),
+            daemon=True,  # ends with the tests, should it hang
         )
         for rank in range(2)
     ]

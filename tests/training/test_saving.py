@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from annotated_mpnet.config import OptimizationConfig, PretrainingConfig
 from annotated_mpnet.errors import DivergedError, WriteError
-from annotated_mpnet.training.checkpoint import load_checkpoint, save_checkpoint
+from annotated_mpnet.training.checkpoint import load_checkpoint
 from annotated_mpnet.training.optimizer import learning_rate
 from annotated_mpnet.training.saving import Writer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
@@ -133,18 +133,17 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.update == 4
 
 
-def full_at(number: int, patch: pytest.MonkeyPatch) -> threading.Event:
-    """Let the disk be full at the so many-th file of tensors; return what says that it was."""
-    happened, calls = threading.Event(), itertools.count(1)
+def full_at(number: int, patch: pytest.MonkeyPatch, after: threading.Event | None = None) -> None:
+    """Let the disk be full at the so many-th file of tensors, and after an event, if given one."""
+    calls = itertools.count(1)
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if next(calls) == number:
-            happened.set()
+            assert after is None or after.wait(HUNG)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(tensors, path)
 
     patch.setattr(WRITE, full)
-    return happened
 
 
 @pytest.mark.parametrize(("file", "whole"), [(2, set()), (4, {3}), (6, {3, 6})])
@@ -176,17 +175,13 @@ def test_a_failed_write_is_noticed_before_the_next_update(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(config_of(text, tmp_path / "run"), total_updates=40, checkpoint_interval=20)
-    full_at(1, monkeypatch)
-    later, made = threading.Event(), []
+    later, made = threading.Event(), list[int]()
+    full_at(1, monkeypatch, after=later)
     begin, writes = Writer.begin, list[Future[object]]()
 
     def remember(self: Writer[object], job: Callable[[], object]) -> None:
         begin(self, job)
         writes.append(self._begun[-1])
-
-    def save(*arguments: object) -> None:
-        assert later.wait(HUNG)
-        save_checkpoint(*arguments)  # type: ignore[arg-type]
 
     def count(update: int, optimization: OptimizationConfig) -> float:
         made.append(update)
@@ -197,7 +192,6 @@ def test_a_failed_write_is_noticed_before_the_next_update(
         return learning_rate(update, optimization)
 
     monkeypatch.setattr(Writer, "begin", remember)
-    monkeypatch.setattr("annotated_mpnet.training.saving.save_checkpoint", save)
     monkeypatch.setattr("annotated_mpnet.training.trainer.learning_rate", count)
     with pytest.raises(WriteError):
         run(config)
@@ -239,10 +233,12 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
 def test_a_run_that_fails_tells_of_a_failed_write_too(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    happened = full_at(1, monkeypatch)
+    # Before update 4 the loop looks whether a write has failed; this one fails after that.
+    later = threading.Event()
+    full_at(1, monkeypatch, after=later)
 
     def diverge() -> None:
-        assert happened.wait(HUNG)
+        later.set()
         raise DivergedError("the loss is no number")
 
     at_update(4, diverge, monkeypatch)
