@@ -4,6 +4,8 @@ import os
 import tempfile
 from collections.abc import Generator
 
+from waiting import HUNG
+
 # Before anything imports torch or a Hugging Face library: they read these once.
 UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = tempfile.TemporaryDirectory(prefix="annotated-mpnet-tests-")
@@ -12,6 +14,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
 # Tokenizers that run threads of their own complain when a test forks after using one.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# W&B gives up on its own process after 30 and 90 seconds, which a busy machine may need.
+os.environ["WANDB__SERVICE_WAIT"] = os.environ["WANDB_INIT_TIMEOUT"] = str(HUNG)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

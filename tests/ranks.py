@@ -9,6 +9,7 @@ from torch.distributed import TCPStore
 
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import arguments_from_toml, to_toml
+from waiting import HUNG
 
 
 def arguments_of(config: PretrainingConfig) -> list[str]:
@@ -21,14 +22,14 @@ def open_store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def environment(rank: int, size: int, store: TCPStore) -> dict[str, str]:
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """Return what torchrun tells a process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": "1",
     }
@@ -47,7 +48,7 @@ class Started:
         self.processes = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **environment(rank, size, self._store)},
+                env={**os.environ, **environment(rank, size, self._store.port)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -58,7 +59,7 @@ class Started:
     def endings(self) -> list[tuple[int, str, str]]:
         """Wait for all; return each one's exit code, standard output and standard error."""
         try:
-            pairs = [process.communicate(timeout=120) for process in self.processes]
+            pairs = [process.communicate(timeout=HUNG) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()

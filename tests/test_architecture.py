@@ -70,6 +70,7 @@ MAY_USE: dict[str, set[str]] = {
     "signals": set(),
 }
 
+
 def part_of(module: str) -> str:
     """Return the room to which `annotated_mpnet.a.b` belongs: `a`."""
     names = module.split(".")

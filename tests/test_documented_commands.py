@@ -21,6 +21,7 @@ from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.sinks import read_metrics
 from tiny_run import TinyText, write_text
+from waiting import HUNG
 
 # From its README and docs/training.md.
 
@@ -171,7 +172,7 @@ def test_the_streaming_run(text: TinyText, tmp_path: Path) -> None:
 def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
     # In a process of its own, for W&B leaves threads and a process behind in the one that it is in.
     program = [sys.executable, "-m", "annotated_mpnet", *words_of(STREAM_IN_FULL, SMALL)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     # All three places know the same numbers, by the same names.
     events = EventAccumulator(str(tmp_path / "logs" / "my_mpnet_run"))

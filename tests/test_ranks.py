@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,11 @@ from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.settings.config import PretrainingConfig
 from ranks import Started, arguments_of, names_below, run_ranks
 from tiny_run import TinyText, changed, run, tiny_config, write_text
+from waiting import HUNG, holds, wait_for
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
+ENDLESS = 100_000
+"""Updates of a run that a test ends: it must not be complete before, however slow the test is."""
 
 
 @pytest.fixture(scope="module")
@@ -141,22 +143,16 @@ def test_another_global_batch_is_refused_by_all_ranks_and_explained_once(
     assert endings[1][2].strip() == ""
 
 
-def wait_for(path: Path, wanted: str) -> None:
-    for _ in range(1200):
-        if path.exists() and wanted in path.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{wanted!r} did not come")
-
-
 # fault 56
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
     text: TinyText, tmp_path: Path, rank: int
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    config = changed(
+        config_of(text, tmp_path / "run"), total_updates=ENDLESS, checkpoint_interval=-1
+    )
     started = Started(config)
-    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+    wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), *started.processes)
     started.processes[rank].send_signal(signal.SIGTERM)
     endings = started.endings()
     assert [code for code, _, _ in endings] == [143, 143], endings
@@ -169,7 +165,9 @@ def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
 def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
     text: TinyText, tmp_path: Path, number: signal.Signals
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), total_updates=2000, checkpoint_interval=-1)
+    config = changed(
+        config_of(text, tmp_path / "run"), total_updates=ENDLESS, checkpoint_interval=-1
+    )
     # torchrun by the name that it has as a module; standalone, to take a port that is free.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     process = subprocess.Popen(
@@ -177,12 +175,17 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # It kills ranks that take longer to stop, by default than 30 seconds.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(HUNG),
+        },
     )
     try:
-        wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
+        wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), process)
         process.send_signal(number)
-        said, complained = process.communicate(timeout=60)
+        said, complained = process.communicate(timeout=HUNG)
     finally:
         process.kill()
     # torchrun prints its own message and exits with 1, as README.md says.
@@ -200,16 +203,16 @@ def test_a_run_with_a_killed_rank_ends_and_resumes_as_the_same_run(
     # At a constant rate, so a run that ends earlier is the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
-        total_updates=2000,
+        total_updates=ENDLESS,
         end_learning_rate=1e-3,
         warmup_updates=0,
     )
     started = Started(config)
-    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 6')
-    killed = time.monotonic()
+    wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), *started.processes)
     started.processes[1].kill()
+    # Not only after --distributed-timeout: `endings` does not wait for so long.
+    assert config.machine.distributed_timeout > HUNG
     code, _, complained = started.endings()[0]
-    assert time.monotonic() - killed < 60
     assert code == 1
     assert "lost the others" in complained
     assert "Traceback" not in complained

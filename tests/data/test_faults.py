@@ -44,6 +44,7 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.sources import LocalFiles
 from annotated_mpnet.text.tokenizer import vocabulary_of
 from annotated_mpnet.training.loader import BatchLoader
+from waiting import HUNG
 
 TOKENIZER = toy_tokenizer.word_piece()
 
@@ -130,7 +131,7 @@ def test_14_a_long_line_takes_memory_for_its_text_and_not_for_its_tokens(tmp_pat
         [sys.executable, "-c", MEASURE, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HUNG,
         check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )

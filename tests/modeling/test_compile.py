@@ -17,6 +17,7 @@ from samples import TINY, random_batch, random_model, relative_difference
 
 from annotated_mpnet.fast.compilation import compile_model, uncompiled
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from waiting import HUNG
 
 pytestmark = [
     pytest.mark.skipif(
@@ -133,7 +134,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HUNG,
         check=True,
     )
     (line,) = done.stdout.splitlines()

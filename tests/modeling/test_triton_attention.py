@@ -37,6 +37,7 @@ from annotated_mpnet.mpnet.positions import RelativePositionBias, relative_posit
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 from annotated_mpnet.mpnet.two_stream import Block, Entries, mpnet_entries, plm_entries
 from interpreted import DEVICE, triton_runs
+from waiting import HUNG
 
 pytestmark = [triton_runs, pytest.mark.interpreted]
 
@@ -303,7 +304,7 @@ def test_the_kernels_compile_for_tensor_cores_and_fit_into_shared_memory(tmp_pat
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("compile_kernels.py")
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=HUNG
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]

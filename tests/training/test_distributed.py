@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
 from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
+from waiting import HUNG
 
 CPU = torch.device("cpu")
 NETWORK = ModelConfig(
@@ -162,7 +164,7 @@ def in_process(
     os.environ |= variables
     torch.set_num_threads(1)
     try:
-        with open_world(60) as world:
+        with open_world(HUNG) as world:
             action(world, directory, fsdp)
     except UserError as error:
         (directory / f"error{rank}").write_text(f"{type(error).__name__} {error.exit_code} {error}")
@@ -182,14 +184,15 @@ def on_two_ranks(
     processes = [
         context.Process(
             target=in_process,
-            args=(action, rank, environment(rank, 2, store), directory, fsdp),
+            args=(action, rank, environment(rank, 2, store.port), directory, fsdp),
+            daemon=True,  # ends with the tests, should it hang
         )
         for rank in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(HUNG)
     said = [path.read_text() for path in directory.glob("failed*")]
     assert [process.exitcode for process in processes] == list(codes), said
 
@@ -257,12 +260,13 @@ def test_out_of_memory_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path
 
 # fault 63
 def test_a_rank_that_finds_no_other_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-    for name, value in environment(1, 2, store).items():
-        monkeypatch.setenv(name, value)
-    del store  # so that nothing listens there
-    with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
-        pass
+    with socket.socket() as taken:
+        # Nothing listens on this port, and while it is taken nothing else can.
+        taken.bind(("127.0.0.1", 0))
+        for name, value in environment(1, 2, taken.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match="rank 1 of 2 did not find the others"), open_world(2):
+            pass
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -53,6 +53,7 @@ from annotated_mpnet.training.distributed import World
 from annotated_mpnet.training.trainer import Trainer
 from ranks import environment, open_store
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from waiting import HUNG
 
 UPDATES = 12
 EPOCH = 6
@@ -290,14 +291,15 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
     processes = [
         context.Process(
             target=in_process,
-            args=(rank, text, tmp_path, iter([environment(rank, 2, store) for store in stores])),
+            args=(rank, text, tmp_path, iter([environment(rank, 2, each.port) for each in stores])),
+            daemon=True,  # ends with the tests, should it hang
         )
         for rank in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(HUNG)
     said = [path.read_text() for path in tmp_path.glob("failed*")]
     assert [process.exitcode for process in processes] == [0, 0], said
     whole, interrupted = whole_and_interrupted(text, tmp_path)

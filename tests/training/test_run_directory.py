@@ -186,18 +186,21 @@ def test_writing_a_file_keeps_the_previous_one_when_the_disk_is_full(
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdout is not None
     with holder, holder.stdout:

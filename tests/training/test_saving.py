@@ -10,18 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from annotated_mpnet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.errors import DivergedError, WriteError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.settings.config import PretrainingConfig
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from waiting import HUNG
 
 WRITE = "annotated_mpnet.checkpoints.checkpoint.save_file"
 LOOP = threading.main_thread()
@@ -71,7 +73,7 @@ def test_updates_during_the_write_of_a_checkpoint_do_not_get_into_it(
         # Checkpoint 3 is not on disk before update 5 is made.
         if next(calls) == 1:
             assert threading.current_thread() is not LOOP
-            assert later.wait(60), "the loop waits for the disk"
+            assert later.wait(HUNG), "the loop waits for the disk"
             assert not (tmp_path / "slowly" / "checkpoint3").exists()
         save_file(tensors, path)
 
@@ -120,7 +122,7 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if next(calls) == 1:
-            assert later.wait(60), "the loop waits for the disk"
+            assert later.wait(HUNG), "the loop waits for the disk"
         save_file(tensors, path)
 
     monkeypatch.setattr(WRITE, slow)
@@ -131,18 +133,17 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.update == 4
 
 
-def full_at(number: int, patch: pytest.MonkeyPatch) -> threading.Event:
-    """Let the disk be full at the given file of tensors; return an event that it happened."""
-    happened, calls = threading.Event(), itertools.count(1)
+def full_at(number: int, patch: pytest.MonkeyPatch, after: threading.Event | None = None) -> None:
+    """Let the disk be full at the given file of tensors, and only after an event, if given one."""
+    calls = itertools.count(1)
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if next(calls) == number:
-            happened.set()
+            assert after is None or after.wait(HUNG)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(tensors, path)
 
     patch.setattr(WRITE, full)
-    return happened
 
 
 @pytest.mark.parametrize(("file", "whole"), [(2, set()), (4, {3}), (6, {3, 6})])
@@ -174,26 +175,24 @@ def test_a_failed_write_is_noticed_before_the_next_update(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(config_of(text, tmp_path / "run"), total_updates=40, checkpoint_interval=20)
-    full_at(1, monkeypatch)
-    later, over, made = threading.Event(), threading.Event(), []
+    later, made = threading.Event(), list[int]()
+    full_at(1, monkeypatch, after=later)
+    writes = list[Future[object]]()
 
-    def save(*arguments: object) -> None:
-        assert later.wait(60)
-        try:
-            save_checkpoint(*arguments)  # type: ignore[arg-type]
-        finally:
-            over.set()
+    class Remembering(ThreadPoolExecutor):
+        def submit(self, *arguments: object) -> Future[object]:  # type: ignore[override]
+            writes.append(super().submit(*arguments))  # type: ignore[arg-type]
+            return writes[-1]
 
     def count(update: int, optimization: OptimizationConfig) -> float:
         made.append(update)
         # The 21st update is being made when the write fails; the next save is far away.
         if update == 20:
             later.set()
-            assert over.wait(60)
-            time.sleep(0.5)
+            assert not wait(writes, HUNG).not_done
         return learning_rate(update, optimization)
 
-    monkeypatch.setattr("annotated_mpnet.checkpoints.saving.save_checkpoint", save)
+    monkeypatch.setattr("annotated_mpnet.checkpoints.saving.ThreadPoolExecutor", Remembering)
     monkeypatch.setattr("annotated_mpnet.mpnet.loop.learning_rate", count)
     with pytest.raises(WriteError):
         run(config)
@@ -217,7 +216,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
     later = threading.Event()
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        assert later.wait(60)
+        assert later.wait(HUNG)
         time.sleep(0.2)
         save_file(tensors, path)
 
@@ -235,10 +234,12 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
 def test_a_run_that_fails_reports_a_failed_write_too(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    happened = full_at(1, monkeypatch)
+    # Before update 4 the loop looks whether a write has failed; this one fails after that.
+    later = threading.Event()
+    full_at(1, monkeypatch, after=later)
 
     def diverge() -> None:
-        assert happened.wait(60)
+        later.set()
         raise DivergedError("the loss is NaN")
 
     at_update(4, diverge, monkeypatch)

@@ -27,6 +27,7 @@ from annotated_mpnet.tracking.sinks import (
     read_metrics,
 )
 from annotated_mpnet.tracking.tracker import Tracker
+from waiting import HUNG
 
 TRAIN = {
     "train/loss": 6.0,
@@ -195,7 +196,7 @@ def test_a_finished_run_has_no_time_left(tmp_path: Path) -> None:
 
 
 PIPED = """
-import sys
+import select, sys
 from pathlib import Path
 from rich.console import Console
 from annotated_mpnet.settings.config import PretrainingConfig
@@ -204,18 +205,23 @@ tracker = Tracker(Path(sys.argv[1]), "id", PretrainingConfig(), Console())
 with tracker:
     for update in range(1, 2000):
         tracker.log(update, {"train/bits": 8.0})
+        if update == 1 and sys.argv[2:] == ["until-nobody-reads"]:
+            reader = select.poll()
+            reader.register(1, 0)
+            reader.poll()
 """
 
 
 def in_shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     start = f"{sys.executable} -c '{PIPED}' {directory}"
     return subprocess.run(
-        ["bash", "-c", command.format(start)], capture_output=True, text=True, timeout=120
+        ["bash", "-c", command.format(start)], capture_output=True, text=True, timeout=HUNG
     )
 
 
 def test_training_continues_when_its_output_is_closed(tmp_path: Path) -> None:
-    done = in_shell("{0} | head -1; exit ${{PIPESTATUS[0]}}", tmp_path)
+    # The pipe has room for everything, and `head` may be slow to exit.
+    done = in_shell("{0} until-nobody-reads | head -1; exit ${{PIPESTATUS[0]}}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1999
     assert (tmp_path / "log.txt").read_text().count(
@@ -481,7 +487,7 @@ with Tracker(Path("."), "0123abcd", config, Console()) as tracker:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HUNG,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
