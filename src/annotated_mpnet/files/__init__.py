@@ -1,1 +1,1 @@
-"""Files that are written completely or not at all. Any room may import it; it imports only errors."""
+"""Files that are written whole or not at all. Any room may import it; it imports no other room."""
