@@ -10,7 +10,7 @@ from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.settings.preset_files import (
+from annotated_mpnet.settings.config_file import (
     Header,
     Preset,
     preset_list,
@@ -147,7 +147,7 @@ def test_continue_is_resumed_like_any_other_run() -> None:
 @pytest.mark.parametrize("name", ["tiny", "small", "continue"])
 def test_a_validation_file_takes_the_place_of_the_presets_share(name: Preset) -> None:
     typed = ["--preset", name, "--train-dir", "texts", "--valid-file", "valid.txt"]
-    with pytest.raises(Exception, match="--valid-fraction 0 takes back"):
+    with pytest.raises(Exception, match="--valid-fraction 0 resets"):
         parse_pretrain(typed).settings.validate()
     parse_pretrain([*typed, "--valid-fraction", "0"]).settings.validate()
 
