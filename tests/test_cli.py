@@ -18,14 +18,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from annotated_mpnet import cli
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import arguments_from_toml, to_toml
 from annotated_mpnet.settings.fields import all_settings
-from annotated_mpnet.settings.parsing import parse
+from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.settings.reference import configuration_markdown
 from tiny_run import TinyText, changed, tiny_config, write_text
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from annotated_mpnet import cli
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
@@ -17,6 +16,7 @@ from annotated_mpnet.settings.config_file import (
     preset_names,
     read_header,
 )
+from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.training.throughput import training_flops
 
 MPNET_VOCABULARY = 30527
@@ -83,7 +83,7 @@ def test_a_header_gives_the_size_of_the_model(name: Preset) -> None:
     assert number_in(said, r"(\d+) layers") == settings.model.encoder_layers
     assert number_in(said, r"(\d+) wide") == settings.model.encoder_embed_dim
     if name != "demo":
-        assert number_in(said, r"rows of (\d+)") == settings.data.max_tokens
+        assert number_in(said, r"sequences of (\d+)") == settings.data.max_tokens
     vocab_size = 8000 if name in ("demo", "tiny") else MPNET_VOCABULARY
     whole, embedding = parameters(settings, vocab_size)
     assert number_in(said, r"([\d.]+) M parameters") == round(whole, 1)

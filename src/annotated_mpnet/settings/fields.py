@@ -110,7 +110,7 @@ def all_settings(kind: type) -> Iterator[Setting]:
         yield from all_settings(each)
 
 
-def groups_of(kind: type) -> dict[str, type[Any]]:
+def groups_of(kind: type) -> dict[str, Any]:
     """Return the fields of a dataclass that are dataclasses themselves, with their types."""
     factories = {each.name: each.default_factory for each in dataclasses.fields(kind)}
     return {name: group for name, group in factories.items() if isinstance(group, type)}
