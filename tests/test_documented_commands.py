@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForMaskedLM
 
 from annotated_mpnet import cli
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.sinks import read_metrics
 from tiny_run import TinyText, write_text
 from waiting import HUNG

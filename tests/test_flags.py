@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import all_settings
-from annotated_mpnet.settings.parsing import parse
+from annotated_mpnet.settings.parsing import parse, parse_pretrain
 
 # Flag: (default, another value, other spellings). A flag without a value to give says yes or no.
 PRETRAIN = {

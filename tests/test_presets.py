@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from annotated_mpnet import cli
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.settings.preset_files import (
+from annotated_mpnet.settings.config_file import (
     Header,
     Preset,
     preset_list,
     preset_names,
     read_header,
 )
+from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.training.throughput import training_flops
 
 MPNET_VOCABULARY = 30527
@@ -83,7 +83,7 @@ def test_a_header_gives_the_size_of_the_model(name: Preset) -> None:
     assert number_in(said, r"(\d+) layers") == settings.model.encoder_layers
     assert number_in(said, r"(\d+) wide") == settings.model.encoder_embed_dim
     if name != "demo":
-        assert number_in(said, r"rows of (\d+)") == settings.data.max_tokens
+        assert number_in(said, r"sequences of (\d+)") == settings.data.max_tokens
     vocab_size = 8000 if name in ("demo", "tiny") else MPNET_VOCABULARY
     whole, embedding = parameters(settings, vocab_size)
     assert number_in(said, r"([\d.]+) M parameters") == round(whole, 1)
@@ -147,7 +147,7 @@ def test_continue_is_resumed_like_any_other_run() -> None:
 @pytest.mark.parametrize("name", ["tiny", "small", "continue"])
 def test_a_validation_file_takes_the_place_of_the_presets_share(name: Preset) -> None:
     typed = ["--preset", name, "--train-dir", "texts", "--valid-file", "valid.txt"]
-    with pytest.raises(Exception, match="--valid-fraction 0 takes back"):
+    with pytest.raises(Exception, match="--valid-fraction 0 resets"):
         parse_pretrain(typed).settings.validate()
     parse_pretrain([*typed, "--valid-fraction", "0"]).settings.validate()
 

@@ -309,10 +309,10 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
         "update: 8 rows (4 x 2 micro-batches), up to 256 tokens",
         "training: 8 updates",
         "memory: about",
-        "tried: one micro-batch of 4 rows and a step took",
+        "tried: one micro-batch of 4 sequences and a step took",
         "tried: at most",
         "finishes at about",
-        "dry run: nothing was trained, and no run was begun",
+        "dry run: nothing was trained, and no run was started",
     ):
         assert wanted in said
     assert result is None

@@ -1,4 +1,4 @@
-"""`python -m annotated_mpnet` is `pretrain-mpnet`: for torchrun, which starts a module."""
+"""`python -m annotated_mpnet` is `pretrain-mpnet`. torchrun needs a module to start."""
 
 from annotated_mpnet.cli import pretrain
 

@@ -148,7 +148,7 @@ def hit_a_bug_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
 
 def run_out_of_memory_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
-    with closing(trainer.network), explaining_memory(trainer.config, world):
+    with closing(trainer.network), explaining_memory(trainer.config, CPU, world.size):
         if world.rank == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         trainer.update(0, [batch(0, 3)])

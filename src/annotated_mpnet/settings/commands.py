@@ -1,29 +1,21 @@
-"""What each command can be told, as dataclasses: a field is a flag, its docstring the help.
-
-The settings of a run, which are most of what `pretrain-mpnet` can be told, are `settings/config.py`'s. Here
-is the rest: where settings come from, and the two commands that need only a few.
+"""What each command can be told: a field is a flag, its docstring the help.
 
     pretrain-mpnet          PretrainCommand      text            -> model
     convert-to-hf           ConvertCommand       checkpoint      -> Hugging Face model
     train-mpnet-tokenizer   TokenizerCommand     text            -> tokenizer
 
-The difference between a setting and what stands here: a setting is kept, in the run's
-`config.toml`, and holds again when the run is resumed. `--dry-run` does not, and is not.
+The settings of a run are in `settings/config.py`: they are saved in the run's `config.toml` and
+hold again when the run is resumed. The fields here, such as `--dry-run`, are not saved.
 
-A class's docstring is the first thing that `--help` shows, and so begins with what the command is
-for, and goes on with commands to copy.
-
-Next: `settings/parsing.py`, which makes these from a command line.
+The docstring of a class is the first thing that `--help` shows.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.settings.preset_files import Preset
+from annotated_mpnet.settings.config_file import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,66 +27,63 @@ class PretrainCommand:
         What it would do:       the same command, with --dry-run
         After an interruption:  the same command, with --resume
 
-    A flag may be written with dashes or underscores. A mistake is one line and an exit code.
+    Flags may be written with dashes or underscores. Every user error is one line and an exit code.
     """
 
     preset: Literal[Preset, "list"] | None = None
-    """Start from the settings of a preset, from a demo of two minutes to MPNet-base. list: show
-    them all, with cost and expected loss, and do nothing."""
+    """Start from the settings of a preset, from a two-minute demo to MPNet-base. list: show all
+    presets with their cost and expected loss, and exit."""
     config: Path | None = None
-    """Take settings from a file, TOML or (if it ends in .yaml or .yml) YAML, such as the
-    config.toml of a former run. The command line overrides the file, and the file the preset."""
+    """Take settings from a file, TOML or YAML (.yaml or .yml), such as the config.toml of an
+    earlier run. The command line overrides the file, and the file overrides the preset."""
     print_config: bool = False
-    """Print the settings that would hold, each with its explanation, as TOML for --config; and do
-    nothing."""
+    """Print all settings with their explanations, as TOML for --config, and exit."""
     dry_run: bool = False
-    """Build everything, run one batch, print the plan (device, parameters, tokens of an update,
-    memory, time), and leave no run behind. What takes hours is worth a minute of this."""
-    settings: Annotated[PretrainingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=PretrainingConfig
-    )
+    """Build everything, run one batch, print the plan (device, parameters, tokens per update,
+    memory, time), and exit without starting a run. Worth a minute before a run of hours."""
+    settings: PretrainingConfig = field(default_factory=PretrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertCommand:
-    """Turn a checkpoint into a Hugging Face MPNetForMaskedLM, and prove that it is the same model.
+    """Turn a checkpoint into a Hugging Face MPNetForMaskedLM, and check that it is the same model.
 
-    What was written is loaded again and its logits compared; if they differ by more than 1e-4, it
-    is a failure and nothing is left behind.
+    The result is loaded again and its logits are compared with the checkpoint's. If they differ by
+    more than 1e-4, the command fails and writes nothing.
     """
 
     mpnet_checkpoint_path: Path
-    """A checkpoint or a run's directory (then its best model), or a .pt file of annotated-mpnet or
-    of Microsoft's code."""
+    """A checkpoint, a run's directory (its best model is converted), or a .pt file of
+    annotated-mpnet or of Microsoft's code."""
     hf_model_folder_path: Path
     """The directory to write."""
     save_tokenizer: bool = True
-    """Write the tokenizer's files too, so that the directory is enough by itself."""
+    """Also write the tokenizer's files, to make the directory complete."""
     overwrite: bool = False
-    """Replace the directory if it exists. Without, it is refused."""
+    """Replace the directory if it exists. Otherwise an existing directory is an error."""
     pytorch_bin: bool = False
-    """Write pytorch_model.bin in addition, for old readers."""
+    """Also write pytorch_model.bin, for old readers."""
     debug: bool = False
-    """Log on standard error what is done when, by the libraries too, with the traceback of a
-    mistake."""
+    """Write a debug log to standard error, including the libraries' messages and the traceback of
+    an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerCommand:
-    """Learn a WordPiece tokenizer from text files, laid out as MPNet's.
+    """Learn a WordPiece tokenizer from text files, with MPNet's special tokens.
 
-    The special tokens are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and `<mask>` at the end; text is
-    read in lower case and without accents, as BERT's is.
+    They are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and `<mask>` at the end. Text is lower-cased
+    and stripped of accents, as BERT does.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: list[Path]
     """Text: files or directories, in the formats of --train-dir."""
     vocab_size: int = 30527
-    """Tokens, the special ones included. MPNet has 30527; small text wants fewer."""
+    """Number of tokens, special tokens included. MPNet has 30527; use fewer for a small text."""
     output: Path
-    """The directory to write; then give it as --tokenizer-name."""
+    """The directory to write. Pass it to pretrain-mpnet as --tokenizer-name."""
     overwrite: bool = False
-    """Replace the directory if it exists. Without, it is refused."""
+    """Replace the directory if it exists. Otherwise an existing directory is an error."""
     debug: bool = False
-    """Log on standard error what is done when, by the libraries too, with the traceback of a
-    mistake."""
+    """Write a debug log to standard error, including the libraries' messages and the traceback of
+    an error."""

@@ -1,32 +1,22 @@
-"""Every hyperparameter: what it is, why it has its default, what values make sense.
+"""All settings of a run: what each is, why it has its default, which values make sense.
 
-A field of these dataclasses is a flag of `pretrain-mpnet` (`--encoder-layers` is `encoder_layers`),
-and its docstring is that flag's help. Default, meaning and range are written here and nowhere else:
-parser and help, the check of ranges, the TOML files, and other spellings are made of these lines.
+A field is a flag of `pretrain-mpnet` (`encoder_layers` is `--encoder-layers`) and its docstring is
+the flag's help. Default, range and help are written here and in `mpnet/config.py` only; parser,
+help, TOML files and the reference are made from them.
 
 >>> each = {each.name: each for _, each in fields_of(PretrainingConfig())}["weight_decay"]
->>> flag(each.name), each.default, each.metadata["bounds"], each.metadata["aliases"]
-('--weight-decay', 0.01, {'>=': 0, '<=': 1}, ('-wd',))
+>>> each.default, each.metadata["bounds"], each.metadata["aliases"]
+(0.01, {'>=': 0, '<=': 1}, ('-wd',))
 
-The groups follow the paper (Song, Tan, Qin, Lu, Liu: "MPNet: Masked and Permuted Pre-training for
-Language Understanding", arXiv 2004.09297): the network (section 2.3), the objective (2.1 to 2.3),
-the optimisation (3.1); then what a paper does not need: text, the run's directory, the machine.
+Defaults are those of MPNet-base. A docstring says where annotated-mpnet, whose command lines work
+here too, has another default.
 
-Defaults are MPNet-base. Where annotated-mpnet, whose command lines work here too, has another
-default, the docstring says so.
-
-**What is checked, and when.** A range belongs to one field and stands beside it. What two fields
-must be to one another is in `validate` and `_check_architecture`. Both run before any text is read
-or any network built, and name the flag, the value and what would have been right, because a wrong
-flag that is found after an hour of tokenising has cost an hour:
+`validate` checks the ranges, and then what two settings must be to each other, before any text is
+read or any model is built:
 
 >>> PretrainingConfig(optimization=OptimizationConfig(lr=-1.0)).validate()
 Traceback (most recent call last):
 annotated_mpnet.errors.ConfigError: --lr is -1.0; expected a number > 0 and <= 1
-
-This module imports nothing but the standard library, so that `--help` answers at once.
-
-Next: `mpnet/batch.py`, then `mpnet/two_stream.py`, where MPNet itself begins.
 """
 
 import dataclasses
@@ -43,7 +33,6 @@ from annotated_mpnet.mpnet.config import (
     Packing,
     check_architecture,
     check_ranges,
-    flag,
     option,
 )
 
@@ -52,118 +41,115 @@ Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The text: where it comes from and how it becomes rows of tokens."""
+    """The text, and how it becomes sequences of tokens."""
 
     train_dir: Path | None = None
-    """Training text: a directory, searched recursively, or one file. `.txt` and `.txt.gz` hold a
-    document per line, `.jsonl`, `.parquet` and `.csv` one per row (--text-field). UTF-8."""
+    """Training text: a directory, searched recursively, or one file. `.txt` and `.txt.gz` hold one
+    document per line; `.jsonl`, `.parquet` and `.csv` one per row (--text-field). UTF-8."""
     valid_file: Path | None = None
-    """Text for validation during the run: a file or a directory, read as --train-dir is. Its loss
-    decides which model is the best."""
+    """Validation text: a file or a directory, read like --train-dir. Its loss decides which model
+    is the best."""
     test_file: Path | None = None
-    """Text for the one test at the end of the run: a file or a directory."""
+    """Text for the single test at the end of the run: a file or a directory."""
     valid_fraction: float = option(0.0, at_least=0, below=1)
-    """Share of the training documents that is held out for validation, chosen by a hash of their
-    text, so that no copy of a held-out document is trained on. Only without --valid-file."""
+    """Share of the training documents to hold out for validation. They are chosen by a hash of
+    their text, so copies of a held-out document are not trained on. Excludes --valid-file."""
     dataset_name: str | None = None
-    """Dataset to train on, from the Hub (streamed) or a folder of data files. Default:
-    HuggingFaceFW/fineweb-edu when no files are given. Excludes --train-dir; an empty name beside it
-    means none, as in old commands."""
+    """Dataset to train on: a name on the Hub (streamed) or a folder of data files. Default:
+    HuggingFaceFW/fineweb-edu when no files are given. Excludes --train-dir; an empty name next to
+    --train-dir is ignored, for old commands."""
     dataset_config: str | None = None
-    """Configuration (subset) of the dataset, for those that have several."""
+    """Configuration (subset) of the dataset, if it has several."""
     dataset_split: str = "train"
     """Split of the dataset to train on."""
     dataset_revision: str | None = None
-    """Commit, tag or branch of the dataset. Default: the newest; the commit is recorded, so that a
-    resumed run reads the same text though the dataset has moved on."""
+    """Commit, tag or branch of the dataset. Default: the newest commit. The commit is recorded, and
+    a resumed run reads the same text even if the dataset has changed."""
     text_field: str = "text"
     """Column that holds the text, in datasets and in files with columns."""
     streaming: bool = True
-    """Read a dataset as it comes, without storing it. --no-streaming downloads it first, and packs
-    it like local files: then any row is reached at once, and the shuffle is a global one."""
+    """Read a dataset as it arrives, without storing it. --no-streaming downloads it first and packs
+    it like local files, which allows a global shuffle and an immediate resume."""
     buffer_size: int = option(10000, at_least=1, at_most=10**8)
-    """Packed rows that a stream shuffles among; they are part of each checkpoint (20 MB for 10000
-    rows of 512 tokens). More shuffles better, over a dataset that is sorted by source or topic."""
+    """Size of a stream's shuffle buffer, in packed sequences. It is saved in each checkpoint (20 MB
+    for 10000 sequences of 512 tokens). Increase it if the dataset is sorted by source or topic."""
     eval_samples: int = option(500, at_least=0, at_most=10**8)
-    """Documents taken from a stream for validation, and as many for the test, by a hash of their
-    text; training never sees them, nor copies of them."""
+    """Documents of a stream to hold out for validation, and as many again for the test. They are
+    chosen by a hash of their text; neither they nor their copies are trained on."""
     min_text_length: int = option(64, at_least=0, at_most=10**9)
-    """Shorter documents of a dataset (characters) are dropped and counted. Local files keep all."""
+    """Drop and count documents of a dataset with fewer characters. Local files keep all."""
     packing: Packing = "full"
-    """full: rows are filled across the ends of documents. none: one document a row, long ones go on
-    in further rows, padded to the longest of the batch. documents: whole documents share a row, and
-    do not see each other."""
+    """full: fill sequences across the ends of documents. none: one document per sequence, padded to
+    the longest of the batch; a long document takes several sequences. documents: whole documents
+    share a sequence but do not attend to each other."""
     tokenizer_name: str = "microsoft/mpnet-base"
-    """Hub name or directory of the tokenizer. Its vocabulary decides how large the network's is."""
+    """Hub name or directory of the tokenizer. It decides the size of the vocabulary."""
     max_tokens: int = option(512, at_least=4, at_most=1048576)
-    """Tokens of a row, `<s>` and `</s>` included (paper: 512). A row of twice the length costs more
-    than two, because attention grows with its square; short rows train faster and see less."""
+    """Tokens per sequence, `<s>` and `</s>` included (paper: 512). Attention grows with the square
+    of it; shorter sequences train faster and see less context."""
     max_positions: int | None = option(None, at_least=4, at_most=1048576)
-    """Rows of the position table, for training longer sequences later. Default: --max-tokens."""
+    """Size of the position table. More than --max-tokens leaves space to train on longer sequences
+    later. Default: --max-tokens."""
     num_workers: int = option(0, at_least=0, at_most=1024)
-    """Processes that tokenise the text. They change how fast the first batch comes, never what is
-    trained on. 0: as many as there are processors, when the text is large enough to gain by it."""
+    """Processes that tokenise the text. They change how soon training starts, never what it trains
+    on. 0: one per processor if the text is large enough to gain from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run: its directory, what is saved in it, how it begins and goes on."""
+    """The run: its directory, what it saves there, how it starts and resumes."""
 
     checkpoint_dir: Path = Path("checkpoints")
-    """The run's directory: configuration, metrics, checkpoints, export. One run a directory."""
+    """The run's directory, for configuration, metrics, checkpoints and export. One run each."""
     checkpoint_interval: int = option(
         -1, at_least=-1, at_most=10**9, aliases=("--save-steps", "--save_steps")
     )
-    """Updates between checkpoints; -1 saves at the end only. The last and the best are always
-    kept."""
+    """Updates between checkpoints; -1 saves at the end only. The last and the best checkpoint are
+    always kept."""
     keep_checkpoints: int = option(-1, at_least=-1, at_most=10**9)
-    """Interval checkpoints to keep, newest first; -1 keeps all, 0 none. One of MPNet-base takes 1.3
-    GB."""
+    """Number of interval checkpoints to keep, newest first; -1 keeps all, 0 none. A checkpoint of
+    MPNet-base takes 1.3 GB."""
     save_optimizer_state: bool = True
-    """Save what a resume needs (annotated-mpnet: off, so that its runs cannot be resumed by
-    default). Off makes checkpoints a third of the size and only good for export."""
+    """Save what a resume needs (annotated-mpnet: off, so its runs cannot be resumed by default).
+    --no-save-optimizer-state writes checkpoints of a third of the size, good only for export."""
     resume: bool = False
-    """Go on from the newest valid checkpoint of the run's directory, as if there had been no
-    interruption."""
+    """Resume the run in --checkpoint-dir from its newest valid checkpoint, exactly as if it had not
+    been interrupted."""
     resume_checkpoint: Path | None = None
-    """Go on from this checkpoint. A `.pt` file of annotated-mpnet or of Microsoft's code gives
-    weights only: the run then starts at update 0."""
+    """Resume from this checkpoint. A `.pt` file of annotated-mpnet or of Microsoft's code only
+    provides weights; the run then starts at update 0."""
     trust_checkpoint: bool = False
-    """Accepted for old command lines, and without effect: nothing is ever unpickled unsafely, and
-    what holds more than plain tensors is refused, with the way out."""
+    """Accepted for old command lines, without effect. Nothing is ever unpickled unsafely; a file
+    that holds more than plain tensors is refused with a way out."""
     hf_model_path: str | None = None
     """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. Excludes
     --resume."""
     allow_change: str = ""
-    """Names, separated by commas, of what may differ from the run that is resumed (data, seed,
-    batch, ...). The run is then no longer exactly the uninterrupted one."""
+    """Comma-separated names of what may differ from the run being resumed (data, seed, batch, ...).
+    The run is then no longer exactly the uninterrupted one."""
     overwrite: bool = False
-    """Start anew in a directory that already holds a run, and delete that run."""
+    """Delete the run in --checkpoint-dir, if there is one, and start a new one."""
     export_hf: bool = True
-    """Write the best model in Hugging Face format to `hf/` at the end, where it can be
-    represented."""
+    """Write the best model in Hugging Face format to `hf/` at the end, if the format can represent
+    it."""
     eval_interval_steps: int | None = option(None, at_least=1, at_most=10**9)
     """Updates between validations. Default: --checkpoint-interval, else 5000."""
     seed: int = option(12345, at_least=0, at_most=2**63 - 1)
-    """Decides weights, order, masks and dropout; with the data, it decides the whole run."""
+    """Decides weights, order, masks and dropout. Seed and data together decide the whole run."""
     debug: bool = False
-    """Log on standard error what is done when, by the libraries too, with the traceback of a
-    mistake."""
+    """Write a debug log to standard error, including the libraries' messages and the traceback of
+    an error."""
 
     @property
     def resuming(self) -> bool:
-        """Whether a former run is to be gone on with."""
+        """Whether to resume an earlier run. A file in --resume-checkpoint only gives weights."""
         if self.resume_checkpoint is not None:
             return not self.resume_checkpoint.is_file()
         return self.resume
 
     @property
     def initial_weights(self) -> str | None:
-        """Where the weights of update 0 come from; None if they are drawn at random.
-
-        `--resume-checkpoint` with a file, which only other programs write, gives weights and no
-        more: nothing in it says where a run of ours would stand.
-        """
+        """The source of the weights at update 0; None draws them at random."""
         if self.resume_checkpoint is not None and self.resume_checkpoint.is_file():
             return str(self.resume_checkpoint)
         return self.hf_model_path
@@ -175,7 +161,7 @@ class RunConfig:
 
     @property
     def effective_eval_interval(self) -> int:
-        """Updates between validations, with the default worked out."""
+        """Updates between validations, with the default filled in."""
         if self.eval_interval_steps is not None:
             return self.eval_interval_steps
         return self.checkpoint_interval if self.checkpoint_interval > 0 else 5000
@@ -186,63 +172,59 @@ class MachineConfig:
     """The machine: where and how the same numbers are computed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train. auto: CUDA, else MPS, else the CPU. No GPU is no error: the plan says how
-    slow it will be, and the presets demo and tiny are made for it."""
+    """Where to train. auto: CUDA, else MPS, else the CPU. Without a GPU the plan says how slow it
+    will be; the presets demo and tiny are made for a CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16: matrix products in bfloat16, weights and optimizer in float32, which is what a GPU is
-    fastest at, and a CPU too, if it has instructions for it (AMX, AVX512-BF16). auto: bf16 on CUDA,
-    fp32 elsewhere."""
+    """bf16: matrix products in bfloat16, weights and optimizer in float32. This is fastest on a
+    GPU, and on a CPU with the instructions for it (AMX, AVX512-BF16). auto: bf16 on CUDA, fp32
+    elsewhere."""
     attention: Attention = "auto"
-    """How attention is computed. sdpa: PyTorch's fused kernels. triton: our own kernels for CUDA,
-    which work out bias and visibility inside and give the same bits each time. blocked: sample by
-    sample in memory that is used again, for CPUs. eager: the formula, line by line, to compare
-    with. auto: blocked on a CPU, sdpa elsewhere; the plan says which, and why."""
+    """How to compute attention. sdpa: PyTorch's fused kernels. triton: our CUDA kernels, which
+    compute bias and visibility on the fly and give the same bits each time. blocked: one sequence
+    at a time in reused memory, for CPUs. eager: the formula line by line, for comparison. auto:
+    blocked on a CPU, sdpa elsewhere; the plan says which and why."""
     compile: bool = False
-    """Let torch.compile generate kernels for the network. The first updates take minutes, the rest
-    less time each; results agree to rounding, and checkpoints are the same files. On a CPU it needs
-    a C++ compiler."""
+    """Compile the model with torch.compile. The first updates take minutes, the rest less time
+    each. Results agree to rounding; checkpoints are interchangeable. On a CPU it needs a C++
+    compiler."""
     gradient_checkpointing: bool = False
-    """Keep the input of each layer only, and compute the rest of it a second time on the way back:
-    the same numbers, for about a third more time and a fraction of the memory."""
+    """Keep only the input of each layer, and compute the rest again in the backward pass: the same
+    numbers, about a third more time, a fraction of the memory."""
     fsdp: bool = False
-    """Shard weights, gradients and optimizer over the processes of torchrun, for networks that do
-    not fit into one device's memory. Default: each process holds all of it (DDP), which is faster.
-    The checkpoints are the same."""
+    """Shard weights, gradients and optimizer over the processes of torchrun, for models that do not
+    fit into the memory of one device. Default: each process holds everything (DDP), which is
+    faster. Checkpoints are the same."""
     distributed_timeout: int = option(1800, at_least=1, at_most=10**6)
-    """Seconds that the processes of torchrun wait for each other, at the start and in the run,
-    before they give up. A process that dies is noticed at once."""
+    """Seconds that the processes of torchrun wait for each other before they give up. A process
+    that dies is noticed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What the run tells, and whom. `metrics.jsonl` and `log.txt` are always written."""
+    """What the run reports, and where. `metrics.jsonl` and `log.txt` are always written."""
 
     logging_steps: int = option(25, at_least=1, at_most=10**9)
-    """Updates between two lines of metrics; each is the mean since the one before."""
+    """Updates between two lines of metrics. Each line is the mean since the previous one."""
     tensorboard_log_dir: Path | None = option(None, aliases=("-log_dir",))
-    """Write the metrics for TensorBoard too, into this directory."""
+    """Also write the metrics for TensorBoard, to this directory."""
     wandb: bool = False
-    """Send the metrics to Weights & Biases too; WANDB_MODE=offline keeps them here. Their key comes
-    from `wandb login` or WANDB_API_KEY, and is never written down here."""
+    """Also send the metrics to Weights & Biases; WANDB_MODE=offline keeps them on this machine. The
+    key comes from `wandb login` or WANDB_API_KEY and is never saved."""
     wandb_project: str = "annotated-mpnet"
     """Project on Weights & Biases."""
     wandb_name: str | None = None
     """Name of the run there. Default: the name of --checkpoint-dir."""
     wandb_id: str | None = None
-    """Id of the run there, to go on with one. Default: the run's own id, so that a resumed run goes
-    on with its curves."""
+    """Id of the run there, to continue an existing one. Default: the run's own id, so a resumed run
+    continues its curves."""
     wandb_watch: bool = False
-    """Send histograms of weights and gradients (of the first process) too, with each line of
-    metrics; slow. Excludes --fsdp."""
+    """Also send histograms of weights and gradients (of rank 0) with each line of metrics. Slow.
+    Excludes --fsdp."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """A whole run of `pretrain-mpnet`: the groups above, each under the name of its TOML table.
-
-    Frozen, like its groups: what was checked cannot change behind the check's back, and the
-    `config.toml` of a run is what the run had.
-    """
+    """All settings of `pretrain-mpnet`; each group has the name of its TOML table."""
 
     model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -253,139 +235,92 @@ class PretrainingConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def validate(self) -> None:
-        """Raise a `ConfigError` that names flag, value and range, before anything is read
-        or built."""
-        for group in dataclasses.fields(self):
-            check(getattr(self, group.name))
+        """Raise a `ConfigError` for the first setting that cannot work."""
+        try:
+            for group in vars(self).values():
+                check_ranges(group)
+            check_architecture(self.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for wrong, message in self._contradictions():
+            if wrong:
+                raise ConfigError(message)
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        """Yield what two settings must not be to each other: (whether they are, the message)."""
         data, optimization, objective, run = self.data, self.optimization, self.objective, self.run
-
-        _check_text(data)
-
-        # The schedule must be able to rise to its peak and to fall from it.
+        yield (
+            data.max_positions is not None and data.max_positions < data.max_tokens,
+            f"--max-positions is {data.max_positions}, less than --max-tokens {data.max_tokens}; "
+            "a sequence must fit into the position table: raise the one or lower the other",
+        )
+        # annotated-mpnet wanted `--dataset-name ""` next to local files. Alone, it must not mean
+        # the default dataset.
+        yield (
+            data.train_dir is None and data.dataset_name == "",
+            "--dataset-name is empty and there is no --train-dir; expected one source of training "
+            "text, a --train-dir or the name of a dataset",
+        )
+        yield (
+            data.train_dir is not None and bool(data.dataset_name),
+            f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
+            "other; give one source of training text",
+        )
+        yield (
+            data.valid_fraction > 0 and data.valid_file is not None,
+            f"--valid-fraction {data.valid_fraction} and --valid-file {data.valid_file} exclude "
+            "each other; give one source of validation text (--valid-fraction 0 resets that of a "
+            "preset or file)",
+        )
         warmup = optimization.effective_warmup_updates
-        _refuse_if(
+        yield (
             warmup > optimization.total_updates,
             f"--warmup-updates is {warmup}, more than --total-updates "
-            f"{optimization.total_updates}: the peak would never be reached",
+            f"{optimization.total_updates}; the peak learning rate would never be reached",
         )
-        _refuse_if(
+        yield (
             optimization.end_learning_rate > optimization.lr,
             f"--end-learning-rate is {optimization.end_learning_rate}, more than --lr "
-            f"{optimization.lr}: the learning rate only falls after the warm-up",
+            f"{optimization.lr}; the learning rate can only fall after the warm-up",
         )
-
-        # `auto` means none where there is no table; what was asked for by name is refused.
-        _refuse_if(
+        yield (
             optimization.relative_bias_init != "auto"
             and self.model.relative_attention_num_buckets == 0,
-            f"--relative-bias-init is {optimization.relative_bias_init}, and "
-            "--relative-attention-num-buckets 0 leaves no relative position bias to initialise; "
-            "leave out one of them",
+            f"--relative-bias-init is {optimization.relative_bias_init}, but "
+            "--relative-attention-num-buckets 0 switches the relative position bias off; "
+            "remove one of the two",
         )
-
-        # The objective: three kinds of stand-in share 100 %.
-        _refuse_if(
+        yield (
             objective.keep_prob + objective.rand_prob > 1,
-            f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up "
-            "to more than 1; the rest are masks, so that their sum is at most 1",
+            f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up to "
+            "more than 1; expected at most 1, as the rest of the predicted tokens are masked",
         )
-
-        # The machine.
-        _refuse_if(
+        yield (
             self.tracking.wandb_watch and self.machine.fsdp,
-            "--wandb-watch and --fsdp exclude each other: rank 0, which speaks with W&B, would ask "
-            "the others for their shares of each weight, and wait for ever; give one of them",
+            "--wandb-watch and --fsdp exclude each other: rank 0 reports to W&B alone and has only "
+            "a shard of the weights; give one of them",
         )
-        _check_run(run)
-
-
-def _check_text(data: DataConfig) -> None:
-    # What contradicts itself is refused, not settled by a rule of precedence: whoever gave two
-    # sources would learn only from the result which one was read.
-    _refuse_if(
-        data.max_positions is not None and data.max_positions < data.max_tokens,
-        f"--max-positions is {data.max_positions}, less than --max-tokens "
-        f"{data.max_tokens}: rows would be longer than the position table; "
-        "raise the one or lower the other",
-    )
-    # annotated-mpnet wanted `--dataset-name ""` beside local files. It is no source, and so no
-    # second one; and where it is the only word about the text, it must not mean the default,
-    # which is to stream what was just said not to be wanted.
-    _refuse_if(
-        data.train_dir is None and data.dataset_name == "",
-        "--dataset-name is empty and there is no --train-dir; expected one source of training "
-        "text, a --train-dir or the name of a dataset",
-    )
-    _refuse_if(
-        data.train_dir is not None and bool(data.dataset_name),
-        f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
-        "other: give one source of training text",
-    )
-    _refuse_if(
-        data.valid_fraction > 0 and data.valid_file is not None,
-        f"--valid-fraction {data.valid_fraction} and --valid-file {data.valid_file} exclude each "
-        "other: give one source of text for validation (--valid-fraction 0 takes back that of a "
-        "preset or file)",
-    )
-
-
-def _check_run(run: RunConfig) -> None:
-    # A run has one beginning.
-    _refuse_if(
-        run.resuming and run.hf_model_path is not None,
-        "--resume and --hf-model-path exclude each other: a resumed run has its weights "
-        "already; give one of them (--hf-model-path None takes back that of a preset)",
-    )
-    _refuse_if(
-        run.resuming and run.overwrite,
-        "--resume and --overwrite exclude each other: the one goes on with the run in "
-        "--checkpoint-dir, the other deletes it; give one of them",
-    )
-
-
-def _refuse_if(wrong: bool, message: str) -> None:
-    if wrong:
-        raise ConfigError(message)
+        yield (
+            run.resuming and run.hf_model_path is not None,
+            "--resume and --hf-model-path exclude each other: a resumed run has its weights "
+            "already; give one of them (--hf-model-path None resets that of a preset)",
+        )
+        yield (
+            run.resuming and run.overwrite,
+            "--resume and --overwrite exclude each other: one continues the run in "
+            "--checkpoint-dir, the other deletes it; give one of them",
+        )
 
 
 def fields_of(config: PretrainingConfig) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Yield (name of the group, field) for every field of every group.
 
-    Fields are told apart by their names alone, on the command line and in TOML alike; so a name
-    occurs in one group only.
+    No two groups share a field name, as flags have no prefix:
 
     >>> names = [each.name for _, each in fields_of(PretrainingConfig())]
     >>> len(names) == len(set(names))
     True
     """
-    for group in dataclasses.fields(config):
-        for each in dataclasses.fields(getattr(config, group.name)):
-            yield group.name, each
-
-
-def check(group: Any) -> None:
-    """Raise a `ConfigError` for a field of a group that is outside its range.
-
-    The first one, in the order of the fields: one clear line is easier to mend than a list.
-
-    >>> check(ArchitectureConfig(encoder_layers=0, dropout=2.0))
-    Traceback (most recent call last):
-    annotated_mpnet.errors.ConfigError: --encoder-layers is 0; expected a number >= 1 and <= 1000
-    """
-    try:
-        check_ranges(group)
-        if isinstance(group, ArchitectureConfig):
-            check_architecture(group)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def aliases() -> Iterator[tuple[str, str]]:
-    """Yield (other spelling, flag) for every field that has one.
-
-    They are annotated-mpnet's short flags; here each flag has one name, and the others are
-    rewritten to it before the command line is parsed.
-    """
-    for _, each in fields_of(PretrainingConfig()):
-        for alias in each.metadata.get("aliases", ()):
-            yield alias, flag(each.name)
+    for name, group in vars(config).items():
+        for each in dataclasses.fields(group):
+            yield name, each

@@ -1,104 +1,130 @@
-"""Settings in files: presets, `--config FILE` in TOML or YAML, and the `config.toml` of a run.
+"""Settings in files: presets, `--config FILE`, and the `config.toml` of a run.
 
-A table for each group of `PretrainingConfig`, a key for each field:
+A file has a table for each group of `PretrainingConfig` and a key for each field. It is read as the
+command line that it is short for, so values from a file are checked by the same code:
 
 >>> arguments_from_toml("[model]\\nencoder_layers = 3\\nnormalize_before = true", "demo.toml")
 ['--encoder-layers=3', '--normalize-before']
 
-As this shows, a file is read as the command line that it stands for. So there is one parser, one
-check and one message for a value wherever it comes from, and what overrides what is a matter of
-order (`settings/parsing.py`). YAML is another spelling of the same tables:
-
->>> import yaml
->>> document = yaml.safe_load("model: {encoder_layers: 3, normalize_before: true}")
->>> arguments_from(document, "demo.yaml")
-['--encoder-layers=3', '--normalize-before']
-
-**The way back is exact.** What a run was started with is written as the `config.toml` of its
-directory, in full, defaults too, so that the run can be repeated when a default has changed.
+A run writes all of its settings, defaults included, to `config.toml`. The run can then be repeated
+even if a default has changed. TOML has no null, so unset settings are left out.
 
 >>> from annotated_mpnet.mpnet.config import OptimizationConfig
->>> config = PretrainingConfig(optimization=OptimizationConfig(lr=0.002))
->>> text = to_toml(config)
+>>> text = to_toml(PretrainingConfig(optimization=OptimizationConfig(lr=0.002)))
 >>> [line for line in text.splitlines() if line.startswith(("[opt", "lr", "warmup"))]
 ['[optimization]', 'lr = 0.002']
->>> "--lr=0.002" in arguments_from_toml(text, "config.toml")
-True
 
-(`warmup_updates` is unset, which means a tenth of all updates. TOML has no word for unset, so that
-such a key is left out; its default is None, and so what is left out comes back as it was.)
+`--print-config` writes the same with the help of each setting, and unset ones as comments.
 
-**The long form** is for somebody who begins a file of his own: `--print-config` writes the help of
-each setting above it, and what is unset as a comment, ready to be filled in.
+A preset is a TOML file in `presets/` with a header of comments: purpose, model, cost, expected
+result, command. `--preset list` and `docs/configuration.md` show the header.
 
->>> lines = to_toml(config, commented=True).splitlines()
->>> where = lines.index("lr = 0.002")
->>> print("\\n".join(lines[where - 5 : where + 1]))
-# Peak learning rate, reached at the end of the warm-up: about the step that
-# each weight takes in an update. The paper's for 8192 sequences; smaller
-# batches and larger networks want less, tiny networks more (3e-3 in the preset
-# demo).
-# (default: 0.0006; >0 to 1)
-lr = 0.002
->>> [line for line in lines if "warmup_updates =" in line]
-['# warmup_updates = INT']
-
-Others (torchtitan, axolotl) let a file define the program's types, or run code to make one. Here a
-file holds values and nothing else: it may come from a stranger.
-
-Next: `settings/commands.py`, what else a command can be told.
+>>> read_header("demo").command
+'pretrain-mpnet --preset demo'
 """
 
 import dataclasses
 import difflib
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import Literal, get_args
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import one_paragraph, settings_of
-from annotated_mpnet.settings.preset_files import Preset, preset_text
 
-YAML_ENDINGS = (".yaml", ".yml")
+Preset = Literal["demo", "tiny", "small", "base", "continue"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a preset. `expected` is its result, `cost` its time and machine."""
+
+    title: str
+    purpose: str
+    model: str
+    cost: str
+    expected: str
+    command: str
+
+
+def preset_names() -> tuple[Preset, ...]:
+    """Return the names of all presets, cheapest first."""
+    return get_args(Preset)
+
+
+def read_preset(name: Preset) -> list[str]:
+    """Return a preset as command-line arguments."""
+    return arguments_from_toml(_preset_text(name), f"preset {name}")
+
+
+def _preset_text(name: Preset) -> str:
+    path = resources.files("annotated_mpnet.settings") / "presets" / f"{name}.toml"
+    return path.read_text(encoding="utf-8")
+
+
+def read_header(name: Preset) -> Header:
+    """Read the header of a preset.
+
+    >>> read_header("demo").title
+    "the whole pipeline in a few minutes on a laptop's CPU"
+    """
+    title, header, *_ = _preset_text(name).split("\n#\n")
+    # `# Key   text`; an indented line continues the text.
+    entries = re.findall(r"^# ([A-Z]\w+) +(.*(?:\n#  .*)*)", header, re.MULTILINE)
+    values = {key.lower(): re.sub(r"\n# +", " ", text) for key, text in entries}
+    return Header(title=title.partition(": ")[2], **values)
+
+
+def preset_list(width: int) -> str:
+    """Return what `--preset list` prints, in lines of at most `width` columns."""
+    blocks = []
+    for name in preset_names():
+        header = dataclasses.asdict(read_header(name))
+        lines = [f"{name:<10}{header['title']}"]
+        for key in ("model", "cost", "expected", "command"):
+            lines += textwrap.wrap(
+                f"{key:<10}{header[key]}",
+                width,
+                initial_indent=" " * 10,
+                subsequent_indent=" " * 20,
+                break_on_hyphens=False,
+            )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
 
 
 def to_toml(config: PretrainingConfig, *, commented: bool = False) -> str:
-    """Write a whole configuration.
-
-    Args:
-        config: what to write; unset fields are left out.
-        commented: write help and range above each setting, and unset ones as comments.
-    """
+    """Write all settings as TOML; `commented` adds help, ranges, and unset settings."""
     lines = list(_commented_lines(config) if commented else _plain_lines(config))
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _plain_lines(config: PretrainingConfig) -> Iterator[str]:
-    for group in dataclasses.fields(config):
-        yield from ("", f"[{group.name}]")
-        for name, value in vars(vars(config)[group.name]).items():
-            if value is not None:
-                yield f"{name} = {_toml(value)}"
+    for name, group in vars(config).items():
+        yield from ("", f"[{name}]")
+        yield from (f"{key} = {_toml(v)}" for key, v in vars(group).items() if v is not None)
 
 
 def _commented_lines(config: PretrainingConfig) -> Iterator[str]:
     yield "# All settings of pretrain-mpnet. To run with them: pretrain-mpnet --config FILE"
-    for group in dataclasses.fields(config):
-        values = vars(config)[group.name]
-        yield from ("", "", f"[{group.name}]")
-        yield from _comment(one_paragraph(type(values).__doc__))
-        for each in settings_of(type(values)):
-            value = vars(values)[each.name]
+    for name, group in vars(config).items():
+        yield from ("", "", f"[{name}]")
+        yield from _comment(one_paragraph(type(group).__doc__))
+        for each in settings_of(type(group)):
+            value = vars(group)[each.name]
             yield from ("", *_comment(each.help))
             if each.hint:
                 yield f"# ({each.hint})"
             if value is None:
-                # Something to replace, of the right kind: a text in quotes, a number without.
+                # A placeholder to replace: a text in quotes, a number without.
                 blank = each.kind if each.kind in ("INT", "FLOAT") else _toml(each.kind)
                 yield f"# {each.name} = {blank}"
             else:
@@ -106,128 +132,22 @@ def _commented_lines(config: PretrainingConfig) -> Iterator[str]:
 
 
 def _comment(text: str) -> list[str]:
-    # 80 columns, for it is looked at in a terminal before it is kept in a file.
+    # 80 columns, for a terminal.
     return [f"# {line}" for line in textwrap.wrap(text, 78, break_on_hyphens=False)]
 
 
 def _toml(value: object) -> str:
-    # Here and not above: Python reads TOML by itself, and only a run or --print-config writes it.
+    # Imported here: most commands only read TOML, which the standard library does.
     import tomlkit
 
     return tomlkit.item(str(value) if isinstance(value, Path) else value).as_string()
 
 
-def arguments_from_toml(text: str, origin: str) -> list[str]:
-    """Translate a TOML text to command-line arguments.
-
-    Args:
-        text: tables of settings.
-        origin: what messages call it: a path, or the name of a preset.
-
-    Raises:
-        ConfigError: not TOML, or `arguments_from` refuses it; names `origin`.
-    """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not valid TOML: {error}") from error
-    return arguments_from(document, origin)
-
-
-def arguments_from_yaml(text: str, origin: str) -> list[str]:
-    """Translate a YAML text to command-line arguments, as `arguments_from_toml` does.
-
-    >>> arguments_from_yaml("optimization: {lr: 3e-4, warmup_updates: null}", "mine.yaml")
-    ['--lr=3e-4', '--warmup-updates=None']
-    >>> arguments_from_yaml("model: [", "mine.yaml")
-    Traceback (most recent call last):
-    annotated_mpnet.errors.ConfigError: mine.yaml is not valid YAML: while parsing a flow node ...
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        # Safe: plain values only. YAML can also name a class to be called, which `load` would do.
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {one_paragraph(str(error))}") from error
-    # An empty file is a file without settings, in YAML as in TOML.
-    return arguments_from({} if document is None else document, origin)
-
-
-def arguments_from(document: object, origin: str) -> list[str]:
-    """Translate tables of settings to command-line arguments.
-
-    Whether a value makes sense is left to the parser of the command line; here it is only made
-    sure that it is one value, and of a setting that exists.
-
-    >>> arguments_from({"model": {"layers": 3}}, "demo.toml")
-    Traceback (most recent call last):
-    annotated_mpnet.errors.ConfigError: demo.toml has 'layers' in [model], which is no setting ...
-
-    Raises:
-        ConfigError: an unknown table or key, or a value that no flag can have; names `origin`.
-    """
-    # A typo must not go unnoticed: the run would take the default, for days perhaps.
-    known = {each.name: (group, each) for group, each in fields_of(PretrainingConfig())}
-    if not isinstance(document, Mapping):
-        raise ConfigError(
-            f"{origin} is not a set of tables such as [model], but {_shown(document)}"
-        )
-    arguments = []
-    for group, table in document.items():
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{origin} has {_shown(group)} outside of a table; {_place(group)}")
-        for name, value in table.items():
-            if name not in known or known[name][0] != group:
-                raise ConfigError(
-                    f"{origin} has {_shown(name)} in [{str(group)[:80]}], which is no setting "
-                    f"there; {_place(name)}"
-                )
-            arguments.append(_argument(known[name][1], value, origin))
-    return arguments
-
-
-def _place(name: object) -> str:
-    """Say where a setting belongs that stands in a wrong place, or under a wrong name.
-
-    >>> _place("layers"), _place("dropuot")
-    ('--encoder-layers is encoder_layers in [model]', '--dropout is dropout in [model]')
-    """
-    groups = {each.name: group for group, each in fields_of(PretrainingConfig())}
-    # Half of a name (`layers`) is meant more often than one that merely looks alike.
-    longer = [each for each in groups if str(name) in each]
-    for meant in [*longer, *difflib.get_close_matches(str(name), groups)][:1]:
-        return f"{flag(meant)} is {meant} in [{groups[meant]}]"
-    return "pretrain-mpnet --print-config prints all tables with all settings"
-
-
-def _argument(field: dataclasses.Field[object], value: object, origin: str) -> str:
-    """Return a setting of a file as an argument.
-
-    A value stands in the same argument as its flag. In one of its own, a name that begins with a
-    hyphen would be taken for the next flag.
-    """
-    may_be_unset = NoneType in get_args(field.type)
-    if isinstance(value, bool) != (field.type is bool) or not (
-        isinstance(value, bool | int | float | str) or (value is None and may_be_unset)
-    ):
-        wanted = "true or false" if field.type is bool else "a number or a text in quotes"
-        raise ConfigError(f"{origin}: {field.name} is {_shown(value)}; expected {wanted}")
-    # A flag that says yes or no has no value: `--resume`, `--no-resume`.
-    if isinstance(value, bool):
-        return flag(field.name) if value else flag(f"no-{field.name}")
-    return f"{flag(field.name)}={value}"
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:80]
-
-
 def read_config_file(path: Path) -> list[str]:
-    """Return the arguments that a configuration file stands for; its ending tells TOML from YAML.
+    """Return a configuration file as command-line arguments. `.yaml` and `.yml` are YAML.
 
     Raises:
-        ConfigError: it cannot be read, is not UTF-8, or is refused by `arguments_from`.
+        ConfigError: it cannot be read, or `arguments_from` refuses it.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -235,10 +155,79 @@ def read_config_file(path: Path) -> list[str]:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path} is not UTF-8: {error}") from error
-    read = arguments_from_yaml if path.suffix.lower() in YAML_ENDINGS else arguments_from_toml
-    return read(text, str(path))
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return arguments_from_toml(text, str(path))
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {one_paragraph(str(error))}") from error
+    # An empty YAML file is None, an empty TOML file {}.
+    return arguments_from({} if document is None else document, str(path))
 
 
-def read_preset(name: Preset) -> list[str]:
-    """Return the arguments that a preset stands for."""
-    return arguments_from_toml(preset_text(name), f"preset {name}")
+def arguments_from_toml(text: str, origin: str) -> list[str]:
+    """Translate TOML to command-line arguments; messages call it `origin`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not valid TOML: {error}") from error
+    return arguments_from(document, origin)
+
+
+def arguments_from(document: object, origin: str) -> list[str]:
+    """Translate tables of settings to command-line arguments.
+
+    Unknown names are refused, as a typo would silently train with the default. Values are checked
+    by the parser later.
+
+    >>> arguments_from({"model": {"layers": 3}}, "demo.toml")
+    Traceback (most recent call last):
+    annotated_mpnet.errors.ConfigError: demo.toml: [model] has no setting 'layers'; ...
+    """
+    known = {each.name: (group, each) for group, each in fields_of(PretrainingConfig())}
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{origin} is {_shown(document)}; expected tables such as [model]")
+    arguments = []
+    for group, table in document.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{origin}: {_shown(group)} is outside of a table; {_place(group)}")
+        for name, value in table.items():
+            if name not in known or known[name][0] != group:
+                raise ConfigError(
+                    f"{origin}: [{str(group)[:80]}] has no setting {_shown(name)}; {_place(name)}"
+                )
+            arguments.append(_argument(known[name][1], value, origin))
+    return arguments
+
+
+def _place(name: object) -> str:
+    """Say where a misplaced or misspelled setting belongs.
+
+    >>> _place("layers"), _place("dropuot")
+    ('--encoder-layers is encoder_layers in [model]', '--dropout is dropout in [model]')
+    """
+    groups = {each.name: group for group, each in fields_of(PretrainingConfig())}
+    # A part of a name (`layers`) is a better guess than a name that is merely similar.
+    longer = [each for each in groups if str(name) in each]
+    for meant in [*longer, *difflib.get_close_matches(str(name), groups)][:1]:
+        return f"{flag(meant)} is {meant} in [{groups[meant]}]"
+    return "pretrain-mpnet --print-config prints all tables with all settings"
+
+
+def _argument(field: dataclasses.Field[object], value: object, origin: str) -> str:
+    """Return one setting as one argument: `--flag=value`, as a value may begin with a hyphen."""
+    may_be_unset = NoneType in get_args(field.type)
+    if isinstance(value, bool) != (field.type is bool) or not (
+        isinstance(value, bool | int | float | str) or (value is None and may_be_unset)
+    ):
+        wanted = "true or false" if field.type is bool else "a number or a text in quotes"
+        raise ConfigError(f"{origin}: {field.name} is {_shown(value)}; expected {wanted}")
+    if isinstance(value, bool):
+        return flag(field.name) if value else flag(f"no-{field.name}")
+    return f"{flag(field.name)}={value}"
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]

@@ -1,39 +1,21 @@
-"""What is written about a setting, read from where it is written.
+"""What is known about a setting: its type, default, range and help, read from its dataclass.
 
-A setting is one field of a dataclass in `settings/config.py` or `settings/commands.py`, with a docstring under it.
-Four readers want to show it: the parser, `--help`, `--print-config`, and the reference in `docs/`.
-None of them may say it in words of its own, or the four would drift apart:
-
-    encoder_layers: int = option(12, at_least=1, at_most=1000)        config.py
-    \"""Transformer layers. MPNet-base has 12. ...\"""
-          |
-          v
-    Setting(name="encoder_layers", kind="INT", default=12, range="1 to 1000", help="...")
-          |
-          +-->  --encoder-layers INT    Transformer layers. ... (default: 12; 1 to 1000)
-          +-->  # Transformer layers. ... / encoder_layers = 12       --print-config
-          +-->  #### `--encoder-layers` INT ...                       docs/configuration.md
+The parser, `--help`, `--print-config` and `docs/configuration.md` all show settings. They all get
+them from here, so they cannot disagree.
 
 >>> from annotated_mpnet.mpnet.config import ArchitectureConfig
->>> from annotated_mpnet.settings.config import DataConfig
 >>> layers = settings_of(ArchitectureConfig)[0]
->>> layers.name, layers.kind, layers.default, layers.range
-('encoder_layers', 'INT', 12, '1 to 1000')
->>> layers.help
-'Transformer layers. MPNet-base has 12. Time and memory grow in proportion.'
+>>> layers.name, layers.flag, layers.kind, layers.default, layers.range
+('encoder_layers', '--encoder-layers', 'INT', 12, '1 to 1000')
 
-Python throws the docstring of a field away when it compiles it (only those of modules, classes and
-functions are kept), so it is read from the source once more. It is written in lines of 100 columns
-there; who shows it breaks it anew, because a help text that is broken twice is ragged.
-
-Next: `settings/commands.py`, for the fields that are not in `settings/config.py`.
+Python does not keep the docstring of a field, so the help is read from the source.
 """
 
 import ast
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -41,26 +23,23 @@ from typing import Any, get_args
 
 from annotated_mpnet.mpnet.config import flag
 
-KINDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""What stands for a value in help texts, by its type."""
+KINDS = {
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    str: ("TEXT", "a text"),
+    Path: ("PATH", "a path"),
+}
+"""The placeholder for a value in help texts, and the words for it in messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field as its reader sees it.
-
-    Attributes:
-        name: of the field, and of the key in a configuration file.
-        kind: what stands for the value, as in `--lr FLOAT`; empty for yes or no.
-        optional: whether it may be left unset; its default is None then.
-        default: what holds when nobody says anything.
-        range: of a number; empty without one.
-        aliases: other spellings of the flag.
-        help: the docstring as one paragraph: what, why, unit.
-    """
+    """A field of a dataclass as a user sees it."""
 
     name: str
-    kind: str
+    type: Any
+    """Makes a value of a text: `int`, `Path`, ...; `str` where there are choices."""
+    choices: tuple[str, ...]
     optional: bool
     default: object
     range: str
@@ -68,33 +47,41 @@ class Setting:
     help: str
 
     @property
+    def is_positional(self) -> bool:
+        """Whether it is given without a flag. Only FILES is."""
+        return self.name == "files"
+
+    @property
     def flag(self) -> str:
         """The spelling on the command line."""
-        return flag(self.name)
+        return "FILES" if self.is_positional else flag(self.name)
+
+    @property
+    def kind(self) -> str:
+        """The placeholder for a value, as in `--lr FLOAT`; empty for yes or no."""
+        if self.choices:
+            return "{" + ",".join(self.choices) + "}"
+        return "" if self.type is bool else KINDS[self.type][0]
 
     @property
     def hint(self) -> str:
-        """What a reader wants to know at a glance: default, range, other spellings.
+        """Default, range and other spellings, to see at a glance.
 
         >>> from annotated_mpnet.mpnet.config import OptimizationConfig
-        >>> from annotated_mpnet.settings.config import RunConfig
         >>> [each.hint for each in settings_of(OptimizationConfig)[:2]]
         ['default: 16; 1 to 1048576', 'default: 8; 1 to 1048576; also -gc_steps']
-        >>> settings_of(RunConfig)[0].hint
-        'default: checkpoints'
         """
-        parts = [f"default: {self.shown_default}"] if self.shown_default else []
+        parts = [f"default: {self._shown_default}"] if self._shown_default else []
         parts += [self.range] if self.range else []
         parts += [f"also {', '.join(self.aliases)}"] if self.aliases else []
         return "; ".join(parts)
 
     @property
-    def shown_default(self) -> str:
-        """The default in words; empty where the help has said it, or there is none."""
+    def _shown_default(self) -> str:
         if self.default is dataclasses.MISSING:
             return ""
         if self.default is None:
-            # What unset means is a sentence (`10 % of --total-updates`), and belongs to the help.
+            # Some help texts explain what unset means (`Default: 10 % of --total-updates`).
             return "" if "Default: " in self.help else "none"
         if isinstance(self.default, bool):
             return "yes" if self.default else "no"
@@ -102,39 +89,41 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """What a message says of the value: of which kind, and in which range.
+        """What an error message says of the value.
 
         >>> from annotated_mpnet.mpnet.config import ArchitectureConfig
         >>> settings = {each.name: each for each in settings_of(ArchitectureConfig)}
         >>> [settings[name].expected for name in ("dropout", "position_embedding")]
         ['a number, 0 to <1', 'one of learned, sinusoidal']
         """
-        if self.kind.startswith("{"):
-            return f"one of {self.kind[1:-1].replace(',', ', ')}"
-        kinds = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "TEXT": "a text"}
-        return kinds.get(self.kind, "no value") + (f", {self.range}" if self.range else "")
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.type is bool:
+            return f"no value, only {self.flag} or {flag(f'no-{self.name}')}"
+        return KINDS[self.type][1] + (f", {self.range}" if self.range else "")
 
 
 def all_settings(kind: type) -> Iterator[Setting]:
-    """Yield the settings of a dataclass, and of the groups in it, and of the groups in those.
-
-    >>> from annotated_mpnet.settings.config import PretrainingConfig
-    >>> [each.name for each in all_settings(PretrainingConfig)][-1]
-    'wandb_watch'
-    """
+    """Yield the settings of a dataclass and of all groups in it."""
     yield from settings_of(kind)
-    for each in dataclasses.fields(kind):
-        if isinstance(each.default_factory, type):
-            yield from all_settings(each.default_factory)
+    for each in groups_of(kind).values():
+        yield from all_settings(each)
+
+
+def groups_of(kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that are dataclasses themselves, with their types."""
+    factories = {each.name: each.default_factory for each in dataclasses.fields(kind)}
+    return {name: group for name, group in factories.items() if isinstance(group, type)}
 
 
 def settings_of(group: type) -> list[Setting]:
-    """Return the settings of a dataclass, in its order; fields that are groups are left out."""
+    """Return the settings of a dataclass in its order, without the groups in it."""
     texts = _field_texts(group.__module__)[group.__name__]
     return [
         Setting(
             name=each.name,
-            kind=_kind(each.type),
+            type=next((type_ for type_ in _types(each.type) if isinstance(type_, type)), str),
+            choices=tuple(choice for choice in _types(each.type) if isinstance(choice, str)),
             optional=NoneType in get_args(each.type),
             default=each.default,
             range=_range(each.metadata.get("bounds", {})),
@@ -147,34 +136,25 @@ def settings_of(group: type) -> list[Setting]:
 
 
 def one_paragraph(text: str | None) -> str:
-    """Undo the line breaks of a docstring.
-
-    >>> one_paragraph("Peak learning rate,\\n    reached at the end of the warm-up.")
-    'Peak learning rate, reached at the end of the warm-up.'
-    """
+    """Undo the line breaks of a docstring."""
     return " ".join((text or "").split())
 
 
-def _kind(type_: Any) -> str:
-    """Return what stands for a value of a type.
+def _types(type_: Any) -> list[Any]:
+    """Return the types and choices that a type is made of.
 
     >>> from typing import Literal
-    >>> [_kind(each) for each in (int, Path | None, Literal["learned", "sinusoidal"], bool)]
-    ['INT', 'PATH', '{learned,sinusoidal}', '']
+    >>> _types(int), _types(Path | None), _types(Literal["a", "b"] | None), _types(tuple[Path, ...])
+    ([<class 'int'>], [<class 'pathlib.Path'>], ['a', 'b'], [<class 'pathlib.Path'>])
     """
-    if type_ is bool:
-        return ""
-    if type_ in KINDS:
-        return KINDS[type_]
-    # What is left has parts: the choices of a Literal, or a type that may be unset too.
-    parts = [part for part in get_args(type_) if part not in (NoneType, Ellipsis)]
-    if all(isinstance(part, str) for part in parts):
-        return "{" + ",".join(parts) + "}"
-    return _kind(parts[0])
+    if type_ in (NoneType, ...):
+        return []
+    parts = get_args(type_)
+    return [each for part in parts for each in _types(part)] if parts else [type_]
 
 
-def _range(bounds: Mapping[str, float]) -> str:
-    """Write a range as help texts show it: short, and without blanks where a line may not break.
+def _range(bounds: dict[str, float]) -> str:
+    """Write a range in a few characters.
 
     >>> _range({">=": 1, "<=": 1000}), _range({">": 0, "<": 1}), _range({">=": 5}), _range({})
     ('1 to 1000', '>0 to <1', '>=5', '')
@@ -188,25 +168,18 @@ def _range(bounds: Mapping[str, float]) -> str:
 
 @cache
 def _field_texts(module: str) -> dict[str, dict[str, str]]:
-    """Return the docstrings of the fields of all classes of a module: class, field, text.
-
-    >>> _field_texts("annotated_mpnet.settings.config")["RunConfig"]["checkpoint_dir"]
-    "The run's directory: configuration, metrics, checkpoints, export. One run a directory."
-    """
+    """Return the docstrings of the fields of all classes in a module: class -> field -> text."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return {each.name: dict(_texts_in(each)) for each in classes}
-
-
-def _texts_in(node: ast.ClassDef) -> list[tuple[str, str]]:
-    # A docstring of a field is a string that stands alone, right behind the field.
-    pairs = zip(node.body, node.body[1:], strict=False)
-    return [
-        (field.target.id, one_paragraph(text.value.value))
-        for field, text in pairs
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    ]
+    return {
+        node.name: {
+            field.target.id: one_paragraph(text.value.value)
+            for field, text in zip(node.body, node.body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
