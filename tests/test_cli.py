@@ -1,4 +1,4 @@
-"""The commands as a shell sees them: exit codes, one line for a mistake, signals."""
+"""The commands as a shell sees them: exit codes, one line per error, signals."""
 
 import contextlib
 import dataclasses
@@ -90,6 +90,10 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--relative-attention-num-buckets", "31"], ["--relative-attention-num-buckets"]),
         (["--encoder-layer", "3"], ["--encoder-layer", "perhaps you meant --encoder-layers"]),
         (["--enc", "3"], ["--enc"]),
+        (["-preno"], ["-preno"]),
+        (["--lr"], ["--lr has no value", "a number, >0 to 1"]),
+        (["--resume=yes"], ["--resume is 'yes'", "--no-resume"]),
+        (["three"], ["unrecognized arguments: three"]),
         (["--preset", "giant"], ["--preset"]),
         (["--config", "nowhere.toml"], ["--config nowhere.toml cannot be read: No such file"]),
     ],
@@ -139,7 +143,7 @@ def test_a_wrong_value_is_shown_and_cut(value: str) -> None:
     assert len(said) < 250
 
 
-def test_messages_survive_a_terminal_without_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_survive_any_terminal_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoding in ("ascii", "utf-8"):
         with io.TextIOWrapper(io.BytesIO(), encoding=encoding) as stdout:
             monkeypatch.setattr(sys, "stdout", stdout)
@@ -149,7 +153,7 @@ def test_messages_survive_a_terminal_without_boxes(monkeypatch: pytest.MonkeyPat
         assert "--encoder-layer 3 (perhaps you meant --encoder-layers)" in said
 
 
-def test_a_mistake_is_one_line_on_a_real_terminal_too() -> None:
+def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "annotated_mpnet", "--encoder-layer", "3"]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
@@ -235,10 +239,10 @@ def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
         ("[optimization]\nlr = nan\n", "--lr is nan"),
     ],
 )
-def test_a_mistake_in_a_file_names_the_file(content: str, word: str, tmp_path: Path) -> None:
+def test_an_error_in_a_file_names_the_file(content: str, word: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(content)
-    # What is typed overrides the file, but a file that is wrong stays wrong.
+    # The typed value overrides the file's, but the file is still wrong.
     code, said = pretrain("--config", file, "--encoder-layers", "3", "--lr", "0.1")
     assert code == 2
     assert_one_line(said)
@@ -257,7 +261,7 @@ def test_a_mistake_in_a_file_names_the_file(content: str, word: str, tmp_path: P
         ("optimization: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )
-def test_a_mistake_in_yaml_names_the_file(content: str, word: str, tmp_path: Path) -> None:
+def test_an_error_in_yaml_names_the_file(content: str, word: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.yml"
     file.write_text(content)
     code, said = pretrain("--config", file)
@@ -329,7 +333,7 @@ def test_the_reference_is_what_the_program_says() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, "0", "1", "7"])
-def test_of_several_processes_the_first_says_what_is_wrong(
+def test_of_several_processes_only_the_first_prints_the_error(
     rank: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "SILENT_RANKS_WAIT", 0)
@@ -360,7 +364,7 @@ def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cli.log.setLevel(logging.NOTSET)
 
 
-def test_a_mistake_that_another_process_has_said_is_not_said_again(
+def test_an_error_that_another_process_has_printed_is_not_printed_again(
     debugged: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "SILENT_RANKS_WAIT", 0)
@@ -373,7 +377,7 @@ def test_a_mistake_that_another_process_has_said_is_not_said_again(
 
 
 @pytest.mark.parametrize("where", ["command line", "file", "nowhere"])
-def test_debug_logs_what_is_done_and_the_traceback_of_a_mistake(
+def test_debug_logs_progress_and_the_traceback_of_an_error(
     debugged: None, text: TinyText, tmp_path: Path, where: str
 ) -> None:
     config = changed(tiny_config(text, tmp_path / "run"), tokenizer_name="nowhere/at/all")
@@ -451,7 +455,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
         assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
-def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     process = subprocess.run(
         f"{sys.executable} -c '{START}' --print-config | head -1",
         shell=True,

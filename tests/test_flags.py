@@ -1,6 +1,6 @@
-"""The promise to whoever has a command line: flags, defaults and other spellings, written out.
+"""The flags with their defaults and other spellings, which old command lines rely on.
 
-The table is typed by hand, on purpose. Made from the dataclasses, it would agree with any mistake
+The table is typed by hand on purpose: generated from the dataclasses, it would repeat any mistake
 in them.
 """
 
@@ -15,7 +15,7 @@ from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 
-# Flag: (default, another value, other spellings). A flag without a value to give says yes or no.
+# Flag: (default, another value, other spellings).
 PRETRAIN = {
     # What annotated-mpnet has.
     "--dataset-name": (None, "some/dataset", []),
@@ -152,7 +152,6 @@ def test_convert_to_hf_has_these_flags_with_these_defaults() -> None:
     )
 
 
-# All flags in one command line each time: a parse takes a tenth of a second.
 @pytest.mark.parametrize("underscores", [False, True])
 @pytest.mark.parametrize("joined", [False, True], ids=["blank", "equals"])
 def test_every_flag_takes_a_value_in_every_way_of_writing(underscores: bool, joined: bool) -> None:
@@ -183,7 +182,7 @@ def test_the_warmup_is_a_tenth_and_validations_come_with_checkpoints_unless_said
     assert settings.run.effective_eval_interval == 300
 
 
-def test_an_empty_dataset_name_beside_files_means_none() -> None:
+def test_an_empty_dataset_name_next_to_files_means_none() -> None:
     parse_pretrain(["--dataset-name", "", "--train-dir", "texts"]).settings.validate()
     with pytest.raises(ConfigError, match="--dataset-name is empty and there is no --train-dir"):
         parse_pretrain(["--dataset-name", ""]).settings.validate()

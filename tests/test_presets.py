@@ -1,4 +1,4 @@
-"""Presets: what they set, and that their headers say nothing that is not so."""
+"""Presets: what they set, and that the numbers in their headers are right."""
 
 import re
 
@@ -46,7 +46,7 @@ def parameters(settings: PretrainingConfig, vocab_size: int) -> tuple[float, flo
 
 
 def number_in(text: str, pattern: str) -> float:
-    """Return the number of a text that stands where the pattern has a group."""
+    """Return the number that the pattern's group matches."""
     found = re.search(pattern, text)
     assert found, (pattern, text)
     return float(found[1])
@@ -55,11 +55,13 @@ def number_in(text: str, pattern: str) -> float:
 def work_and_tokens(settings: PretrainingConfig, vocab_size: int) -> tuple[float, float]:
     """Return the operations and the tokens of a whole run on one device."""
     optimization, length = settings.optimization, settings.data.max_tokens
-    rows = optimization.total_updates * optimization.batch_size * optimization.update_freq
+    sequences = optimization.total_updates * optimization.batch_size * optimization.update_freq
     # `<s>` and `</s>` cannot be predicted.
     predicted = round(settings.objective.pred_prob * (length - 2))
     config = model_config(settings, vocab_size)
-    return training_flops(config, "mpnet", 1, length, predicted) * rows, float(rows * length)
+    return training_flops(config, "mpnet", 1, length, predicted) * sequences, float(
+        sequences * length
+    )
 
 
 @each_preset
@@ -124,15 +126,15 @@ def test_base_is_the_defaults_and_the_recipe_of_the_paper_is_3200_times_the_work
     assert settings == PretrainingConfig()
     work, _ = work_and_tokens(settings, MPNET_VOCABULARY)
     assert round(work / (0.35 * 165e12) / 3600, 1) == 2.2
-    rows = settings.optimization.batch_size * settings.optimization.update_freq
-    assert 8192 / rows * 500_000 / settings.optimization.total_updates == 3200
+    batch = settings.optimization.batch_size * settings.optimization.update_freq
+    assert 8192 / batch * 500_000 / settings.optimization.total_updates == 3200
     assert 8 * 64 * 16 == 8192  # the flags that the header gives
 
 
 def test_continue_has_a_learning_rate_between_the_two_ways_of_scaling() -> None:
     settings = settings_of("continue")
-    rows = settings.optimization.batch_size * settings.optimization.update_freq
-    share = rows / 2048
+    batch = settings.optimization.batch_size * settings.optimization.update_freq
+    share = batch / 2048
     assert 5e-4 * share == pytest.approx(3.1e-5, rel=0.02)
     assert 5e-4 * share**0.5 == pytest.approx(1.25e-4)
     assert 5e-4 * share < settings.optimization.lr < 5e-4 * share**0.5
@@ -145,7 +147,7 @@ def test_continue_is_resumed_like_any_other_run() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "continue"])
-def test_a_validation_file_takes_the_place_of_the_presets_share(name: Preset) -> None:
+def test_a_validation_file_replaces_the_presets_fraction(name: Preset) -> None:
     typed = ["--preset", name, "--train-dir", "texts", "--valid-file", "valid.txt"]
     with pytest.raises(Exception, match="--valid-fraction 0 resets"):
         parse_pretrain(typed).settings.validate()

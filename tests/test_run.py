@@ -97,7 +97,7 @@ def test_metrics_have_their_documented_names(text: TinyText, tmp_path: Path) -> 
     )
 
 
-def test_mfu_is_the_share_of_the_peak_that_the_work_of_full_rows_takes(
+def test_mfu_is_the_share_of_the_peak_for_full_sequences(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A CPU has no peak that is known; so here is one.
@@ -137,7 +137,7 @@ def test_resumed_run_equals_uninterrupted_run(
     assert tensors_of(tmp_path / "whole" / "checkpoint40") == uninterrupted
 
 
-def test_more_updates_go_on_with_a_finished_run(text: TinyText, tmp_path: Path) -> None:
+def test_more_updates_continue_a_finished_run(text: TinyText, tmp_path: Path) -> None:
     constant = {"warmup_updates": 0, "end_learning_rate": 1e-3}
     whole = changed(tiny_config(text, tmp_path / "whole"), total_updates=12, **constant)
     run(whole)
@@ -159,7 +159,7 @@ def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path)
     assert tree(tmp_path / "run") == before
 
 
-def test_metrics_behind_the_resumed_update_are_not_kept_twice(
+def test_metrics_after_the_resumed_update_are_not_kept_twice(
     text: TinyText, tmp_path: Path
 ) -> None:
     config = changed(tiny_config(text, tmp_path / "run"), checkpoint_interval=4)
@@ -248,7 +248,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(text: TinyText, tmp_
             torch.testing.assert_close(other[name], tensor, atol=2e-5, rtol=0, msg=name)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(
+def test_a_nan_loss_stops_before_the_update(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(tiny_config(text, tmp_path / "run"), checkpoint_interval=2)
@@ -278,7 +278,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_whenever_memory_runs_out_the_flags_to_try_are_said(
+def test_running_out_of_memory_names_the_flags_to_try(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     monkeypatch.setattr(MOMENTS[moment], out_of_memory)
@@ -288,7 +288,7 @@ def test_whenever_memory_runs_out_the_flags_to_try_are_said(
     assert "\n" not in str(caught.value)
 
 
-def test_a_dry_run_says_what_will_not_fit_and_begins_no_run(
+def test_a_dry_run_says_what_does_not_fit_and_starts_no_run(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MOMENTS["an update"], out_of_memory)
@@ -344,7 +344,7 @@ def test_the_export_opens_in_transformers(text: TinyText, tmp_path: Path) -> Non
     assert model(**encoded).logits.shape[-1] == len(tokenizer)
 
 
-def test_what_hugging_face_cannot_represent_is_said_and_not_exported(
+def test_a_model_that_hugging_face_cannot_represent_is_not_exported_and_the_log_says_so(
     text: TinyText, tmp_path: Path
 ) -> None:
     config = changed(tiny_config(text, tmp_path / "run"), normalize_before=True)
@@ -385,7 +385,7 @@ def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path:
     assert bits["frequencies"] == pytest.approx(result.plateau.bits, abs=0.3)
 
 
-def test_a_run_that_stays_on_the_plateau_hears_once_what_to_try(
+def test_a_run_that_stays_on_the_plateau_is_told_once_what_to_try(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plateau, "LEAST_PATIENCE", 3)

@@ -103,32 +103,27 @@ def preset_list(width: int) -> str:
 
 def to_toml(config: PretrainingConfig, *, commented: bool = False) -> str:
     """Write all settings as TOML; `commented` adds help, ranges, and unset settings."""
-    lines = list(_commented_lines(config) if commented else _plain_lines(config))
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(_toml_lines(config, commented)).lstrip("\n") + "\n"
 
 
-def _plain_lines(config: PretrainingConfig) -> Iterator[str]:
+def _toml_lines(config: PretrainingConfig, commented: bool) -> Iterator[str]:
+    if commented:
+        yield "# All settings of pretrain-mpnet. To run with them: pretrain-mpnet --config FILE\n"
     for name, group in vars(config).items():
         yield from ("", f"[{name}]")
-        yield from (f"{key} = {_toml(v)}" for key, v in vars(group).items() if v is not None)
-
-
-def _commented_lines(config: PretrainingConfig) -> Iterator[str]:
-    yield "# All settings of pretrain-mpnet. To run with them: pretrain-mpnet --config FILE"
-    for name, group in vars(config).items():
-        yield from ("", "", f"[{name}]")
-        yield from _comment(one_paragraph(type(group).__doc__))
+        if commented:
+            yield from _comment(one_paragraph(type(group).__doc__))
         for each in settings_of(type(group)):
             value = vars(group)[each.name]
-            yield from ("", *_comment(each.help))
-            if each.hint:
-                yield f"# ({each.hint})"
-            if value is None:
+            if commented:
+                yield from ("", *_comment(each.help))
+                yield from [f"# ({each.hint})"] if each.hint else []
+            if value is not None:
+                yield f"{each.name} = {_toml(value)}"
+            elif commented:
                 # A placeholder to replace: a text in quotes, a number without.
                 blank = each.kind if each.kind in ("INT", "FLOAT") else _toml(each.kind)
                 yield f"# {each.name} = {blank}"
-            else:
-                yield f"{each.name} = {_toml(value)}"
 
 
 def _comment(text: str) -> list[str]:

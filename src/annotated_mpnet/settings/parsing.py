@@ -22,7 +22,7 @@ import difflib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -52,8 +52,13 @@ def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
     """
     typed = _given(PretrainCommand, arguments, "pretrain-mpnet")
     command = _build(PretrainCommand, typed)
+    layers = []
+    if command.preset is not None and command.preset != "list":
+        layers.append((f"preset {command.preset}", read_preset(command.preset)))
+    if command.config is not None:
+        layers.append((str(command.config), read_config_file(command.config)))
     below: dict[str, Any] = {}
-    for origin, layer in _layers(command):
+    for origin, layer in layers:
         # Each layer is checked alone: afterwards its values cannot be told from the others'.
         try:
             given = _given(PretrainCommand, layer, "pretrain-mpnet")
@@ -83,18 +88,9 @@ def parse(kind: type[Command], arguments: Sequence[str], program: str) -> Comman
         if each.default is dataclasses.MISSING and not given.get(each.name)
     ]
     if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
-            f"see {program} --help"
-        )
+        are = "is" if len(missing) == 1 else "are"
+        raise ConfigError(f"{' and '.join(missing)} {are} missing; see {program} --help")
     return _build(kind, given)
-
-
-def _layers(command: PretrainCommand) -> Iterator[tuple[str, list[str]]]:
-    if command.preset is not None and command.preset != "list":
-        yield f"preset {command.preset}", read_preset(command.preset)
-    if command.config is not None:
-        yield str(command.config), read_config_file(command.config)
 
 
 def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]:
@@ -122,7 +118,7 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
     if unknown:
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], settings, 1)
         perhaps = f" (perhaps you meant {similar[0]})" if similar else ""
-        parser.error(f"unrecognized arguments: {' '.join(unknown)[:80]}{perhaps}")
+        parser.error(f"unrecognized arguments: {one_paragraph(' '.join(unknown))[:80]}{perhaps}")
     return vars(given)
 
 
@@ -144,12 +140,10 @@ def _add_flags(into: argparse._ActionsContainer, kind: type) -> None:
         name = each.name if each.is_positional else each.flag
         into.add_argument(name, help=(each.help + hint).replace("%", "%%"), **options)
     for name, group in groups_of(kind).items():
-        # `PretrainCommand.settings` is a group of groups: only those in it have flags.
-        if settings_of(group):
-            title, about = f"{name} options", one_paragraph(group.__doc__)
-            _add_flags(into.add_argument_group(title, about), group)
-        else:
-            _add_flags(into, group)
+        # `PretrainCommand.settings` is a group of groups, without flags of its own.
+        has_flags = bool(settings_of(group))
+        about = f"{name} options", one_paragraph(group.__doc__)
+        _add_flags(into.add_argument_group(*about) if has_flags else into, group)
 
 
 def _value(setting: Setting, text: str) -> object:
