@@ -67,7 +67,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
 
 
 class SentenceEncoderLayer(nn.Module):
-    """One Transformer layer, with fairseq's names: `final_layer_norm` is the layer's second norm."""
+    """One layer, with fairseq's names: `final_layer_norm` is the layer's second norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
