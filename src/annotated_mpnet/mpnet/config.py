@@ -127,7 +127,6 @@ class ModelConfig(ArchitectureConfig):
     run takes it from its tokenizer; 4 is the id in Microsoft's reference vectors."""
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` for numbers that cannot be a network."""
         check_ranges(self)
         check_architecture(self)
 

@@ -67,10 +67,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
 
 
 class SentenceEncoderLayer(nn.Module):
-    """One Transformer layer, with fairseq's names: `final_layer_norm` is the layer's second norm.
-
-    12 D^2 weights, if F is 4 D: 4 D^2 in the attention, 8 D^2 in `fc1` and `fc2`.
-    """
+    """One layer, with fairseq's names: `final_layer_norm` is the layer's second norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

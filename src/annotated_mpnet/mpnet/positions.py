@@ -42,8 +42,6 @@ bucket 15:  91 to 127  #####################################
 From `max_distance` (128) on, the formula gives 16 and more, which is cut down to 15. So all
 distances of 91 and more look the same, here and in T5 and Hugging Face's MPNet.
 
-As in T5, all layers share one table.
-
 Next: `mpnet/local_start.py`, what the table holds before training, and why it matters.
 """
 
