@@ -1,1 +1,8 @@
-"""Datasets that are read as they come."""
+"""Datasets from the Hugging Face Hub, or a folder, read while they download.
+
+`hub.py` opens a dataset, `shards.py` decides in which order it is read, `streams.py` packs the text
+into sequences, `reservoir.py` shuffles them, and `eval_samples.py` holds documents out. All that a
+resumed run needs is in one record, `reservoir.StreamState`.
+
+May import `settings`, `text` and `mpnet`. Used by `runs`, `training` and `checkpoints`.
+"""

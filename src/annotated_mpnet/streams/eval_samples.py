@@ -1,11 +1,10 @@
 """Documents of a stream that training never sees: --eval-samples.
 
-A stream has no end at which one could look back and take a part for evaluation, and nobody wants to
-read a terabyte for five hundred documents. So only the beginning is looked at: of its first
-documents, 16 times as many as are wanted, those with the lowest hashes are held out. A hash is a
-function of the text (`text/hold_out.py`), so the choice is as good as random, and all copies of a
-document go with it: training drops whatever has one of these hashes, wherever in the stream it
-comes. One half of the samples is for validation during the run, one for the test at its end:
+A stream is too long to read in full just to choose five hundred documents. So we look at its first
+documents only, 16 times as many as we need, and hold out those with the lowest hashes. The hash is
+a function of the text (`text/hold_out.py`), so the choice is as good as random and covers copies:
+training drops every document with one of these hashes, wherever it comes. Half of the samples are
+for validation during the run, half for the test at its end:
 
     documents     a    b    c    d    e    d    f    g
     hash          .5   .2   .9   .1   .7   .1   .3   .8
@@ -13,19 +12,11 @@ comes. One half of the samples is for validation during the run, one for the tes
     test               b
     training      a         c         e         f    g
 
-Everything is looked at before the stream is split among ranks, and in an order of shards of its
-own, whatever the seed of the run is: each rank, and each run with the same dataset, holds out the
-same documents, so that the losses of two runs can be compared.
+The choice does not depend on the run's seed or rank: two runs over one dataset hold out the same
+documents, and their losses can be compared.
 
-**Why 16 times.** Held out are the lowest hashes of the documents that were looked at, one in 16.
-Were it the first documents themselves, they would all come from one file, which may be one day or
-one site. Looking at more makes the choice better and the start slower: with the 500 samples of the
-default, 1000 in all, 16,000 documents are read, by each rank, before the run begins.
-
-HF: `take` and `skip` cut the stream at a number. That holds out no copies, and with the shards
-shuffled it is another set of documents each time. annotated-mpnet does it so.
-
-Next: `text/packing.py`, which makes rows of the samples, as of any other documents.
+Why not simply the first documents? They come from one file, perhaps one day or one site. With the
+default of 500 samples, 1000 in all, each rank reads 16,000 documents before the run begins.
 """
 
 import hashlib
@@ -39,33 +30,26 @@ from annotated_mpnet.text.counts import Counts
 from annotated_mpnet.text.hold_out import text_hash
 
 LOOKED_AT = 16
-"""Documents that are looked at, for each that is held out."""
+"""Documents read for each one that is held out."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A few documents, as a source of documents.
+    """A few documents in memory, as a source of documents.
 
     >>> samples, counts = Samples(("one", "two")), Counts()
     >>> list(samples.documents(counts)), counts.documents
     (['one', 'two'], 2)
-    >>> samples.fingerprint == Samples(("two", "one")).fingerprint
-    False
-
-    Attributes:
-        texts: the documents.
     """
 
     texts: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Name the documents."""
         hashes = [text_hash(text) for text in self.texts]
         return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents, and count them."""
         for text in self.texts:
             counts.documents += 1
             yield text
@@ -73,71 +57,51 @@ class Samples:
 
 @dataclass(frozen=True)
 class EvalSamples:
-    """What is held out of a stream.
-
-    Attributes:
-        valid: documents for validation during the run.
-        test: as many for the test at its end.
-    """
+    """The documents held out of a stream."""
 
     valid: Samples
     test: Samples
 
     @property
     def hashes(self) -> frozenset[int]:
-        """What training drops."""
+        """The hashes of the documents that training drops."""
         return frozenset(map(text_hash, (*self.valid.texts, *self.test.texts)))
 
 
 def choose_eval_samples(
     reader: ShardReader, eval_samples: int, min_text_length: int
 ) -> EvalSamples:
-    """Choose documents from the beginning of a stream.
+    """Choose `eval_samples` documents for validation and as many for the test.
 
-    Copies count once, however many are met: they have one hash. Which half a document goes to is
-    decided by its hash too, so that validation and test are as alike as two draws can be.
-
-    Args:
-        reader: of the dataset; its seed, rank and number of ranks do not matter.
-        eval_samples: N: so many for validation, and so many for the test.
-        min_text_length: shorter documents (characters) are passed over.
+    Texts shorter than `min_text_length` characters are skipped, and copies count once.
 
     Raises:
-        DataError: the dataset cannot be read, or N is too many for it: half of its different
-            documents or more would be held out.
+        DataError: the dataset cannot be read, or half of its documents would be held out.
     """
-    # `seen` holds hashes only, 16 bytes and some for each; of the texts themselves, only those are
-    # kept that may yet be among the lowest.
     wanted = 2 * eval_samples
     seen: set[int] = set()
     lowest: dict[int, str] = {}
     for texts in _beginning(reader, LOOKED_AT * wanted, min_text_length):
         lowest.update((text_hash(text), text) for text in texts)
         seen.update(lowest)
-        # Now and then all but the lowest are dropped: there may be no memory for all the texts.
+        # Keep only texts that may yet be among the lowest: all of them may not fit into memory.
         if len(lowest) > 2 * wanted:
             lowest = dict(sorted(lowest.items())[:wanted])
-    # A dataset that ends before that many were met is small. Half of it for evaluation would leave
-    # a run that evaluates well what it hardly trains.
     if wanted and 2 * wanted >= len(seen):
         raise DataError(
-            f"--eval-samples {eval_samples} would hold out {wanted:,} documents, of the "
-            f"{len(seen):,} different ones that {reader.shards.fingerprint} has from "
-            f"{min_text_length} characters on; lower it to less than {max(1, len(seen) // 4):,}, "
-            "or to 0 and give --valid-file"
+            f"--eval-samples {eval_samples} would hold out {wanted:,} of the {len(seen):,} "
+            f"different documents in {reader.shards.fingerprint} with at least {min_text_length} "
+            f"characters; set it to less than {max(1, len(seen) // 4):,}, or to 0 and give "
+            "--valid-file"
         )
     chosen = tuple(text for _, text in sorted(lowest.items())[:wanted])
     return EvalSamples(Samples(chosen[:eval_samples]), Samples(chosen[eval_samples:]))
 
 
 def _beginning(reader: ShardReader, most: int, min_text_length: int) -> Iterator[list[str]]:
-    """Yield the documents at the beginning of a dataset, `most` or a few more.
-
-    What is passed over here, blank and short texts, training passes over too: held out is a share
-    of what would be trained on.
-    """
+    """Yield the first documents of a dataset, `most` or a few more, at most one epoch."""
     looked_at = 0
-    # As if there were one process and the seed 0, whatever there is.
+    # With seed 0 and one rank: all ranks and all runs choose among the same documents.
     everything = ShardReader(reader.shards, seed=0, sleep=reader.sleep)
     with closing(everything.read(Position())) as steps:
         while looked_at < most:
