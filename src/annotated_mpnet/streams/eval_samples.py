@@ -46,10 +46,12 @@ class Samples:
 
     @property
     def fingerprint(self) -> str:
+        """Name the documents."""
         hashes = [text_hash(text) for text in self.texts]
         return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
     def documents(self, counts: Counts) -> Iterator[str]:
+        """Yield and count the documents."""
         for text in self.texts:
             counts.documents += 1
             yield text

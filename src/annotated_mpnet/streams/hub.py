@@ -101,6 +101,7 @@ class DatasetStream:
         self._open: tuple[int, datasets.IterableDataset] | None = None
 
     def num_parts(self, shard: int) -> int:
+        """Return how many parts of a shard can be opened on their own."""
         return int(self._parts(shard).num_shards)
 
     def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]:

@@ -75,6 +75,7 @@ class StreamCounts:
 
     @property
     def rows_read(self) -> int:
+        """Number of dataset rows read."""
         return sum(asdict(self).values())
 
     def __add__(self, other: "StreamCounts") -> "StreamCounts":

@@ -72,9 +72,13 @@ class Shards(Protocol):
     fingerprint: str
     num_shards: int
 
-    def num_parts(self, shard: int) -> int: ...
+    def num_parts(self, shard: int) -> int:
+        """Return how many parts of a shard can be opened on their own."""
+        ...
 
-    def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]: ...
+    def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]:
+        """Yield the values of a part, some at a time, from a row on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
