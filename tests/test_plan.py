@@ -164,13 +164,16 @@ def lines_of(
     return dict(line.split(": ", 1) if ": " in line else (line, "") for line in lines)
 
 
-def test_plan_counts_rows_of_all_processes_and_epochs(tiny: TinyText, text: Text) -> None:
+def test_plan_counts_sequences_of_all_processes_and_epochs(tiny: TinyText, text: Text) -> None:
     config = tiny_config(tiny, Path("unused"))
-    rows = len(text.train)  # type: ignore[arg-type]
+    sequences = len(text.train)  # type: ignore[arg-type]
     lines = lines_of(config, text, world_size=3)
-    # 4 rows in each of 2 micro-batches of 3 processes.
-    assert lines["update"] == "24 rows (4 x 2 micro-batches x 3 processes), up to 768 tokens"
-    assert lines["training"] == f"8 updates, {8 * 24 / rows:.2f} epochs of {rows:,} rows"
+    # 4 sequences in each of 2 micro-batches of 3 processes.
+    assert lines["update"] == "24 sequences (4 x 2 micro-batches x 3 processes), up to 768 tokens"
+    assert (
+        lines["training"]
+        == f"8 updates, {8 * 24 / sequences:.2f} epochs of {sequences:,} sequences"
+    )
     assert lines["processes"] == "3, each with all weights (DDP)"
 
 
@@ -185,7 +188,7 @@ def test_plan_says_why_this_device_and_this_attention(tiny: TinyText, text: Text
 
 def test_plan_without_cuda_says_what_that_means(tiny: TinyText, text: Text) -> None:
     lines = lines_of(tiny_config(tiny, Path("unused")), text)
-    # 0.33 x 989 TFLOP/s / 358 GFLOP x 60 s, in rows of 512 tokens.
+    # 0.33 x 989 TFLOP/s / 358 GFLOP x 60 s, in sequences of 512 tokens.
     assert lines["no CUDA"].endswith("54,680 on an H200; no MFU")
     assert "in all, if a thread does 50 GFLOP/s (threads: " in lines["time"]
 
@@ -201,13 +204,13 @@ def test_sharded_weights_need_less_memory(tiny: TinyText, text: Text) -> None:
     assert fixed(shared) == pytest.approx(fixed(whole) / 4, rel=0.1)
     assert shared["processes"] == "4, each with its share of the weights (FSDP)"
     alone = lines_of(changed(config, fsdp=True), text)
-    assert alone["processes"].startswith("1; --fsdp shares nothing out")
+    assert alone["processes"].startswith("1; --fsdp has no effect")
 
 
 def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) -> None:
     config = tiny_config(tiny, Path("unused"))
     assert "this may not fit" not in lines_of(config, text)
-    # A micro-batch of ten million rows is only thought of here, not made.
+    # Nothing of this size is allocated.
     lines = lines_of(changed(config, batch_size=10_000_000), text)
     assert "--update-freq" in lines["this may not fit"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 import pytest
 from stream_stand_in import text_of, write_shards
 
@@ -102,12 +103,9 @@ def test_rows_of_all_types_come_as_they_are(tmp_path):
     assert counts.not_text == 5
 
 
-def test_half_of_a_surrogate_pair_is_no_text(tmp_path):
-    path = tmp_path / "d" / "train.jsonl"
-    path.parent.mkdir()
-    path.write_text('{"text": "a"}\n{"text": 3}\n{"text": "b"}\n')
-    assert hub._from_json('"\\ud800"') is None
-    assert hub._from_json('"\\ud83d\\ude00"') == "\U0001f600"
+def test_half_of_a_surrogate_pair_is_not_text():
+    column = pa.array(['"\\ud800"', '"\\ud83d\\ude00"'], pa.json_())
+    assert hub._values(pa.chunked_array([column])) == [None, "\U0001f600"]
 
 
 def test_short_and_blank_texts_of_a_download_are_counted(tmp_path):

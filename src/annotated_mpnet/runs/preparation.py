@@ -1,36 +1,17 @@
-"""What a run needs before its first update: a device, an identity, a plateau to be judged by.
+"""Three decisions before the first update, each from the settings and one other thing.
 
-The order is that of what can go wrong: cheap checks come before expensive ones. All text is found
-(`runs/texts.py`) before a network is built (`runs/initial_weights.py`).
+    choose_device, choose_attention     the machine    where, and in which numbers?
+    identity_of                         the text       which run is this?
+    measure_plateau                     the text       what does guessing by frequency reach?
 
-Three questions are answered here, each by looking at the settings and at one other thing:
+**An identity** is what decides the batches. Two runs with the same identity see the same sequences
+with the same masks in update 1000, so one can continue the other. Learning rate and dropout are not
+in it: they change what is done with a batch, which a resumed run may want to change.
 
-    where, and in which numbers?     the machine    choose_device, choose_attention
-    which run is this?               the text       identity_of
-    what would be no achievement?    the text       measure_plateau
-
-**An identity** is what decides the batches. Of two runs with the same identity, update 1000 has
-seen the same rows with the same masks; so one of them may go on where the other has stopped. That
-is why learning rate and dropout are not in it, though they change the result: they say what is done
-with a batch, and another value for the second half of a run may be what one wants.
-
-**bfloat16** is float32 cut in half: the same 8 bits for the exponent, so that nothing overflows
-that did not before, and 8 instead of 24 bits for the digits.
-
->>> [torch.finfo(kind).max for kind in (torch.float32, torch.bfloat16, torch.float16)]
-[3.4028234663852886e+38, 3.3895313892515355e+38, 65504.0]
->>> torch.tensor([255.0, 256.0, 257.0, 258.0], dtype=torch.bfloat16).tolist()
-[255.0, 256.0, 256.0, 258.0]
-
-With float16, whose range ends early at both ends, small gradients become 0 unless the loss is
-multiplied by a large number, which must be found and kept up to date. Here there is no such number,
-and one thing less to save. But no sum of many terms can be made in it: 256 + 1 is 256. So weights,
-means, norms and losses stay in float32, and only factors of matrix products are rounded, whose
-terms a GPU adds up in float32 as well (`mpnet/loop.py`).
-
-Next: `runs/run.py`, which puts these together.
-
-    V vocabulary
+**bfloat16** has float32's exponent, so nothing overflows that did not before, but 8 instead of 24
+bits of precision: 256 + 1 is 256. So only the factors of matrix products are rounded to it, whose
+terms a GPU adds in float32. Weights, means, norms and losses stay in float32. float16 would need a
+loss scale to keep small gradients from becoming 0.
 """
 
 import importlib.util
@@ -56,13 +37,10 @@ from annotated_mpnet.training.distributed import World
 class Plateau:
     """What guessing by frequency reaches on the validation text (`text/frequencies.py`).
 
-    The two numbers of an `Evaluation`, of a model without a network.
-
     Attributes:
         bits: per predicted token.
         accuracy: of always guessing the most frequent token.
-        train_bits: the same on the training text, which the frequencies are from, so it is a little
-            lower. (That of a stream is not known before it is read; `bits` takes its place.)
+        train_bits: `bits` on the training text; the same as `bits` for a stream.
     """
 
     bits: float
@@ -73,8 +51,7 @@ class Plateau:
 def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device, bool]:
     """Return the device to train on, and whether matrix products run in bfloat16 there.
 
-    With `--precision auto` a GPU computes products in bfloat16, several times faster. A CPU stays
-    with float32 unless told otherwise: few CPUs gain by it, and exactness is worth more there.
+    With --precision auto, only a GPU computes in bfloat16: few CPUs gain by it.
 
     >>> from annotated_mpnet.settings.config import MachineConfig
     >>> for precision in ("auto", "fp32", "bf16"):
@@ -84,32 +61,22 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
     cpu False
     cpu True
 
-    Of several GPUs, each process of a machine takes the one of its number. Two processes on one GPU
-    would work, at half the speed each, and nobody would know why; NCCL refuses them late, and in
-    its own words.
-
-    Args:
-        config: `device` and `precision` are looked at.
-        world: says which process of its machine this is.
-
     Raises:
-        ConfigError: the device that was asked for is not there, or there are too few.
+        ConfigError: the device does not exist, or this machine has fewer GPUs than processes.
     """
-    # In the order of preference. What was asked for by name is taken or refused, never replaced: a
-    # run on a CPU that was meant for a GPU would go on for days before somebody looked.
+    # In order of preference. A device asked for by name is never replaced by another.
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     wanted = config.machine.device
-    if wanted == "auto":
-        name = next(name for name, there in available.items() if there)
-    elif available[wanted]:
-        name = wanted
-    else:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ConfigError(f"--device is {wanted}, which PyTorch does not find here; it has {there}")
+    there = [name for name, is_there in available.items() if is_there]
+    if wanted != "auto" and wanted not in there:
+        raise ConfigError(
+            f"--device is {wanted}, which PyTorch does not find here; it has {', '.join(there)}"
+        )
+    name = there[0] if wanted == "auto" else wanted
     precision = config.machine.precision
     if name == "cuda":
         if world.local_rank >= torch.cuda.device_count():
@@ -117,17 +84,14 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
                 f"process {world.local_rank} of this machine has no GPU of its own: there are "
                 f"{torch.cuda.device_count()}; start as many with torchrun --nproc-per-node"
             )
-        # Also for what allocates on "the" GPU without saying which, NCCL's buffers for one.
+        # Some libraries, such as NCCL, allocate on the current GPU.
         torch.cuda.set_device(world.local_rank)
         return torch.device(name, world.local_rank), precision != "fp32"
     return torch.device(name), precision == "bf16"
 
 
 def choose_attention(wanted: Attention, device: torch.device) -> tuple[AttentionName, str]:
-    """Return the way to compute attention, and why.
-
-    All ways give the same numbers to rounding (`mpnet/attention.py`). The reason goes into the
-    plan, where a choice that nobody made should be seen.
+    """Return how to compute attention, and why; all ways agree to rounding.
 
     >>> choose_attention("auto", torch.device("cpu"))
     ('blocked', 'auto: the fastest on a CPU')
@@ -135,10 +99,18 @@ def choose_attention(wanted: Attention, device: torch.device) -> tuple[Attention
     ('eager', 'asked for')
 
     Raises:
-        ConfigError: it cannot be computed so on this device.
+        ConfigError: this device cannot compute it that way.
     """
     if wanted == "triton":
-        _refuse_without_triton(device)
+        if device.type != "cuda":
+            raise ConfigError(
+                f"--attention triton needs a GPU with CUDA, and the device is {device}; leave it "
+                "out, or choose blocked (CPU) or sdpa"
+            )
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError(
+                "--attention triton needs Triton, which is missing: pip install triton"
+            )
     if wanted != "auto":
         return wanted, "asked for"
     if device.type == "cpu":
@@ -148,40 +120,14 @@ def choose_attention(wanted: Attention, device: torch.device) -> tuple[Attention
     return "sdpa", "auto: PyTorch's own kernels"
 
 
-def _refuse_without_triton(device: torch.device) -> None:
-    """Raise a `ConfigError` where Triton's kernels could not be compiled."""
-    if device.type != "cuda":
-        raise ConfigError(
-            f"--attention triton needs a GPU with CUDA, and the device is {device}; leave it out, "
-            "or choose blocked (CPU) or sdpa"
-        )
-    if importlib.util.find_spec("triton") is None:
-        raise ConfigError("--attention triton needs Triton, which is missing: pip install triton")
-
-
 def identity_of(
     config: PretrainingConfig, text: Text, world_size: int
 ) -> dict[str, str | int | float]:
-    """Return what must be the same when a run is resumed, under the names of `--allow-change`.
+    """Return what must not change on resume, under the names of `--allow-change`.
 
-    The number of processes only where it matters: a stream is read in as many shares, while text on
-    the disk makes the same batches for any number of them, as long as an update has as many rows.
-    So of `--batch-size`, `--update-freq` and processes the product is kept, and a run may move:
-
-    >>> {"one GPU": 32 * 8 * 1, "eight of them": 32 * 1 * 8, "a smaller one": 4 * 64 * 1}
-    {'one GPU': 256, 'eight of them': 256, 'a smaller one': 256}
-
-    Text and tokenizer are known by hashes of what is in them: a file may be moved or renamed, but
-    not changed.
-
-    Args:
-        config: all settings.
-        text: of this rank.
-        world_size: processes.
-
-    Returns:
-        Values that JSON can hold, to be written into each checkpoint (`checkpoints/resume.py` compares
-        them). None of them is long: they are shown to the user if they differ.
+    The number of processes matters only for a stream, which is split among them. Of --batch-size,
+    --update-freq and processes only the product counts, so a run may move to another machine.
+    Text and tokenizer are compared by content: a file may be moved, but not changed.
     """
     objective, optimization = config.objective, config.optimization
     return {
@@ -201,11 +147,9 @@ def identity_of(
 
 
 def measure_plateau(text: Text) -> Plateau | None:
-    """Return the unigram plateau of the validation text, if there is one.
+    """Return the unigram plateau of the validation text; None if it cannot be measured.
 
-    Frequencies are those of the training text, since a guesser may have read no other. A stream has
-    not been read yet, and has none; guessing by the frequencies of the validation text itself would
-    be guessing with the answers at hand.
+    The frequencies are those of the training text (`Text.training_counts`).
     """
     train_V = text.training_counts
     if text.valid is None or train_V is None:

@@ -1,6 +1,6 @@
-"""All the text of a run: for training, validation and test.
+"""All the text of a run: training, validation, test.
 
-One promise holds for all of them: **no document that is evaluated on is trained on, nor a copy.**
+**No document that is evaluated on is trained on, nor a copy of it.**
 
     training text             validation                   test
     local files               --valid-file                 --test-file
@@ -9,9 +9,11 @@ One promise holds for all of them: **no document that is evaluated on is trained
     streamed dataset          --valid-file                 --test-file
                               or --eval-samples of it      or --eval-samples of it
 
-What training skips because of it is counted. Validation chooses the best checkpoint, so a third
-text is looked at once, at the end. Documents of the given files are removed first, then a fraction
-of the rest is held out; here "He laughed." is in --test-file too:
+Validation chooses `best_checkpoint` among all checkpoints, partly by luck. So the test text is used
+only once, at the end, and nothing is chosen by it.
+
+**The order matters.** First remove documents that are in a given file, then split off a fraction of
+the rest. Here the test file has one of the documents, and half of the others go to validation:
 
 >>> from annotated_mpnet.text.counts import Counts
 >>> from annotated_mpnet.streams.eval_samples import Samples
@@ -24,11 +26,12 @@ It rained. It snowed. It snowed.
 She wept.
 He laughed.
 
-The other way about, a test document might have been in the validation text and have chosen the best
-model. **In a stream** the samples are chosen first, from its beginning, and training drops what has
-one of their hashes, or one of the files'. A given file replaces one half of the samples.
+Both copies are on one side, and the test document on neither. In the other order it could be in the
+validation text, and would help to choose the model that is tested on it.
 
-annotated-mpnet evaluates on the first documents of a stream, and trains on their copies.
+Of a stream, samples are chosen first, from its beginning. A given file replaces one half of the
+samples, which are then trained on; with both files, nothing is sampled. Overlap between the two
+given files is not checked, and a copy with another space in it counts as another text.
 """
 
 from dataclasses import dataclass
@@ -53,14 +56,12 @@ from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 
 @dataclass(frozen=True)
 class Text:
-    """The text of a run, as packed sequences, and the tokenizer that made them.
+    """The text of a run as sequences of tokens, with the tokenizer that gives the ids a meaning.
 
     Attributes:
-        tokenizer: from `load_tokenizer`.
-        vocabulary: its tables.
-        train: sequences on the disk (for `loader.BatchLoader`) or a stream
-        (`streams.StreamLoader`). valid: for validation during the run; None without. test: for the
-        test at the end; None without.
+        train: on disk (fed by `loader.BatchLoader`) or streamed (`streams.StreamLoader`).
+        valid: None without validation.
+        test: None without a test.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -73,28 +74,26 @@ class Text:
     def training_counts(self) -> np.ndarray | None:
         """How often each token (V) occurs in training; None if unknown.
 
-        Of a stream, the test text is a sample. The validation text is the second choice, because
-        the plateau is measured on it.
+        A stream is not read twice to count it. Text held out of it is a good sample, preferably the
+        test text: the plateau is measured on the validation text, whose own frequencies would fit
+        it too well.
         """
-        rows = self.train if isinstance(self.train, PackedSequences) else self.test or self.valid
-        return None if rows is None else token_counts(rows, self.vocabulary.is_special_V)
+        train = self.train
+        counted = train if isinstance(train, PackedSequences) else self.test or self.valid
+        return None if counted is None else token_counts(counted, self.vocabulary.is_special_V)
 
 
 def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -> Text:
-    """Load the tokenizer, find all text and pack it; a stream is opened, not read.
+    """Load the tokenizer and pack all text into sequences; a stream is only opened.
 
-    Args:
-        data: the sources.
-        seed: decides the order of a stream.
-        rank: this process, from 0.
-        world_size: processes, which share a stream. Text on the disk is packed by one of them.
+    Text on disk is the same for all ranks: one packs it, the others wait for the cache.
 
     Raises:
-        ConfigError: of the tokenizer.
-        DataError: of the text.
-        WriteError: the cache cannot be written.
+        ConfigError: the tokenizer cannot be used.
+        DataError: the text cannot be used.
+        WriteError: the cache of packed text cannot be written.
     """
-    # All sources are found before the first one is read: a typo in a path shows at once.
+    # Find all sources first: report a mistyped path now, not after an hour of packing.
     held_out: dict[str, DocumentSource] = {
         name: LocalFiles.find(path, flag, data.text_field)
         for name, path, flag in (
@@ -103,41 +102,29 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
         )
         if path is not None
     }
+    # `streaming` is on by default and means nothing for --train-dir.
     if data.train_dir is None and data.streaming:
-        return _open_stream(data, held_out, ShardReader(open_stream(data), seed, rank, world_size))
-    source: DocumentSource
-    if data.train_dir is not None:
-        source = LocalFiles.find(data.train_dir, "--train-dir", data.text_field)
+        reader = ShardReader(open_stream(data), seed, rank, world_size)
+        tokenizer = load_tokenizer(data.tokenizer_name)
+        if data.eval_samples > 0 and len(held_out) < 2:
+            samples = choose_eval_samples(reader, data.eval_samples, data.min_text_length)
+            held_out = {"valid": samples.valid, "test": samples.test} | held_out
+        train: PackedSequences | SequenceStream = SequenceStream(
+            reader, tokenizer, data, _hashes(held_out)
+        )
     else:
-        source = open_downloaded(data)
-    # Sources around sources: nothing is read yet. In this order, for the reason above.
-    if held_out:
-        source = WithoutTexts(source, _hashes(held_out))
-    if data.valid_fraction > 0:
-        source, held_out["valid"] = split_by_hash(source, data.valid_fraction)
-    tokenizer = load_tokenizer(data.tokenizer_name)
-    return _text(data, tokenizer, _pack(source, tokenizer, data), held_out)
-
-
-def _open_stream(
-    data: DataConfig, held_out: dict[str, DocumentSource], reader: ShardReader
-) -> Text:
-    """Choose the samples of a stream, unless files replace them, and describe the rest of it."""
-    tokenizer = load_tokenizer(data.tokenizer_name)
-    if data.eval_samples > 0 and len(held_out) < 2:
-        samples = choose_eval_samples(reader, data.eval_samples, data.min_text_length)
-        held_out = {"valid": samples.valid, "test": samples.test} | held_out
-    stream = SequenceStream(reader, tokenizer, data, _hashes(held_out))
-    return _text(data, tokenizer, stream, held_out)
-
-
-def _text(
-    data: DataConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    train: PackedSequences | SequenceStream,
-    held_out: dict[str, DocumentSource],
-) -> Text:
-    """Pack what is held out, with the packing and length of training, so losses can be compared."""
+        source: DocumentSource
+        if data.train_dir is not None:
+            source = LocalFiles.find(data.train_dir, "--train-dir", data.text_field)
+        else:
+            source = open_downloaded(data)
+        if held_out:
+            source = WithoutTexts(source, _hashes(held_out))
+        if data.valid_fraction > 0:
+            source, held_out["valid"] = split_by_hash(source, data.valid_fraction)
+        tokenizer = load_tokenizer(data.tokenizer_name)
+        train = _pack(source, tokenizer, data)
+    # Packed like the training text: a token is easier to predict in a longer sequence.
     packed = {name: _pack(source, tokenizer, data) for name, source in held_out.items()}
     return Text(tokenizer, vocabulary_of(tokenizer), train, packed.get("valid"), packed.get("test"))
 
@@ -151,7 +138,7 @@ def _pack(
 
 
 def _hashes(sources: dict[str, DocumentSource]) -> frozenset[int]:
-    """Return the hash of each held-out document.
+    """Return the hash of each document that must not be trained on.
 
     >>> from annotated_mpnet.streams.eval_samples import Samples
     >>> len(_hashes({"valid": Samples(("a", "b")), "test": Samples(("b", "c", "c"))}))

@@ -1,10 +1,8 @@
-"""Datasets that are read as they come: nothing is stored, and a resume loses no row.
+"""Datasets from the Hugging Face Hub, or a folder, read while they download.
 
-    hub             a dataset from the Hub or a folder, downloaded or streamed
-    shards          the order of a stream's files, and which rank reads which
-    reservoir       a shuffle buffer that is part of a run's state
-    streams         all of these together: sequences, batches, and the state after each update
-    eval_samples    documents held out from the beginning of a stream
+`hub.py` opens a dataset, `shards.py` decides in which order it is read, `streams.py` packs the text
+into sequences, `reservoir.py` shuffles them, and `eval_samples.py` holds documents out. All that a
+resumed run needs is in one record, `reservoir.StreamState`.
 
-May be imported by training/, checkpoints/ and runs/.
+May import `settings`, `text` and `mpnet`. Used by `runs`, `training` and `checkpoints`.
 """

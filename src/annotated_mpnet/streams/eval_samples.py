@@ -1,9 +1,10 @@
 """Documents of a stream that training never sees: --eval-samples.
 
-Nobody wants to read a terabyte for five hundred documents. So only the beginning of a stream is
-looked at: of its first documents, 16 times as many as are wanted, those with the lowest hashes are
-held out. The choice is as good as random, and all copies of a document go with it, wherever in the
-stream they come. One half is for validation, the other for the test:
+A stream is too long to read in full just to choose five hundred documents. So we look at its first
+documents only, 16 times as many as we need, and hold out those with the lowest hashes. The hash is
+a function of the text (`text/hold_out.py`), so the choice is as good as random and covers copies:
+training drops every document with one of these hashes, wherever it comes. Half of the samples are
+for validation during the run, half for the test at its end:
 
     documents     a    b    c    d    e    d    f    g
     hash          .5   .2   .9   .1   .7   .1   .3   .8
@@ -11,13 +12,11 @@ stream they come. One half is for validation, the other for the test:
     test               b
     training      a         c         e         f    g
 
-The order of shards is fixed for this, whatever the seed, so each rank and each run on the same
-dataset holds out the same documents, and the losses of two runs can be compared.
+The choice does not depend on the run's seed or rank: two runs over one dataset hold out the same
+documents, and their losses can be compared.
 
-Why 16 times: the first documents alone would all come from one file. With the default of 500
-samples, 16,000 documents are read before the run begins.
-
-HF: `take` and `skip` hold out no copies, and with shuffled shards other documents each time.
+Why not simply the first documents? They come from one file, perhaps one day or one site. With the
+default of 500 samples, 1000 in all, each rank reads 16,000 documents before the run begins.
 """
 
 import hashlib
@@ -31,21 +30,16 @@ from annotated_mpnet.text.counts import Counts
 from annotated_mpnet.text.hold_out import text_hash
 
 LOOKED_AT = 16
-"""Documents that are looked at for each that is held out."""
+"""Documents read for each one that is held out."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A few documents, as a source of documents.
+    """A few documents in memory, as a source of documents.
 
     >>> samples, counts = Samples(("one", "two")), Counts()
     >>> list(samples.documents(counts)), counts.documents
     (['one', 'two'], 2)
-    >>> samples.fingerprint == Samples(("two", "one")).fingerprint
-    False
-
-    Attributes:
-        texts: the documents.
     """
 
     texts: tuple[str, ...]
@@ -65,26 +59,23 @@ class Samples:
 
 @dataclass(frozen=True)
 class EvalSamples:
-    """What is held out of a stream.
-
-    Attributes:
-        valid: documents for validation during the run.
-        test: as many for the test at its end.
-    """
+    """The documents held out of a stream."""
 
     valid: Samples
     test: Samples
+
+    @property
+    def hashes(self) -> frozenset[int]:
+        """The hashes of the documents that training drops."""
+        return frozenset(map(text_hash, (*self.valid.texts, *self.test.texts)))
 
 
 def choose_eval_samples(
     reader: ShardReader, eval_samples: int, min_text_length: int
 ) -> EvalSamples:
-    """Choose documents from the beginning of a stream; copies count once.
+    """Choose `eval_samples` documents for validation and as many for the test.
 
-    Args:
-        reader: of the dataset; its seed, rank and number of ranks do not matter.
-        eval_samples: N for validation and N for the test.
-        min_text_length: shorter documents (characters) are skipped.
+    Texts shorter than `min_text_length` characters are skipped, and copies count once.
 
     Raises:
         DataError: the dataset cannot be read, or half of its documents would be held out.
@@ -95,24 +86,24 @@ def choose_eval_samples(
     for texts in _beginning(reader, LOOKED_AT * wanted, min_text_length):
         lowest.update((text_hash(text), text) for text in texts)
         seen.update(lowest)
-        # Not all texts fit into memory.
+        # Keep only texts that may yet be among the lowest: all of them may not fit into memory.
         if len(lowest) > 2 * wanted:
             lowest = dict(sorted(lowest.items())[:wanted])
     if wanted and 2 * wanted >= len(seen):
         raise DataError(
-            f"--eval-samples {eval_samples} would hold out {wanted:,} documents, of the "
-            f"{len(seen):,} different ones of at least {min_text_length} characters in "
-            f"{reader.shards.fingerprint}; lower it to less than {max(1, len(seen) // 4):,}, "
-            "or to 0 and give --valid-file"
+            f"--eval-samples {eval_samples} would hold out {wanted:,} of the {len(seen):,} "
+            f"different documents in {reader.shards.fingerprint} with at least {min_text_length} "
+            f"characters; set it to less than {max(1, len(seen) // 4):,}, or to 0 and give "
+            "--valid-file"
         )
     chosen = tuple(text for _, text in sorted(lowest.items())[:wanted])
     return EvalSamples(Samples(chosen[:eval_samples]), Samples(chosen[eval_samples:]))
 
 
 def _beginning(reader: ShardReader, most: int, min_text_length: int) -> Iterator[list[str]]:
-    """Yield the documents at the beginning of a dataset, `most` or a few more."""
+    """Yield the first documents of a dataset, `most` or a few more, at most one epoch."""
     looked_at = 0
-    # One process and the seed 0, whatever the run has.
+    # With seed 0 and one rank: all ranks and all runs choose among the same documents.
     everything = ShardReader(reader.shards, seed=0, sleep=reader.sleep)
     with closing(everything.read(Position())) as steps:
         while looked_at < most:

@@ -1,26 +1,26 @@
-"""Datasets from the Hugging Face Hub, or a folder of data files, downloaded or streamed.
+"""Datasets from the Hugging Face Hub or a folder of data files, downloaded or streamed.
 
-`datasets` finds the files and reads jsonl, Parquet, CSV and more. This module adds what a run
-needs:
+The library `datasets` finds files, configurations and splits, and reads jsonl, Parquet, CSV and
+more. This module adds what a run needs to know:
 
-- *Which text was it?* The Hub is asked which commit a revision is; that commit is read, and is part
-  of the `fingerprint` that a resume compares. For a folder, a hash of its files takes its place:
+- *Which text was it?* `main` moves. The Hub says which commit a revision is, that commit is read,
+  and its name is part of the `fingerprint` that a resumed run compares. For a folder, a hash of its
+  files takes the place of the commit: `HuggingFaceFW/fineweb-edu@COMMIT, config sample-10BT, split
+  train, column text`.
+- *Can we reach it?* `datasets` retries for minutes. We ask the Hub once, with a limit of ten
+  seconds, and say what works without a network.
+- *Does it have the column?* Checked before anything is built.
 
-      HuggingFaceFW/fineweb-edu@COMMIT, config sample-10BT, split train, column text
-
-- *Is it there?* `datasets` retries for minutes when the Hub does not answer. It is asked once
-  beforehand, with a limit of ten seconds.
-- *Is the text there?* The column is checked before anything is built.
-
-**Two ways to read.** Downloaded (`--no-streaming`), a dataset is packed like local files. As a
-stream it is read as it comes. An exact resume depends on where reading can begin:
+A streamed dataset is read while it downloads and never stored, so reading on is the only cheap
+operation. What an exact resume can start from is this:
 
     dataset    [ shard 0 ] [ shard 1 ] [ shard 2 ] ...      files
     shard      [ part 0 | part 1 | part 2 ]                 row groups of a Parquet file
     part       row 0, row 1, row 2, ...
 
-Any part can be opened without what comes before it; within a part, reading begins at its first row.
-Formats other than Parquet have one part per file. Seven rows in groups of three; part 1 from row 2:
+Any part can be opened without the ones before it; within a part, reading begins at its first row.
+Starting in the middle of a Parquet file costs at most one row group. Other formats have one part
+for each file, and all rows before the start must be parsed. Seven rows in groups of three:
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -32,8 +32,8 @@ Formats other than Parquet have one part per file. Seven rows in groups of three
 [[['a', 'b', 'c']], [['d', 'e', 'f']], [['g']]]
 [['f']]
 
-It reads 610 thousand rows a second from a disk, and begins at row 100,000 in 55 ms (`docs/log.md`).
-Code that comes with a dataset is not run.
+`IterableDataset.state_dict` would resume too, but it reads a Parquet file from its beginning and
+loses its shuffle buffer.
 """
 
 import hashlib
@@ -63,48 +63,40 @@ DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
 """Streamed when no source of text is given."""
 
 ROWS_AT_ONCE = 256
-"""Rows that are passed on and tokenised together: enough to keep the tokenizer's threads busy."""
+"""Rows read and tokenized together: enough to keep the tokenizer's threads busy."""
 
 WITHOUT_THE_HUB = "train without it: --preset demo brings its own text, --train-dir DIR takes yours"
-"""How a message about an unreachable Hub ends."""
+"""The end of each message about an unreachable Hub."""
 
 
 class DatasetStream:
-    """A dataset that is read as it comes: shards, their parts, and rows from any of them.
-
-    It keeps no position; `shards.ShardReader` does.
-
-    Attributes:
-        fingerprint: names the dataset: commit, configuration, split, column.
-        num_shards: files, at least one.
-    """
+    """A dataset read while it downloads. It keeps no position: `shards.ShardReader` does."""
 
     def __init__(
         self, dataset: datasets.IterableDataset, text_field: str, fingerprint: str
     ) -> None:
         self.fingerprint = fingerprint
         self.num_shards: int = dataset.num_shards
-        # Other columns of a Parquet file are not even downloaded.
+        # Of a Parquet file, the other columns are not even downloaded.
         self._dataset = dataset.select_columns([text_field])
         self._text_field = text_field
         self._open: tuple[int, datasets.IterableDataset] | None = None
 
     def num_parts(self, shard: int) -> int:
-        """Return how many parts of a shard can be opened by themselves; of most formats, 1."""
+        """Return how many parts of a shard can be opened on their own."""
         return int(self._parts(shard).num_shards)
 
     def read(self, shard: int, part: int, first_row: int) -> Iterator[list[object]]:
-        """Yield the text column of a part, some rows at a time, starting at `first_row`.
+        """Yield the text column of a part from `first_row` on, some rows at a time.
 
         Raises:
-            Exception: the network, or whatever a damaged file makes its reader raise;
-                `streams/shards.py` tells them apart.
+            Exception: the network, or whatever a damaged file makes its reader raise.
         """
         parts = self._parts(shard)
-        # Arrow tables, because rows that are only skipped then cost nothing.
+        # Arrow tables, not Python dictionaries: skipping rows is then almost free.
         tables = parts.shard(parts.num_shards, part).with_format("arrow").iter(ROWS_AT_ONCE)
         row = 0
-        # Closed here, because a connection and a thread would outlive an interrupted run.
+        # Left to the garbage collector, its connection and thread would outlive the run.
         with closing(tables):
             for table in tables:
                 wanted = table.slice(max(0, first_row - row))
@@ -113,27 +105,14 @@ class DatasetStream:
                     yield _values(wanted.column(self._text_field))
 
     def _parts(self, shard: int) -> datasets.IterableDataset:
-        """Return a shard as a dataset of its own, whose shards are its parts."""
-        # Finding the parts of a file is a request to the Hub: once per shard.
+        """Return a shard as a dataset whose shards are the parts; a request to the Hub."""
         if self._open is None or self._open[0] != shard:
             self._open = shard, self._dataset.shard(self.num_shards, shard).reshard()
         return self._open[1]
 
 
 class DownloadedDataset:
-    """A dataset on this machine's disk, as a source of documents.
-
-    >>> table = datasets.Dataset.from_dict({"text": ["long enough", "short", " ", None]})
-    >>> source = DownloadedDataset(table, "text", "four rows", min_text_length=11)
-    >>> counts = Counts()
-    >>> list(source.documents(counts)), counts.too_short, counts.blank_lines, counts.not_text
-    (['long enough'], 1, 1, 1)
-    >>> source.fingerprint
-    'four rows, at least 11 characters'
-
-    Attributes:
-        fingerprint: names the documents: commit, configuration, split, column, shortest text.
-    """
+    """A dataset on disk, as a source of documents."""
 
     def __init__(
         self, dataset: datasets.Dataset, text_field: str, fingerprint: str, min_text_length: int
@@ -144,7 +123,7 @@ class DownloadedDataset:
         self._min_text_length = min_text_length
 
     def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents, and count them and what is skipped.
+        """Yield the documents; count them and what is skipped.
 
         Raises:
             DataError: the column does not hold text: see `counts.only_text`.
@@ -158,29 +137,30 @@ class DownloadedDataset:
             if len(text) >= self._min_text_length:
                 yield text
             else:
-                counts.documents -= 1  # `only_text` has counted it
+                # `only_text` has counted it as a document.
+                counts.documents -= 1
                 counts.too_short += 1
 
 
 def open_stream(data: DataConfig) -> DatasetStream:
-    """Open the dataset of a configuration for reading as it comes; no text is read yet.
+    """Open a dataset for streaming; no text is read yet.
 
     >>> open_stream(DataConfig(dataset_name="./corpus"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     annotated_mpnet.errors.DataError: --dataset-name is 'corpus', which is not a directory; ...
 
     Raises:
-        DataError: it is not there, cannot be reached or read, or has no such column.
+        DataError: it does not exist, cannot be reached or read, or has no such column.
     """
     dataset, fingerprint = _load(data, streaming=True)
     return DatasetStream(dataset, data.text_field, fingerprint)
 
 
 def open_downloaded(data: DataConfig) -> DownloadedDataset:
-    """Download the dataset of a configuration, or find it in the cache of `datasets`.
+    """Download a dataset, or find it in the cache of `datasets`.
 
     Raises:
-        DataError: it is not there, cannot be reached or read, or has no such column.
+        DataError: it does not exist, cannot be reached or read, or has no such column.
     """
     dataset, fingerprint = _load(data, streaming=False)
     return DownloadedDataset(dataset, data.text_field, fingerprint, data.min_text_length)
@@ -193,15 +173,16 @@ def _load(
     name = data.dataset_name or DEFAULT_DATASET
     folder = Path(name).expanduser()
     local = folder.is_dir()
-    # What looks like a path is a path with a typo, not a name on the Hub.
+    # A Hub name is `owner/name` or `name`. Anything else that looks like a path is a mistyped one.
     if not local and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise DataError(
             f"--dataset-name is {shown(folder)}, which is not a directory; expected a folder of "
-            "data files or a Hub name; give text files with --train-dir"
+            "data files or a Hub name; files of text are given by --train-dir"
         )
-    # The commit is read, not the revision: `main` may move in between.
     commit = None if local else _resolve(name, data.dataset_revision, must_answer=streaming)
+    choice = f"configuration {data.dataset_config} and split {data.dataset_split}"
     try:
+        # Load the commit, not the revision: `main` may move between the two requests.
         dataset = datasets.load_dataset(
             str(folder) if local else name,
             name=data.dataset_config,
@@ -209,16 +190,27 @@ def _load(
             revision=commit,
             streaming=streaming,
         )
-        # A stream of jsonl has no column names before its first row is read.
+        # A stream of jsonl knows its columns only after its first row.
         columns = dataset.column_names or list(next(iter(dataset), {}))
+    except ConnectionError as error:
+        raise _unreachable(name, error) from error
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the dataset {shown_text(name)} has no data files for {choice}; expected .jsonl, "
+            ".parquet, .csv or other files that `datasets` reads"
+        ) from error
+    # A bad file or description may raise almost anything; the message lists what is available.
     except Exception as error:
-        raise DataError(_why_not_opened(name, data, error)) from error
+        raise DataError(
+            f"the dataset {shown_text(name)} cannot be opened with {choice}: "
+            f"{shown_text(str(error))}; see --dataset-config, --dataset-split"
+        ) from error
     if data.text_field not in columns:
         raise DataError(
             f"--text-field is {shown_text(data.text_field)}, which the dataset {shown_text(name)} "
             f"does not have; its columns are {shown_text(', '.join(map(str, columns)))}"
         )
-    # Without the path: a folder that was moved or copied is the same text.
+    # A folder is named without its path: moved or copied, it is the same text.
     if local:
         which = f"{folder.resolve().name}@{_fingerprint_folder(folder)}"
     else:
@@ -228,15 +220,10 @@ def _load(
 
 
 def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
-    """Return the commit; None where the Hub does not answer and the cache may still do.
-
-    Raises:
-        DataError: the Hub has no such dataset or revision, or not for this user; or it does not
-            answer and `must_answer` (what is streamed is in no cache).
-    """
+    """Return the commit; None if the Hub does not answer and need not, as the cache may do."""
     try:
         return commit_of(name, "dataset", revision)
-    # A subclass of RepositoryNotFoundError.
+    # First, because it is a subclass of RepositoryNotFoundError.
     except GatedRepoError as error:
         raise DataError(
             f"the dataset {shown_text(name)} is gated; accept its terms on its page of the Hub, "
@@ -255,17 +242,14 @@ def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
     # No network, a server that is down, offline mode.
     except Exception as error:
         if must_answer:
-            raise DataError(_unreachable(name, error)) from error
+            raise _unreachable(name, error) from error
         return None
 
 
 def _cached_commit(dataset: datasets.Dataset, name: str, revision: str | None) -> str:
-    """Return the commit of a dataset that came from the cache: the name of its directory there.
+    """Return the commit of a dataset from the cache: the name of its directory there.
 
-    HF: without a network, `datasets` takes the last version in its cache, whatever the revision.
-
-    Raises:
-        DataError: another revision was asked for.
+    Without a network, `datasets` takes the newest commit in its cache and ignores the revision.
     """
     commit = Path(dataset.cache_files[0]["filename"]).parent.name
     if revision not in (None, commit):
@@ -277,7 +261,11 @@ def _cached_commit(dataset: datasets.Dataset, name: str, revision: str | None) -
 
 
 def _fingerprint_folder(folder: Path) -> str:
-    """Return a hash of the files of a folder and of their names, of forty digits, like a commit."""
+    """Return a hash, as long as a commit, of the names and contents of all visible files.
+
+    Names matter: `datasets` reads splits and order from them. So do files without text: a README
+    may say which files belong to which configuration.
+    """
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -291,8 +279,8 @@ def _fingerprint_folder(folder: Path) -> str:
 def _values(column: pa.ChunkedArray) -> list[object]:
     """Return a column's values.
 
-    Where a jsonl column holds strings and numbers, `datasets` keeps both as JSON, quotation marks
-    and all:
+    If a jsonl file mixes types in a column, `datasets` keeps JSON, quotation marks and all. Text
+    that cannot be encoded (half of a surrogate pair) becomes None.
 
     >>> mixed = pa.array(['"a"', "3", None], pa.json_())
     >>> _values(pa.chunked_array([mixed])), _values(pa.chunked_array([["a", None]]))
@@ -301,33 +289,11 @@ def _values(column: pa.ChunkedArray) -> list[object]:
     values: list[object] = column.to_pylist()
     if not isinstance(column.type, pa.JsonType):
         return values
-    return [None if value is None else _from_json(str(value)) for value in values]
+    return [None if value is None else encodable(json.loads(str(value))) for value in values]
 
 
-def _from_json(text: str) -> object:
-    """Return a value, or None for text that cannot be encoded: see `file_formats.encodable`."""
-    return encodable(json.loads(text))
-
-
-def _why_not_opened(name: str, data: DataConfig, error: Exception) -> str:
-    """Return the line that says what to do about an error of `datasets`."""
-    if isinstance(error, ConnectionError):
-        return _unreachable(name, error)
-    if isinstance(error, FileNotFoundError):
-        return (
-            f"the dataset {shown_text(name)} has no data files for configuration "
-            f"{data.dataset_config} and split {data.dataset_split}; expected .jsonl, .parquet, "
-            ".csv or other files that `datasets` reads"
-        )
-    return (
-        f"the dataset {shown_text(name)} cannot be opened with configuration {data.dataset_config} "
-        f"and split {data.dataset_split}: {shown_text(str(error))}; see --dataset-config, "
-        "--dataset-split"
-    )
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    return (
+def _unreachable(name: str, error: Exception) -> DataError:
+    return DataError(
         f"the Hub cannot be reached for the dataset {shown_text(name)} "
         f"({shown_text(str(error))}); {WITHOUT_THE_HUB}"
     )

@@ -1,73 +1,29 @@
-"""A dataset that never ends: documents as they come, sequences of tokens, and batches.
+"""An endless dataset: texts as they come, packed into sequences, shuffled, and made into batches.
 
     shards ----> texts ----> documents ----> sequences ----> reservoir ----> batches
-           read        filter          pack             wait           mask
-                       tokenise
+           read       filter           pack             wait            mask
+                      tokenize
 
-Everything that has a past is in a `StreamState` (`streams/reservoir.py`). Take it between any two
-sequences, end the process, begin another one with it: the next sequence is the one that would have
-come. A stream of two documents, of five and two letters, in sequences of seven tokens, with a
-reservoir of one slot:
+Everything that has a history is in a `StreamState` (`streams/reservoir.py`). Take it between any
+two sequences, end the process, start another one with it: the next sequence is the same.
 
->>> from tokenizers import Tokenizer, models, pre_tokenizers
->>> class Letters:
-...     fingerprint, num_shards = "letters", 1
-...     def num_parts(self, shard):
-...         return 1
-...     def read(self, shard, part, first_row):
-...         for text in ["a b c d e", "f g"][first_row:]:
-...             yield [text]
->>> words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefg", "<mask>"]
->>> whole_words = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
->>> backend = Tokenizer(whole_words)
->>> backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
->>> tokenizer = PreTrainedTokenizerFast(
-...     tokenizer_object=backend, cls_token="<s>", pad_token="<pad>", sep_token="</s>",
-...     unk_token="<unk>", mask_token="<mask>")
->>> def show(tokens):
-...     return " ".join(words[token] for token in tokens)
->>> data = DataConfig(max_tokens=7, buffer_size=1, min_text_length=0)
->>> stream = SequenceStream(ShardReader(Letters(), seed=1), tokenizer, data)
->>> cursor = stream.begin(StreamState())
->>> for _ in range(4):
-...     print(show(cursor.take().input_ids))
-<s> a b c d e </s>
-<s> </s> f g </s> a </s>
-<s> b c d e </s> </s>
-<s> f g </s> a b </s>
+**Packing.** With --packing full, tokens that do not fill a sequence wait for the next document,
+across the ends of shards and epochs. Two documents, `a b c d e` and `f g`, in sequences of 7:
 
-With --packing full, as here, tokens that do not fill a sequence wait for the next document, across
-the ends of shards and epochs. After these four, the state is:
+    <s> a b c d e </s>
+    <s> </s> f g </s> a </s>        the </s> of document 1 had no place; its next epoch begins
+    <s> b c d e </s> </s>
 
->>> state = cursor.state
->>> state.position.epoch, state.position.row, show(state.remainder)
-(2, 2, 'g </s>')
->>> [show(each) for each in state.reservoir], state.pending, state.delivered
-(['<s> c d e </s> f </s>'], (), 4)
->>> show(cursor.take().input_ids) == show(stream.begin(state).take().input_ids)
-True
+With --packing none, each document starts a sequence of its own and continues in further ones. With
+--packing documents, whole documents share a sequence where they fit best among those that were read
+together, at most 256. On paragraphs of novels and sequences of 512 that fills 98.5 % of the places.
 
-With --packing none a document begins a sequence of its own. With --packing documents, documents
-that are read together, 256 at most, share sequences; on paragraphs of novels that fills 98.5 % of
-the places (`docs/log.md`).
+**Small datasets.** The reservoir is filled before the first sequence is drawn, with all slots or
+one whole epoch, whichever comes first. Then each sequence drawn is replaced by the next one. So a
+dataset that fits into it is shuffled as a whole, and nothing is lost at the end of an epoch.
 
-**Dropped**, and counted (`StreamCounts`): rows without text, blank ones, texts shorter than
---min-text-length, held-out documents, documents without a predictable token.
-
->>> documents, counts = stream.documents(["a b", None, " ", 7, "???", "c"])
->>> [show(each) for each in documents]
-['a b', 'c']
->>> print(counts)
-2 documents; dropped: 1 blank rows, 2 rows without text, 1 documents without a predictable token
-
-**Small datasets.** The reservoir is filled before the first draw: until it is full, or holds a
-whole epoch. So a dataset that fits into it is shuffled as a whole, and nothing is lost between
-epochs.
-
-**Masks** are a function of a sequence's number: number n of rank r is n x world_size + r, and the
-epoch is always 0, because in a stream no sequence comes twice.
-
-One core packs a million tokens a second (`docs/log.md`), in a thread of its own.
+**Masks** are a function of a sequence's number: sequence n of rank r is n x world_size + r. A
+sequence of a stream never comes twice, so the epoch in that function is always 0.
 """
 
 import hashlib
@@ -86,7 +42,6 @@ from annotated_mpnet.mpnet.collator import (
     Ids,
     NumberedSequence,
 )
-from annotated_mpnet.mpnet.config import Packing
 from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState, draw_slot
 from annotated_mpnet.streams.shards import ShardReader
@@ -98,17 +53,15 @@ from annotated_mpnet.text.tokenizer import vocabulary_of
 __all__ = ["SequenceStream", "StreamCounts", "StreamLoader", "StreamState"]
 
 FEW_WITHOUT_TEXT = 1000
-"""This many rows without text are always allowed; beyond it, a tenth of all rows is."""
+"""Up to this many rows without text are accepted, after that a tenth of all rows."""
 
 
 class SequenceStream:
-    """What a rank's sequences are made of; all state is in a `SequenceCursor`.
+    """How a rank's sequences are made; the state is in a `SequenceCursor`.
 
     Attributes:
-        fingerprint: everything that decides which sequences come, but tokenizer, length and seed,
-        in
-            words, so a refused resume can say what differs.
-        reader: reads the rank's share of a dataset.
+        fingerprint: names all that decides which sequences come, except tokenizer, length and seed.
+            It is the "data" of a run's identity, in words, to show what differs.
     """
 
     def __init__(
@@ -118,8 +71,13 @@ class SequenceStream:
         data: DataConfig,
         held_out: frozenset[int] = frozenset(),
     ) -> None:
-        """Describe a stream; nothing is read yet. `held_out` are hashes of documents to drop."""
-        vocabulary = vocabulary_of(tokenizer)
+        """Describe a stream; nothing is read yet.
+
+        Args:
+            reader: of this rank's share.
+            held_out: hashes of documents to skip.
+        """
+        # Sorted, because the order of a set differs between processes.
         left_out = hashlib.sha256(repr(sorted(held_out)).encode()).hexdigest()[:16]
         self.reader = reader
         self.fingerprint = (
@@ -127,38 +85,47 @@ class SequenceStream:
             f"{len(held_out)} held out ({left_out}), shuffled among {data.buffer_size} rows, "
             f"packing {data.packing}"
         )
+        self.buffer_size = data.buffer_size
         self._data = data
         self._held_out = held_out
         self._tokenise = Tokenise(tokenizer)
-        self._cls_id, self._sep_id = vocabulary.cls_id, vocabulary.sep_id
+        self._vocabulary = vocabulary_of(tokenizer)
 
     def begin(self, state: StreamState) -> "SequenceCursor":
-        """Return the sequences after a state; `StreamState(rank, world_size)` is the beginning.
+        """Return a cursor at a state: `StreamState(rank, world_size)`, or a cursor's.
 
         Raises:
             CheckpointError: the state is another rank's, or of another number of ranks.
         """
-        # A position counts the shards of one rank, so it means another place with other ranks.
+        # A position counts one rank's shards. With another number of ranks it would be another
+        # place: documents would come twice or not at all, without an error.
         mine, saved = (self.reader.rank, self.reader.world_size), (state.rank, state.world_size)
         if mine != saved:
             raise CheckpointError(
                 f"the state of the stream is that of rank {saved[0]} of {saved[1]}, this is rank "
                 f"{mine[0]} of {mine[1]}: a stream is split among the ranks. Resume with "
-                f"{saved[1]} processes; or, from the next epoch, with --allow-change world-size"
+                f"{saved[1]} processes, or give --allow-change world-size to start the next epoch"
             )
         return SequenceCursor(self, state)
 
     def documents(self, values: list[object]) -> tuple[Ragged, StreamCounts]:
         """Return the tokens of each document in a column's values, without `<s>` and `</s>`.
 
-        Each dropped value is counted once, under the first reason that applies.
+        Each value is counted once, under the first reason to skip it.
         """
-        data = self._data
         texts = [value for value in values if isinstance(value, str)]
         with_text = [text for text in texts if text.strip()]
-        long_enough = [text for text in with_text if len(text) >= data.min_text_length]
+        long_enough = [text for text in with_text if len(text) >= self._data.min_text_length]
         wanted = [text for text in long_enough if text_hash(text) not in self._held_out]
-        documents = self._tokens_of(wanted)
+        # Made as for text on disk (`text/tokenization.py`): long texts in pieces, which the number
+        # of their text joins again.
+        numbered = [(piece, n) for n, text in enumerate(wanted) for piece in pieces(text)]
+        documents = Ragged.of([])
+        if numbered:
+            text, number = zip(*numbered, strict=True)
+            tokens = self._tokenise(pa.table({"text": text, "document": number}))
+            if len(tokens):
+                documents = next(windows_of(tokens, at_least=2**62))
         return documents, StreamCounts(
             documents=len(documents),
             blank=len(texts) - len(with_text),
@@ -169,54 +136,40 @@ class SequenceStream:
         )
 
     def pack(self, remainder: Ids, documents: Ragged) -> tuple[list[Ids], Ids]:
-        """Return the sequences that the remainder and the documents make, and the new remainder."""
-        if self._data.packing != "full":
-            return self._cut(documents, self._data.packing), remainder
-        separated = np.insert(documents.values, documents.ends_N, self._sep_id)
-        tokens = np.concatenate([remainder, separated])
-        content = self._data.max_tokens - 2
-        full = len(tokens) // content * content
-        # Cut like a single long document. A copy, because a slice would keep all tokens in memory.
-        return self._cut(Ragged(tokens[:full], np.array([full])), "none"), tokens[full:].copy()
-
-    def _tokens_of(self, texts: list[str]) -> Ragged:
-        """Return the tokens of each text that has any to predict (`text/tokenization.py`)."""
-        numbered = [(piece, n) for n, text in enumerate(texts) for piece in pieces(text)]
-        if not numbered:
-            return Ragged.of([])
-        tokens = self._tokenise(
-            pa.table({"text": [each for each, _ in numbered], "document": [n for _, n in numbered]})
-        )
-        return next(windows_of(tokens, at_least=2**62)) if len(tokens) else Ragged.of([])
-
-    def _cut(self, documents: Ragged, packing: Packing) -> list[Ids]:
+        """Return the sequences of `remainder` and the documents, and the new remainder."""
+        data, vocabulary, packing = self._data, self._vocabulary, self._data.packing
+        if packing == "full":
+            # `cut_sequences` omits the `</s>` after the last document; a stream has no last one.
+            separated = np.insert(documents.values, documents.ends_N, vocabulary.sep_id)
+            tokens = np.concatenate([remainder, separated])
+            content = data.max_tokens - 2
+            full = len(tokens) // content * content
+            # Cut like a single long document.
+            documents, packing = Ragged(tokens[:full], np.array([full])), "none"
+            remainder = tokens[full:].copy()
         if len(documents.values) == 0:
-            return []
-        special_ids = self._cls_id, self._sep_id
-        (rows,) = cut_sequences([documents], packing, self._data.max_tokens, *special_ids)
-        # Copies, or one sequence in the reservoir would keep all of them.
-        return [row.copy() for row in rows]
-
-    @property
-    def buffer_size(self) -> int:
-        """Slots of the reservoir."""
-        return self._data.buffer_size
+            return [], remainder
+        (sequences,) = cut_sequences(
+            [documents], packing, data.max_tokens, vocabulary.cls_id, vocabulary.sep_id
+        )
+        # Copies: a view in the reservoir would keep all its neighbours in memory.
+        return [sequence.copy() for sequence in sequences], remainder
 
 
 class SequenceCursor:
-    """A place in a stream, which moves by one sequence at a time; `state` is that place."""
+    """A place in a stream, which moves on by one sequence at a time."""
 
     def __init__(self, stream: SequenceStream, state: StreamState) -> None:
         self._stream = stream
         self._steps = stream.reader.read(state.position)
-        # These two change with every sequence, so they are mutable here; `state` copies them.
+        # Two parts change in place, to save copying 10,000 references for each sequence.
         self._state = state
         self._pending = deque(state.pending)
         self._reservoir = list(state.reservoir)
 
     @property
     def state(self) -> StreamState:
-        """Everything that the following sequences depend on."""
+        """Everything that the next sequences depend on."""
         return replace(self._state, pending=tuple(self._pending), reservoir=tuple(self._reservoir))
 
     def take(self) -> NumberedSequence:
@@ -225,81 +178,70 @@ class SequenceCursor:
         Raises:
             DataError: the dataset cannot be read, or holds no text to train on.
         """
-        # Once: it never empties and never grows.
+        # Only once: afterwards it neither empties nor grows.
         if not self._reservoir:
             self._fill()
+        # The replacement first: if the stream breaks here, the state is still consistent.
+        replacement = self._next_sequence()
         reader, n = self._stream.reader, self._state.delivered
-        # The replacement first: if the stream breaks here, the state is still valid.
-        following = self._next_row()
         slot = draw_slot(reader.seed, reader.rank, n, len(self._reservoir))
-        row, self._reservoir[slot] = self._reservoir[slot], following
+        sequence, self._reservoir[slot] = self._reservoir[slot], replacement
         self._state = replace(self._state, delivered=n + 1)
-        return NumberedSequence(row, epoch=0, index=n * reader.world_size + reader.rank)
+        return NumberedSequence(sequence, epoch=0, index=n * reader.world_size + reader.rank)
 
     def close(self) -> None:
         """Close files and connections."""
         self._steps.close()
 
     def _fill(self) -> None:
-        """Fill the slots: all of them, or with what one epoch has, but at least one."""
-        # Pending sequences are still of this epoch.
         epoch = self._state.position.epoch
         while len(self._reservoir) < self._stream.buffer_size:
             if self._pending:
                 self._reservoir.append(self._pending.popleft())
-            # A tiny dataset may take several epochs to fill the first sequence.
+            # At least one: a dataset of less text than a sequence needs several epochs to fill it.
             elif self._reservoir and self._state.position.epoch > epoch:
                 return
             else:
                 self._read_on()
 
-    def _next_row(self) -> Ids:
+    def _next_sequence(self) -> Ids:
         while not self._pending:
             self._read_on()
         return self._pending.popleft()
 
     def _read_on(self) -> None:
-        """Read a few more texts and pack them.
+        """Read and pack a few more texts: the only place where a stream moves.
 
-        Position, counts, remainder and pending sequences change together, after everything that can
-        fail: if the network breaks in `next`, the state can still be saved.
+        The state changes only after everything that can fail, so it can be saved after an error.
         """
-        before = self._state
+        before, stream = self._state, self._stream
         values, position = next(self._steps)
-        documents, met = self._stream.documents(values)
+        documents, met = stream.documents(values)
         counts = before.counts + met
-        rows, remainder = self._stream.pack(before.remainder, documents)
-        self._pending.extend(rows)
+        sequences, remainder = stream.pack(before.remainder, documents)
+        self._pending.extend(sequences)
         self._state = replace(before, position=position, counts=counts, remainder=remainder)
-        self._refuse_other_columns(counts)
-        if position.epoch > before.position.epoch:
-            self._refuse_empty_epochs(counts.documents - before.documents_before_epoch)
-            self._state = replace(self._state, documents_before_epoch=counts.documents)
-
-    def _refuse_other_columns(self, counts: StreamCounts) -> None:
         if counts.not_text > max(FEW_WITHOUT_TEXT, counts.rows_read / 10):
             raise DataError(
-                f"{counts.not_text:,} of {counts.rows_read:,} rows of "
-                f"{self._stream.fingerprint} hold no text; expected strings: name another column "
-                "with --text-field"
+                f"{counts.not_text:,} of {counts.rows_read:,} rows of {stream.fingerprint} hold no "
+                "text; expected strings: name another column with --text-field"
             )
-
-    def _refuse_empty_epochs(self, documents: int) -> None:
-        if documents == 0:
-            reader = self._stream.reader
-            share = f" for rank {reader.rank} of {reader.world_size}" * (reader.world_size > 1)
-            raise DataError(
-                f"nothing to train on in the whole of {self._stream.fingerprint}{share}: "
-                f"{self._state.counts}; choose other text, or lower --min-text-length or "
-                "--eval-samples"
-            )
+        if position.epoch > before.position.epoch:
+            if counts.documents == before.documents_before_epoch:
+                reader = stream.reader
+                share = f" for rank {reader.rank} of {reader.world_size}" * (reader.world_size > 1)
+                raise DataError(
+                    f"nothing to train on in the whole of {stream.fingerprint}{share}: {counts}; "
+                    "choose other text, or lower --min-text-length or --eval-samples"
+                )
+            self._state = replace(self._state, documents_before_epoch=counts.documents)
 
 
 @dataclass(frozen=True)
 class StreamLoader:
-    """The batches of a run over a stream, an update at a time, like `loader.BatchLoader`."""
+    """The batches of a run over a stream; the counterpart of `loader.BatchLoader`."""
 
-    rows: SequenceStream
+    stream: SequenceStream
     collator: DataCollatorForMaskedPermutedLanguageModeling
     batch_size: int
 
@@ -308,24 +250,22 @@ class StreamLoader:
     ) -> Generator[tuple[list[Batch], StreamState]]:
         """Yield the micro-batches of each update, and the state of the stream after them.
 
-        Updates are made ahead of training (`loader.prefetch`), so the cursor's own state is too
-        far.
+        Updates are built ahead of training, so a checkpoint needs the state that came with the
+        update: the cursor is already further.
 
         Args:
-            first_update: the number of the first one.
-            micro_batches: batches per update.
-            state: after the previous update; None for the beginning of the dataset.
+            state: after the update before the first one; None to begin the dataset.
 
         Raises:
             CheckpointError: the state is another rank's, or of another number of ranks.
             DataError: the dataset cannot be read, or holds no text to train on.
         """
         if state is None:
-            reader = self.rows.reader
-            # Numbered from the beginning of the run, so masks differ from those of earlier updates.
+            reader = self.stream.reader
+            # A run that changes its dataset continues counting, to get new masks.
             delivered = first_update * micro_batches * self.batch_size
             state = StreamState(reader.rank, reader.world_size, delivered=delivered)
-        cursor = self.rows.begin(state)
+        cursor = self.stream.begin(state)
         try:
             while True:
                 batches = [
