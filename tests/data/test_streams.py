@@ -261,7 +261,7 @@ def test_network_that_is_gone_for_good_ends_with_an_error_and_growing_pauses():
     pauses: list[float] = []
     shards = in_memory([30], broken=failing(ConnectionError("gone\nfor good"), every=1))
     with pytest.raises(
-        DataError, match=r"failed 9 times in succession .* 'gone\\nfor good'; .*--resume"
+        DataError, match=r"failed 9 times in a row .* 'gone\\nfor good'; .*--resume"
     ):
         take(rows_from(shards, sleep=pauses.append), 1)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]

@@ -22,8 +22,8 @@ records it, and another identity is refused unless `--allow-change` names the di
 rate, schedule and dropout may change; the log says so.
 
 Under torchrun every rank executes this file. All of them read the text and build the model (the
-weights are a function of the seed), but only rank 0 has a directory and a console. `World.on_rank_0`
-runs something on rank 0 and tells the others the result.
+weights are a function of the seed), but only rank 0 has a directory and a console.
+`World.on_rank_0` runs something on rank 0 and tells the others the result.
 """
 
 import dataclasses
