@@ -96,7 +96,7 @@ def rows_from(
     held_out: frozenset[int] = frozenset(),
     **data: object,
 ) -> SequenceStream:
-    """Return a rank's rows; a reservoir of 5 slots and rows of 12 tokens, unless told otherwise."""
+    """Return a rank's stream: by default 5 slots and sequences of 12 tokens."""
     config = DataConfig(**{"buffer_size": 5, "max_tokens": 12, "min_text_length": 0, **data})
     options = {} if sleep is None else {"sleep": sleep}
     reader = ShardReader(shards, SEED, rank, world_size, **options)
@@ -122,6 +122,6 @@ def hash_of(batches: Sequence[Batch]) -> str:
 
 
 def through_a_checkpoint(state: StreamState) -> StreamState:
-    """Take a state apart, as far as it goes to a file, and put it together again."""
+    """Take a state apart as a checkpoint does, and put it together again."""
     values, arrays = state.to_parts()
     return StreamState.from_parts(json.loads(json.dumps(values)), dict(arrays))

@@ -79,7 +79,7 @@ def test_reading_begins_at_any_row_of_any_part(tmp_path, kind, monkeypatch):
 
 @pytest.fixture
 def csv() -> Generator[None]:
-    """Let the CSV reader of `datasets` leave its files open, and close them behind the test."""
+    """Let the CSV reader of `datasets` leave its files open, and close them after the test."""
     yield
     gc.collect()
 
@@ -163,7 +163,7 @@ def test_unknown_configuration_and_split_are_named(tmp_path):
     assert "--dataset-config" in message
 
 
-def test_empty_folder_and_what_is_no_folder_are_refused(tmp_path):
+def test_empty_folder_and_what_is_not_a_folder_are_refused(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "file").write_text("text")
     assert "has no data files" in refused(config(tmp_path / "d"))
@@ -209,7 +209,7 @@ def answer(monkeypatch, outcome: object) -> list[tuple[object, ...]]:
     return asked
 
 
-def test_commit_behind_a_revision_is_read_and_recorded(tmp_path, monkeypatch):
+def test_commit_of_a_revision_is_read_and_recorded(tmp_path, monkeypatch):
     write_shards(tmp_path / "d", [5], "jsonl")
     folder = datasets.load_dataset(str(tmp_path / "d"), split="train", streaming=True)
     asked = answer(monkeypatch, COMMIT)

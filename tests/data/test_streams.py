@@ -37,7 +37,7 @@ def hashes(samples: EvalSamples) -> frozenset[int]:
 
 
 def take(rows: SequenceStream, count: int, state: StreamState | None = None):
-    """Return the next rows, as (tokens, index), and the state behind them."""
+    """Return the next sequences, as (tokens, index), and the state after them."""
     reader = rows.reader
     cursor = rows.begin(state or StreamState(reader.rank, reader.world_size))
     taken = [cursor.take() for _ in range(count)]
@@ -45,7 +45,7 @@ def take(rows: SequenceStream, count: int, state: StreamState | None = None):
 
 
 def until_epoch(rows: SequenceStream, epoch: int) -> tuple[list[list[int]], StreamState]:
-    """Return all rows up to and including those that wait when an epoch begins to be read."""
+    """Return all sequences delivered before an epoch begins to be read, and the state there."""
     reader = rows.reader
     cursor = rows.begin(StreamState(reader.rank, reader.world_size))
     taken = []
@@ -55,7 +55,7 @@ def until_epoch(rows: SequenceStream, epoch: int) -> tuple[list[list[int]], Stre
 
 
 def documents_of(rows: list[list[int]]) -> list[str]:
-    """Return the text of rows with --packing none, where no document goes on in a second row."""
+    """Return the text of sequences made with --packing none, each a whole document."""
     return [" ".join(TOKENIZER.convert_ids_to_tokens(row[1:-1])) for row in rows]
 
 
@@ -69,7 +69,7 @@ def read_an_epoch(reader: ShardReader, epoch: int = 0) -> list[object]:
 @pytest.mark.parametrize("packing", ["full", "none", "documents"])
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_resumed_stream_delivers_the_rows_of_the_uninterrupted_one(
+def test_resumed_stream_delivers_the_sequences_of_the_uninterrupted_one(
     tmp_path, kind, world_size, packing
 ):
     write_shards(tmp_path / "d", [23, 10, 19], kind)
@@ -113,7 +113,7 @@ def test_resumed_stream_makes_identical_batches(world_size):
     assert len(seen) == 30 * world_size
 
 
-def test_state_is_that_behind_the_update_and_not_behind_what_was_made_ahead():
+def test_state_is_that_after_the_update_and_not_after_what_was_built_ahead():
     updates = loader_from(rows_from(in_memory([30]))).updates(0, 2)
     states = [state for _, state in islice(updates, 5)]
     assert [state.delivered for state in states] == [6, 12, 18, 24, 30]
@@ -146,7 +146,7 @@ def test_reservoir_and_packing_lose_and_repeat_nothing(buffer_size, packing):
     del tokens[CLS], tokens[SEP]
     ids = TOKENIZER([text_of(i) for i in range(29)], add_special_tokens=False)["input_ids"]
     assert state.counts.documents >= 3 * 29
-    # Where the reader stands in epoch 3, behind a few of its documents.
+    # The reader is in epoch 3, after a few of its documents.
     extra = state.counts.documents - 3 * 29
     order = read_an_epoch(rows.reader, 3)[:extra]
     more = TOKENIZER(order, add_special_tokens=False)["input_ids"] if order else []
@@ -162,7 +162,7 @@ def test_small_dataset_is_shuffled_as_a_whole_and_never_starves():
     assert max(counts.values()) - min(counts.values()) < 8
 
 
-def test_dataset_of_less_than_a_row_fills_it_over_several_epochs():
+def test_dataset_of_less_than_a_sequence_fills_it_over_several_epochs():
     rows = rows_from(ListShards([[["a b"]]]))
     (first, *_), state = take(rows, 3)
     a, b = TOKENIZER.convert_tokens_to_ids(["a", "b"])
@@ -170,7 +170,7 @@ def test_dataset_of_less_than_a_row_fills_it_over_several_epochs():
     assert len(state.reservoir) == 1
 
 
-def test_rows_cross_the_end_of_an_epoch_as_drawn():
+def test_sequences_cross_the_end_of_an_epoch_as_drawn():
     shards = ListShards([[["a b c d e", "f g"]]], at_once=1)
     taken, _ = take(rows_from(shards, max_tokens=7, buffer_size=1), 3)
     assert [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row, _ in taken] == [
@@ -279,7 +279,7 @@ def test_other_errors_are_not_tried_again_and_name_the_shard(error):
     assert pauses == []
 
 
-def test_state_where_the_network_broke_goes_on_with_the_same_row():
+def test_state_where_the_network_broke_resumes_with_the_same_sequence():
     whole, _ = take(rows_from(in_memory([30, 17])), 40)
     shards = in_memory([30, 17], broken=failing(ConnectionError("gone"), every=1, times=0))
     updates = loader_from(rows_from(shards, sleep=lambda _: None)).updates(0, 2)
@@ -292,7 +292,7 @@ def test_state_where_the_network_broke_goes_on_with_the_same_row():
     assert rest == whole[state.delivered :]
 
 
-def test_what_is_no_text_is_skipped_and_counted():
+def test_values_that_are_not_text_are_skipped_and_counted():
     odd: list[object] = [None, 3, ["a"], "", " ", "a b", "long enough", 2.5, {"a": 1}, "ç é ü ñ ö"]
     documents, counts = rows_from(in_memory([1]), min_text_length=5).documents(odd)
     assert len(documents) == counts.documents == 1
@@ -395,7 +395,7 @@ def test_text_never_yields_special_tokens():
     assert not special & {token for row, _ in taken for token in row[1:-1]}
 
 
-def test_documents_that_fit_share_a_row_whole():
+def test_documents_that_fit_share_a_sequence_whole():
     shards = ListShards([[["a b c", "d e f g h i", "j k", "l"]]], at_once=4)
     taken, _ = take(rows_from(shards, packing="documents", buffer_size=1), 2)
     assert [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row, _ in taken] == [
@@ -404,7 +404,7 @@ def test_documents_that_fit_share_a_row_whole():
     ]
 
 
-def test_long_document_goes_on_in_further_rows():
+def test_long_document_continues_in_further_sequences():
     words = [*"abcdefghij", *"klmnopqrst", "u"]
     rows = rows_from(ListShards([[[" ".join(words)]]]), packing="none", buffer_size=1)
     taken, _ = take(rows, 3)
@@ -423,7 +423,7 @@ def test_state_of_another_number_of_ranks_is_refused_and_can_be_restarted():
     assert after.position.epoch >= state.position.epoch + 1
 
 
-def test_masks_go_on_when_a_run_changes_to_another_dataset():
+def test_masks_do_not_repeat_when_a_run_changes_to_another_dataset():
     updates = loader_from(rows_from(in_memory([30]))).updates(4, 2)
     assert next(updates)[1].delivered == 5 * 2 * 3
 
@@ -460,6 +460,6 @@ def test_state_survives_being_taken_apart():
     assert (nothing.reservoir, nothing.pending, len(nothing.remainder)) == ((), (), 0)
 
 
-def test_rows_that_wait_do_not_keep_their_neighbours_in_memory():
+def test_waiting_sequences_do_not_keep_their_neighbours_in_memory():
     _, state = take(rows_from(in_memory([200])), 50)
     assert all(row.base is None for row in (*state.reservoir, *state.pending, state.remainder))

@@ -106,7 +106,7 @@ def check_export(config: PretrainingConfig, text: Text, model: MPNetForPretraini
     """Return warnings about what prevents the export at the end of the run.
 
     An architecture that Hugging Face cannot represent was asked for by flags: a warning. A wrong
-    padding id comes with the tokenizer, and nobody wants to find out after a week: refused.
+    padding id comes with the tokenizer, and is refused now, not after a week.
 
     Raises:
         ConfigError: the tokenizer's padding id is not Hugging Face's, and `--export-hf` is on.

@@ -1,7 +1,7 @@
 """The place in a stream, as four numbers, and how reading continues from there.
 
 A stream cannot jump to row 40 million. But the place where reading continues is only an epoch, a
-shard, a part of it and a row of that (`streams/hub.py` draws them), and the order of the shards is
+shard, a part of it and a row of that (drawn in `streams/hub.py`), and the order of the shards is
 a function of seed and epoch. So a `Position` is four integers. Here is a stream of two shards with
 two parts each, read to its end, then again from a position in the middle:
 
