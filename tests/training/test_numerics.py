@@ -327,7 +327,7 @@ def compiled(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Pretra
 
 
 def needs_compiler(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that compiles, as in ../modeling/test_compile.py."""
+    """Mark a test that compiles, as in ../mpnet/test_compile.py."""
     for mark in (
         pytest.mark.skipif(
             shutil.which("g++") is None and shutil.which("clang++") is None,

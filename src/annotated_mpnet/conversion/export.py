@@ -76,7 +76,7 @@ def export_to_hugging_face(
     directory: Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None,
-    overwrite: bool,
+    overwrite: bool = False,
     pytorch_bin: bool = False,
     save_tokenizer: bool = True,
 ) -> ExportReport:
