@@ -412,7 +412,7 @@ def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPat
 # Update 20 waits for the end of standard input, so that a signal always finds the run going on.
 HELD = f"""
 import sys
-from annotated_mpnet.training import trainer
+from annotated_mpnet.mpnet import loop as trainer
 function, free = trainer.set_learning_rate, iter(range(19))
 def held(*arguments):
     if next(free, None) is None:

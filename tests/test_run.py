@@ -306,7 +306,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
         "device: cpu",
         "attention: ",
         "k parameters, 2 layers, 16 wide",
-        "update: 8 rows (4 x 2 micro-batches), up to 256 tokens",
+        "update: 8 sequences (4 x 2 micro-batches), up to 256 tokens",
         "training: 8 updates",
         "memory: about",
         "tried: one micro-batch of 4 sequences and a step took",
