@@ -106,6 +106,16 @@ def name_of(file: Path) -> str:
     return str(file.relative_to(SOURCE))
 
 
+def test_a_room_may_import_only_rooms_below_it() -> None:
+    rooms = list(MAY_IMPORT)
+    for room, allowed in MAY_IMPORT.items():
+        assert allowed <= set(rooms[: rooms.index(room)]), f"{room} would close a circle"
+
+
+def test_the_root_holds_at_most_seven_files() -> None:
+    assert len(list(SOURCE.glob("*.py"))) <= 7
+
+
 every_file = pytest.mark.parametrize("file", FILES, ids=name_of)
 
 
