@@ -2,7 +2,6 @@
 python examples/minimal.py my_text.txt microsoft/mpnet-base
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -26,14 +25,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> collator.Vocabulary:
     size = max(ids.values()) + 1
     is_special_V, starts_word_V = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
     is_special_V[tokenizer.all_special_ids] = True
-    # WordPiece marks what continues a word, BPE and SentencePiece mark what begins one.
+    # WordPiece marks what continues a word, BPE and SentencePiece what begins one.
     mark = next((m for m in ("##", "Ġ", "▁") if any(each.startswith(m) for each in ids)), "")
     for token, number in ids.items():
         starts_word_V[number] = token.startswith(mark) != (mark == "##")
-    purposes = "pad", "mask", "cls", "sep", "unk"
-    special = [getattr(tokenizer, f"{each}_token_id") for each in purposes]
-    random_ids = np.flatnonzero(~is_special_V)
-    return collator.Vocabulary(size, *special, is_special_V, starts_word_V, random_ids)
+    special = [getattr(tokenizer, f"{s}_token_id") for s in ("pad", "mask", "cls", "sep", "unk")]
+    ordinary = np.flatnonzero(~is_special_V)
+    return collator.Vocabulary(size, *special, is_special_V, starts_word_V, random_ids=ordinary)
 
 
 def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
@@ -51,10 +49,12 @@ def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
     # A small model, and the paper's optimizer.
     torch.manual_seed(SEED)
     size = {"encoder_layers": 3, "encoder_embed_dim": 128, "encoder_ffn_dim": 512}
-    ids = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad_id}
-    model_config = ModelConfig(**size, **ids, encoder_attention_heads=4, max_positions=LENGTH)
-    model = MPNetForPretraining(model_config)
+    size |= {"encoder_attention_heads": 4, "max_positions": LENGTH, "vocab_size": vocabulary.size}
+    model = MPNetForPretraining(ModelConfig(**size, pad_token_id=vocabulary.pad_id, dropout=0.0))
+    # Two head starts: some heads prefer a neighbour, and the head knows how frequent each token is.
     start_locally(model.sentence_encoder.relative_attention_bias)
+    counts_V = torch.tensor(tokens).bincount(minlength=vocabulary.size) + 0.1
+    model.lm_head.bias.data = (counts_V / counts_V.sum()).log()
     config = OptimizationConfig(lr=3e-3, total_updates=updates)
     optimizer = build_optimizer(model, config, torch.device("cpu"))
 
@@ -69,7 +69,7 @@ def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
         set_learning_rate(optimizer, learning_rate(update, config))
         optimizer.step()
         if update % 20 == 0 or update == updates - 1:
-            print(f"update {update}: {loss.item() / math.log(2):.2f} bits per predicted token")
+            print(f"update {update}: {loss.item() / np.log(2):.2f} bits per predicted token")
 
     # What it is for: a vector for each token, in its context.
     hidden_BLD = model.eval().encode(batch.input_ids, batch.attention_mask)

@@ -5,16 +5,7 @@
     tokenizer.json, ...     so the directory is enough, offline
     pytorch_model.bin       on request, for readers without safetensors
 
-**All or nothing.** Everything happens in a sibling `.tmp-NAME`, and a rename publishes it. An older
-export steps aside first:
-
-    killed while it                          NAME, if free    NAME, if taken    beside it
-    ---------------------------------------  ---------------  ----------------  -------------------
-    writes, proves, syncs                    nothing          the old one       .tmp-NAME
-    is between the two renames               (only one)       nothing           .tmp-NAME, .old-NAME
-    deletes what was replaced                (nothing to)     the new one       .old-NAME
-
-The next export to the same name removes what is left over.
+**All or nothing.** It is built beside its target and renamed when it is proved (`files/atomic.py`).
 
 **Left out**: the optimizer's state, and rows of the embeddings that belong to no token, where the
 vocabulary was padded for matrix kernels (30,527 tokens in 30,592 rows, say).
@@ -30,9 +21,8 @@ import copy
 import dataclasses
 import io
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +35,7 @@ from annotated_mpnet.conversion.configuration import reasons_not_representable, 
 from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
 from annotated_mpnet.errors import ConfigError, WriteError
-from annotated_mpnet.files.atomic import sync
+from annotated_mpnet.files.atomic import replacing
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
@@ -118,8 +108,10 @@ def export_to_hugging_face(
     config, tensors = _without_padded_vocabulary(model, tokenizer)
     bos = _first_id(tokenizer, ("bos_token", "cls_token"), 0)
     eos = _first_id(tokenizer, ("eos_token", "sep_token"), 2)
-    with _staging(target) as staging, quiet_transformers():
+    with ExitStack() as stack:
+        stack.enter_context(quiet_transformers())
         with _writing(target):
+            staging = stack.enter_context(replacing(target))
             _write(staging, tensors)
             to_mpnet_config(config, bos, eos).save_pretrained(staging)
             if pytorch_bin:
@@ -130,7 +122,7 @@ def export_to_hugging_face(
         if tokenizer is not None and save_tokenizer:
             compare_tokenizers(staging, tokenizer)
         with _writing(target):
-            _publish(staging, target)
+            stack.close()  # gives the export its name
     return ExportReport(
         directory=directory,
         files=tuple(directory / path.name for path in sorted(target.iterdir())),
@@ -221,24 +213,6 @@ def _without_padded_vocabulary(
 
 
 @contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Make the directory in which an export is built; after an error, remove it.
-
-    It is a sibling of the target because a rename is atomic only within a file system.
-    """
-    staging = target.with_name(f".tmp-{target.name}")
-    with _writing(target):
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir(parents=True)
-    try:
-        yield staging
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-@contextmanager
 def _writing(target: Path) -> Iterator[None]:
     """Turn a failed write into a `WriteError`, and nothing else.
 
@@ -301,23 +275,3 @@ def _write_pytorch_bin(staging: Path, tensors: Mapping[str, Tensor]) -> None:
     buffer = io.BytesIO()
     torch.save(theirs, buffer)
     (staging / "pytorch_model.bin").write_bytes(buffer.getbuffer())
-
-
-def _publish(staging: Path, target: Path) -> None:
-    """Give a finished export its name; what had the name is deleted last."""
-    # Synced before the rename: after a power cut, a name without contents would look like an
-    # export.
-    for path in (*staging.iterdir(), staging):
-        sync(path)
-    former = target.with_name(f".old-{target.name}")
-    # A rename replaces an empty directory.
-    if target.exists() and any(target.iterdir()):
-        shutil.rmtree(former, ignore_errors=True)
-        os.rename(target, former)
-    try:
-        os.rename(staging, target)
-    except OSError:
-        if former.exists():
-            os.rename(former, target)
-        raise
-    shutil.rmtree(former, ignore_errors=True)

@@ -1,6 +1,9 @@
 """Files that are written whole or not at all, also if the process is killed or the power fails."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -26,3 +29,45 @@ def write_file(path: Path, data: bytes) -> None:
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the name of `target` at the end of the block.
+
+    It is built in a sibling, because a rename is atomic only within a file system. After an error
+    it is removed, and `target` is as it was. An older directory of that name steps aside first:
+
+        killed while it                 target, if free   target, if taken   beside it
+        -----------------------------   ---------------   ----------------   -------------------
+        builds and syncs                nothing           the old one        .tmp-NAME
+        is between the two renames      (only one)        nothing            .tmp-NAME, .old-NAME
+        deletes what was replaced       (nothing to)      the new one        .old-NAME
+
+    The next call removes what is left over. Raises `OSError`.
+    """
+    staging, previous = (
+        target.with_name(f"{prefix}{target.name}") for prefix in (".tmp-", ".old-")
+    )
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        # Synced before the rename: after a power cut, a name without contents would look complete.
+        for path in (*staging.rglob("*"), staging):
+            sync(path)
+        # A rename replaces an empty directory.
+        if target.exists() and any(target.iterdir()):
+            shutil.rmtree(previous, ignore_errors=True)
+            os.rename(target, previous)
+        try:
+            os.rename(staging, target)
+        except OSError:
+            if previous.exists():
+                os.rename(previous, target)
+            raise
+        sync(target.parent)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)

@@ -31,7 +31,6 @@ and repeats until the vocabulary is full:
 A letter that the text does not have, here the b, makes its whole word unknown, as in BERT.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +47,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError, WriteError
+from annotated_mpnet.files.atomic import replacing
 from annotated_mpnet.text.sources import read_documents
 
 LEADING = ("<s>", "<pad>", "</s>", "<unk>")
@@ -135,17 +135,10 @@ def train_tokenizer_files(
             "is there with --overwrite"
         )
     tokenizer = train_wordpiece(files, vocab_size)
-    # Written beside and renamed: a run never finds half a tokenizer.
-    staging = output.with_name(f".tmp-{output.name}")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        tokenizer.save_pretrained(staging)
-        if output.is_dir():
-            shutil.rmtree(output)
-        staging.replace(output)
+        with replacing(output) as staging:
+            tokenizer.save_pretrained(staging)
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise WriteError(
             f"cannot write --output {output}: {error.strerror}; free some space, or choose another "
             "directory"
