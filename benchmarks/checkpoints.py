@@ -43,7 +43,7 @@ from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.preparation import choose_attention
-from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
+from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World
 from annotated_mpnet.training.trainer import Trainer
@@ -63,11 +63,12 @@ def main() -> None:
     if device.type == "cpu":
         keep_memory()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
-        trainer, batch = build(arguments, device, Path(folder) / "run")
+        run = RunConfig(checkpoint_dir=Path(folder) / "run", keep_checkpoints=1)
+        trainer, batch = build(arguments, device)
         # In the directory's lock, as in a run; nothing else is written there.
         with (
-            RunDirectory(trainer.config.run.checkpoint_dir, False, False) as directory,
-            Saver(trainer, directory, lambda tokenizer: None) as saver,
+            RunDirectory(run.checkpoint_dir, False, False) as directory,
+            Saver(trainer, directory, run, lambda tokenizer: None) as saver,
         ):
             results = measure(arguments, Bench(trainer, saver, batch))
     table(results, device)
@@ -87,20 +88,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(
-    arguments: argparse.Namespace, device: torch.device, directory: Path
-) -> tuple[Trainer, Batch]:
+def build(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Batch]:
     """Return a trainer of a shape's network, and the batch that it makes its updates of."""
     shape = replace(SHAPES[arguments.shape], length=arguments.length)
-    config = PretrainingConfig(
-        optimization=OptimizationConfig(total_updates=10**6, lr=1e-5),
-        run=RunConfig(checkpoint_dir=directory, keep_checkpoints=1),
-    )
+    optimization = OptimizationConfig(total_updates=10**6, lr=1e-5)
     model = MPNetForPretraining(model_config(shape, dropout=0.1))
     model.use_attention(ATTENTIONS[choose_attention("auto", device)[0]])
     network = SharedNetwork(model, World(), device)
-    optimizer = build_optimizer(model, config.optimization, device)
-    trainer = Trainer(network, optimizer, config, device.type == "cuda", Tracker.silent())
+    optimizer = build_optimizer(model, optimization, device)
+    bf16 = device.type == "cuda"
+    trainer = Trainer(network, optimizer, optimization, "mpnet", 12345, bf16, Tracker.silent())
     return trainer, make_batch(shape, arguments.rows)
 
 

@@ -127,7 +127,9 @@ class Ours:
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),
             build_optimizer(self.model, self.config.optimization, CPU),
-            self.config,
+            self.config.optimization,
+            self.config.objective.input_mode,
+            self.config.run.seed,
             self._bf16,
             Tracker.silent(),
         )

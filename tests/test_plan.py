@@ -16,6 +16,7 @@ from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.initial_weights import build_model
 from annotated_mpnet.runs.plan import plan
+from annotated_mpnet.runs.preparation import choose_attention
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.memory_estimate import Workload
@@ -160,7 +161,8 @@ def lines_of(
 ) -> dict[str, str]:
     """Return the lines of a plan by their first words."""
     model, _ = build_model(config, text)
-    lines = list(plan(config, text, model, device, bf16=False, world_size=world_size))
+    attention = choose_attention(config.machine.attention, device)
+    lines = list(plan(config, text, model, device, False, attention, world_size))
     return dict(line.split(": ", 1) if ": " in line else (line, "") for line in lines)
 
 
@@ -218,6 +220,6 @@ def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) 
 def test_lines_that_need_no_path_fit_into_eighty_columns(tiny: TinyText, text: Text) -> None:
     config = changed(tiny_config(tiny, Path("unused")), compile=True)
     model, _ = build_model(config, text)
-    for line in plan(config, text, model, CPU, bf16=True, world_size=2):
+    for line in plan(config, text, model, CPU, True, ("blocked", "auto: the fastest on a CPU"), 2):
         if not line.startswith(("training text", "validation text")):
             assert len(line) <= 80, line

@@ -24,6 +24,7 @@ from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import RunResult, run_pretraining
+from annotated_mpnet.runs.session import Session
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import plateau
 from annotated_mpnet.training.throughput import training_flops
@@ -157,6 +158,46 @@ def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path)
     _, said = run(changed(config, resume=True))
     assert "is complete" in said
     assert tree(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("missing", [("hf", "report.md"), ("hf",), ("report.md",)])
+def test_resuming_a_complete_run_makes_what_is_missing(
+    text: TinyText, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    first, _ = run(config)
+    before = tree(tmp_path / "run")
+    for name in missing:
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    second, _ = run(changed(config, resume=True))
+    assert (second.test, second.plateau) == (first.test, first.plateau)
+    assert second.export == tmp_path / "run" / "hf"
+    after = tree(tmp_path / "run")
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} <= {
+        *("log.txt", "loss.png", "report.md", "environment.json", "config.toml")
+    }
+    for line in before["report.md"].decode().splitlines():
+        if "bits" in line or "accuracy" in line:
+            assert line in after["report.md"].decode()
+    assert "is complete" in run(changed(config, resume=True))[1]
+
+
+def test_a_run_that_is_extended_has_no_report_until_it_is_finished_again(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(config)
+    longer = changed(config, total_updates=12, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "export", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(longer)
+    assert not (tmp_path / "run" / "report.md").exists()
+    result, _ = run(longer)
+    assert result.export is not None
+    assert "12 updates" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_metrics_after_the_resumed_update_are_not_kept_twice(
@@ -352,6 +393,7 @@ def test_a_model_that_hugging_face_cannot_represent_is_not_exported_and_the_log_
     assert result.export is None
     assert "no Hugging Face export" in said
     assert "pre-norm" in said
+    assert "is complete" in run(changed(config, resume=True))[1]
 
 
 @pytest.mark.parametrize("mode", ["mlm", "plm"])

@@ -37,6 +37,7 @@ from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import SIGNALS
+from annotated_mpnet.tracking.report import REPORT
 from ranks import arguments_of
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG, wait_for
@@ -64,10 +65,15 @@ def bare_runs() -> Iterator[None]:
     torch.set_num_threads(1)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
+        patch.setattr("annotated_mpnet.runs.run.write_report", _report)
         yield
     gc.unfreeze()
     torch.set_num_threads(threads)
+
+
+def _report(directory: Path, *_: object) -> list[Path]:
+    (directory / REPORT).write_text("short")
+    return []
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
@@ -116,6 +122,7 @@ WITHIN = [
     Phase("before the step", STEP, 5, done=5),
     Phase("after the step", f"{HERE}.runs.hooks.RunHooks.updated", 5, done=5),
     Phase("logging", f"{HERE}.tracking.tracker.Tracker.log", 4, done=6),
+    Phase("beginning to evaluate", f"{HERE}.mpnet.loop.cross_entropy_sum", 1, done=4),
     Phase("evaluating", f"{HERE}.mpnet.loop.cross_entropy_sum", 2, done=4),
     # A checkpoint is written in a thread, which the loop waits for when it saves again: that of
     # update 3 when it has found the best one after update 4, and stops there.
@@ -276,16 +283,52 @@ def test_signal_within_the_loop_saves_the_last_update_that_was_done(
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-def test_signal_in_the_last_update_finds_the_run_finished(
-    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+LAST = [
+    Phase("before the last step", STEP, 8, done=8),
+    Phase("beginning the last evaluation", f"{HERE}.mpnet.loop.cross_entropy_sum", 3, done=8),
+]
+
+
+@pytest.mark.parametrize("phase", LAST, ids=names(LAST))
+def test_signal_in_the_last_update_leaves_evaluation_test_and_report_to_the_resume(
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Path,
+    phase: Phase,
 ) -> None:
-    signal_at(Phase("before the last step", STEP, 8), monkeypatch, TERM)
-    assert pretrain(config_of(text, tmp_path / "run")) == 0
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(phase, patch, TERM)
+        assert pretrain(config) == 143
+    assert load_checkpoint(tmp_path / "run" / "checkpoint8").state.evaluation_due
+    assert not (tmp_path / "run" / REPORT).exists()
+    result, _ = run(changed(config, resume=True))
+    assert result.test is not None
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
+def test_abandoned_evaluation_is_not_logged_and_the_resume_logs_it_once(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(Phase("", f"{HERE}.mpnet.loop.cross_entropy_sum", 1), patch, TERM)
+        assert pretrain(config) == 143
+    assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.evaluation_due
+    assert not (tmp_path / "run" / "best_checkpoint").exists()
+    run(changed(config, resume=True))
+
+    def evaluations(directory: Path) -> list[str]:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [line for line in lines if "valid/bits" in line]
+
+    assert len(evaluations(uninterrupted)) == 2
+    assert evaluations(tmp_path / "run") == evaluations(uninterrupted)
+
+
 @pytest.mark.parametrize("phase", AFTER, ids=names(AFTER))
-def test_signal_after_the_loop_loses_nothing_that_was_trained(
+def test_what_a_signal_after_the_loop_prevents_is_made_by_the_resume(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,6 +343,13 @@ def test_signal_after_the_loop_loses_nothing_that_was_trained(
     assert_same_end(tmp_path / "run", uninterrupted)
     exported = tmp_path / "run" / "hf"
     assert exported.exists() == (phase.name == "reporting")
+    assert not (tmp_path / "run" / REPORT).exists()
+    assert pretrain(changed(config, resume=True)) == 0
+    said = capsys.readouterr().out
+    assert "test text: " in said
+    assert exported.exists()
+    assert (tmp_path / "run" / REPORT).exists()
+    assert_same_end(tmp_path / "run", uninterrupted)
     assert pretrain(changed(config, resume=True)) == 0
     assert "complete, with 8 updates" in capsys.readouterr().out
 

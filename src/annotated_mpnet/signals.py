@@ -3,8 +3,8 @@
     where                          what a signal does           what is lost
     -----------------------------  ---------------------------  -------------------------------
     reading and packing text       unwinds the stack            a scratch directory
-    in the training loop           noted; save, then stop       nothing
-    in the test and the export     unwinds the stack            these; convert-to-hf can export
+    in the training loop           noted; save, then stop       nothing; an evaluation is repeated
+    in the test and the export     unwinds the stack            nothing: --resume makes them
 
 In the loop an update would be half done, so the signal is only noted, and the loop stops between
 two updates, after saving a checkpoint. Further signals change nothing. SIGKILL is safe at any

@@ -55,9 +55,8 @@ def trainer_of(world: World, *, fsdp: bool) -> Trainer:
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
     # Without clipping, to compare the gradients themselves.
     optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
-    config = PretrainingConfig(optimization=optimization)
     optimizer = build_optimizer(network.model, optimization, CPU)
-    return Trainer(network, optimizer, config, False, Tracker.silent())
+    return Trainer(network, optimizer, optimization, "mpnet", 12345, False, Tracker.silent())
 
 
 def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
@@ -148,7 +147,7 @@ def hit_a_bug_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
 
 def run_out_of_memory_on_rank_1(world: World, directory: Path, fsdp: bool) -> None:
     trainer = trainer_of(world, fsdp=fsdp)
-    with closing(trainer.network), explaining_memory(trainer.config, CPU, world.size):
+    with closing(trainer.network), explaining_memory(PretrainingConfig(), CPU, world.size):
         if world.rank == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         trainer.update(0, [batch(0, 3)])

@@ -85,6 +85,8 @@ class TrainState:
     """Without it, the first evaluation after a resume would overwrite the best checkpoint."""
     identity: dict[str, IdentityValue]
     """What must be the same on resume (data, seed, batch, ...): see `compare_identity`."""
+    evaluation_due: bool = False
+    """Whether the evaluation after this update was abandoned; a resume begins with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
     for name in (MODEL, STATE, CONFIG):
         if name not in manifest.files:
             raise CheckpointError(f"{directory / name} is missing; the checkpoint is incomplete")
-    state = decode_exactly(directory / STATE, TrainState)
+    state = decode_exactly(directory / STATE, TrainState, evaluation_due=False)
     if NUMBERED.fullmatch(directory.name) and directory.name != checkpoint_name(state.update):
         raise CheckpointError(
             f"{directory / STATE} says update {state.update}, expected "

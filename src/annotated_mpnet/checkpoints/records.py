@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from safetensors import SafetensorError
@@ -37,14 +37,21 @@ def decode(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
 
 
-def decode_exactly(path: Path, kind: type[T]) -> T:
+def decode_exactly(path: Path, kind: type[T], **later: object) -> T:
     """Decode a JSON file that has exactly the fields of a dataclass; raises `CheckpointError`.
 
     A missing field must not become its default. Weights fit a network with either setting of
-    `normalize_before`: the wrong one would load without complaint and predict nonsense.
+    `normalize_before`: the wrong one would load without complaint and predict nonsense. Only fields
+    that older files do not have yet are given with the value that those meant, in `later`.
     """
-    fields = list(get_type_hints(kind, include_extras=True).items())
-    without_defaults = msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True)
+    hints = get_type_hints(kind, include_extras=True)
+    fields: list[tuple[str, Any] | tuple[str, Any, object]] = [
+        (name, hint) for name, hint in hints.items() if name not in later
+    ]
+    fields += [(name, hints[name], value) for name, value in later.items()]
+    without_defaults = msgspec.defstruct(
+        kind.__name__, fields, forbid_unknown_fields=True, kw_only=True
+    )
     values = msgspec.structs.asdict(decode(path, without_defaults))
     with reading(path):
         return kind(**values)  # which may check its own values

@@ -102,6 +102,6 @@ def newest_first(directory: Path) -> list[Path]:
 def _claimed_update(best: Path) -> int:
     # Not verified: a wrong number only changes which checkpoint is tried first.
     try:
-        return decode_exactly(best / STATE, TrainState).update
+        return decode_exactly(best / STATE, TrainState, evaluation_due=False).update
     except CheckpointError:
         return -1

@@ -37,6 +37,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
 from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.checkpoints.retention import prune
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
+from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.training.distributed import World, full_tensor
 from annotated_mpnet.training.trainer import Trainer
@@ -49,6 +50,7 @@ class Saver:
         self,
         trainer: Trainer,
         directory: RunDirectory | None,
+        run: RunConfig,
         save_tokenizer: Callable[[Path], None],
     ) -> None:
         """Save the model and optimizer of a trainer; only rank 0 has a directory."""
@@ -56,6 +58,7 @@ class Saver:
         """What the run had read of a stream at the last copy."""
         self._trainer = trainer
         self._directory = directory
+        self._run = run
         self._save_tokenizer = save_tokenizer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writes: list[Future[list[str]]] = []
@@ -92,7 +95,7 @@ class Saver:
             self._copy(state.update, stream)
         if self._directory is None:
             return
-        path, run = self._directory.path, self._trainer.config.run
+        path, run = self._directory.path, self._run
         checkpoint = Checkpoint(
             run_id=self._directory.run_id,
             state=state,
@@ -122,7 +125,7 @@ class Saver:
     def _copy(self, update: int, stream: StreamState | None) -> None:
         trainer, world = self._trainer, self._trainer.world
         self._copied = update
-        if trainer.config.run.save_optimizer_state:
+        if self._run.save_optimizer_state:
             copy_into(self._means, optimizer_tensors(trainer.optimizer, trainer.model), world)
         streams = world.gather_objects(stream)
         copy_into(self._model, trainer.model.state_dict(), world)

@@ -123,7 +123,8 @@ def train(
                   resume would count as the best one
         stop      last, when nothing is left half done
 
-    The last update is always logged, evaluated and saved.
+    The last update is always logged, evaluated and saved. An evaluation may take minutes, so a
+    request to stop abandons it; the progress keeps that it is due, and a resume begins with it.
 
     Args:
         setup: what is trained, and how.
@@ -134,15 +135,18 @@ def train(
     """
     total = setup.optimization.total_updates
     stop = False
-    while progress.update < total and not stop:
-        micro_batches, text = next(updates)
-        result = update(setup, progress.update, micro_batches)
-        progress = progress.after(result, text)
-        hooks.updated(progress, micro_batches, result)
-        if _due(hooks.log_every, progress, total):
-            hooks.log(progress)
-        if _due(hooks.evaluate_every, progress, total):
-            bits = hooks.evaluate(progress)
+    while not stop and (progress.evaluation_due or progress.update < total):
+        if not progress.evaluation_due:
+            micro_batches, text = next(updates)
+            result = update(setup, progress.update, micro_batches)
+            progress = progress.after(result, text)
+            hooks.updated(progress, micro_batches, result)
+            if _due(hooks.log_every, progress, total):
+                hooks.log(progress)
+            due = _due(hooks.evaluate_every, progress, total)
+            progress = dataclasses.replace(progress, evaluation_due=due)
+        if progress.evaluation_due and (bits := hooks.evaluate(progress)) is not None:
+            progress = dataclasses.replace(progress, evaluation_due=False)
             # No comparison with NaN is true, so NaN never becomes the best.
             if bits < progress.best_valid_bits:
                 progress = dataclasses.replace(progress, best_valid_bits=bits)
@@ -328,8 +332,11 @@ class Hooks:
     def log(self, progress: Progress) -> None:
         """Record metrics of the updates since the last call."""
 
-    def evaluate(self, progress: Progress) -> float:
-        """Return the bits per predicted token on validation text; NaN without one."""
+    def evaluate(self, progress: Progress) -> float | None:
+        """Return the bits per predicted token on validation text; NaN without one.
+
+        None if it was abandoned because the run is to stop; then `should_stop` is true.
+        """
         return math.nan
 
     def save(self, progress: Progress, best: bool) -> None:
@@ -379,6 +386,7 @@ class Progress:
         update: updates done, which is also the number of the next one.
         best_valid_bits: of the evaluations so far.
         text: the state of the stream; None for text that is read by number.
+        evaluation_due: the evaluation after this update was abandoned.
     """
 
     update: int = 0
@@ -386,6 +394,7 @@ class Progress:
     predicted_seen: int = 0
     best_valid_bits: float = math.inf
     text: Any = None
+    evaluation_due: bool = False
 
     def after(self, result: UpdateResult, text: Any) -> Progress:
         """Return the progress after an update. One without a predicted token counts too."""

@@ -18,6 +18,7 @@ from annotated_mpnet.errors import DataError, FailedElsewhereError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.loop import Hooks, Progress, UpdateResult
 from annotated_mpnet.mpnet.optimizer import learning_rate
+from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.signals import StopRequest
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.loader import Update
@@ -33,7 +34,10 @@ class RunHooks(Hooks):
         start: where the loop begins.
         identity: of the run, for its checkpoints.
         validation: makes the batches of an evaluation; None without validation text.
-        request: notes the first signal; it is looked at between two updates.
+        run: the intervals, in updates, of evaluations and checkpoints.
+        logging_steps: that of lines of metrics.
+        request: notes the first signal; it is looked at between two updates, and between two
+            batches of an evaluation.
         stopped_by: the signal that stopped the loop, the same on all ranks; None if none did.
     """
 
@@ -43,14 +47,15 @@ class RunHooks(Hooks):
     start: Progress
     identity: dict[str, IdentityValue]
     validation: Callable[[], Iterable[Batch]] | None
+    run: RunConfig
+    logging_steps: int
     request: StopRequest = field(default_factory=StopRequest)
     stopped_by: int | None = None
 
     def __post_init__(self) -> None:
-        config = self.trainer.config
-        self.log_every = config.tracking.logging_steps
-        self.evaluate_every = config.run.effective_eval_interval
-        self.save_every = config.run.checkpoint_interval
+        self.log_every = self.logging_steps
+        self.evaluate_every = self.run.effective_eval_interval
+        self.save_every = self.run.checkpoint_interval
         self._progress = self.start
         self._window = MetricsWindow(self.trainer)
 
@@ -89,15 +94,20 @@ class RunHooks(Hooks):
     def log(self, progress: Progress) -> None:
         """Send a line of metrics to the tracker."""
         self._pause()
-        rate = learning_rate(progress.update - 1, self.trainer.config.optimization)
+        rate = learning_rate(progress.update - 1, self.trainer.optimization)
         self.tracker.log(progress.update, self._window.take(rate))
 
-    def evaluate(self, progress: Progress) -> float:
-        """Measure the loss on the validation text, if there is one, and log it."""
+    def evaluate(self, progress: Progress) -> float | None:
+        """Measure the loss on the validation text, if there is one, and log it.
+
+        A signal abandons it after the batch that it finds: None.
+        """
         if self.validation is None:
             return math.nan
         self._pause()
-        result = self.trainer.evaluate(self.validation())
+        result = self.trainer.evaluate(self._until_stopped(self.validation()))
+        if self.stopped_by is not None:
+            return None
         metrics = {
             "valid/loss": result.bits * math.log(2),
             "valid/bits": result.bits,
@@ -119,6 +129,12 @@ class RunHooks(Hooks):
         self.stopped_by = int(max(received)[0]) or None
         return self.stopped_by is not None
 
+    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self.should_stop():
+                return
+            yield batch
+
     def _pause(self) -> None:
         """Check the updates so far, and end the time of training: what follows is not training."""
         self.trainer.catch_up()
@@ -134,6 +150,7 @@ def state_of(progress: Progress, identity: dict[str, IdentityValue]) -> TrainSta
         predicted_seen=progress.predicted_seen,
         best_valid_bits=None if best == math.inf else best,
         identity=identity,
+        evaluation_due=progress.evaluation_due,
     )
 
 

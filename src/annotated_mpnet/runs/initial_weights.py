@@ -102,20 +102,18 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
     return model, notes
 
 
-def check_export(config: PretrainingConfig, text: Text, model: MPNetForPretraining) -> list[str]:
+def check_export(vocabulary: Vocabulary, model: ModelConfig) -> list[str]:
     """Return warnings about what prevents the export at the end of the run.
 
     An architecture that Hugging Face cannot represent was asked for by flags: a warning. A wrong
     padding id comes with the tokenizer, and is refused now, not after a week.
 
     Raises:
-        ConfigError: the tokenizer's padding id is not Hugging Face's, and `--export-hf` is on.
+        ConfigError: the tokenizer's padding id is not Hugging Face's.
     """
-    if not config.run.export_hf:
-        return []
-    if (reason := check_for_export(text.vocabulary)) is not None:
+    if (reason := check_for_export(vocabulary)) is not None:
         raise ConfigError(reason)
-    if reasons := conversion.reasons_not_representable(model.config):
+    if reasons := conversion.reasons_not_representable(model):
         return [
             "there will be no Hugging Face export, which cannot represent this model: "
             f"{'; '.join(reasons)} (--no-export-hf silences this)"

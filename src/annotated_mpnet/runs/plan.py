@@ -27,10 +27,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from annotated_mpnet.fast.attention import AttentionName
 from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.runs.preparation import choose_attention
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.sequences import PackedSequences
@@ -51,11 +51,11 @@ def plan(
     model: MPNetForPretraining,
     device: torch.device,
     bf16: bool,
+    attention: tuple[AttentionName, str],
     world_size: int,
 ) -> Iterator[str]:
     """Yield the lines; the weights of `model` may be sharded already."""
     machine, optimization, run = config.machine, config.optimization, config.run
-    attention, reason = choose_attention(machine.attention, device)
     work = Workload(
         model.config,
         config.objective.input_mode,
@@ -63,7 +63,7 @@ def plan(
         config.data.max_tokens,
         _predicted(config.data.max_tokens, config.objective),
         bf16=bf16,
-        attention=attention,
+        attention=attention[0],
         on_gpu=device.type == "cuda",
         recompute=machine.gradient_checkpointing,
     )
@@ -77,7 +77,7 @@ def plan(
         yield f"processes: {world_size}, each with {share}"
     elif machine.fsdp:
         yield "processes: 1; --fsdp has no effect until torchrun starts more"
-    yield f"attention: {attention} ({reason})"
+    yield f"attention: {attention[0]} ({attention[1]})"
     if machine.compile:
         yield "compiled: the first update takes minutes"
 

@@ -22,7 +22,7 @@ import torch
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.fast.attention import AttentionName
 from annotated_mpnet.runs.texts import Text
-from annotated_mpnet.settings.config import Attention, PretrainingConfig
+from annotated_mpnet.settings.config import Attention, MachineConfig, PretrainingConfig
 from annotated_mpnet.text.frequencies import (
     token_counts,
     unigram_accuracy,
@@ -48,15 +48,14 @@ class Plateau:
     train_bits: float
 
 
-def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device, bool]:
+def choose_device(machine: MachineConfig, world: World) -> tuple[torch.device, bool]:
     """Return the device to train on, and whether matrix products run in bfloat16 there.
 
     With --precision auto, only a GPU computes in bfloat16: few CPUs gain by it.
 
-    >>> from annotated_mpnet.settings.config import MachineConfig
     >>> for precision in ("auto", "fp32", "bf16"):
     ...     machine = MachineConfig(device="cpu", precision=precision)
-    ...     print(*choose_device(PretrainingConfig(machine=machine), World()))
+    ...     print(*choose_device(machine, World()))
     cpu False
     cpu False
     cpu True
@@ -70,14 +69,14 @@ def choose_device(config: PretrainingConfig, world: World) -> tuple[torch.device
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    wanted = config.machine.device
+    wanted = machine.device
     there = [name for name, is_there in available.items() if is_there]
     if wanted != "auto" and wanted not in there:
         raise ConfigError(
             f"--device is {wanted}, which PyTorch does not find here; it has {', '.join(there)}"
         )
     name = there[0] if wanted == "auto" else wanted
-    precision = config.machine.precision
+    precision = machine.precision
     if name == "cuda":
         if world.local_rank >= torch.cuda.device_count():
             raise ConfigError(

@@ -51,6 +51,7 @@ from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
+from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig
 from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.optimizer import build_optimizer
@@ -69,7 +70,7 @@ from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.tracking.display import finish_line
 from annotated_mpnet.tracking.plateau import watch_for
-from annotated_mpnet.tracking.report import ReportFacts, write_report
+from annotated_mpnet.tracking.report import REPORT, ReportFacts, write_report
 from annotated_mpnet.tracking.sinks import check_tracking, read_metrics
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
@@ -109,7 +110,7 @@ def run_pretraining(
         log.debug("%s; libraries: %s", world, library_versions())
         console = console or Console() if world.is_first else Console(quiet=True)
         check_tracking(config.tracking)
-        device, bf16 = choose_device(config, world)
+        device, bf16 = choose_device(config.machine, world)
         stack.enter_context(explaining_memory(config, device, world.size))
 
         # Before the text is read, which may take hours: is the directory free, is there something
@@ -122,11 +123,14 @@ def run_pretraining(
 
         log.debug("reading text and tokenizer, to compute on %s", device)
         text = read_text(config.data, config.run.seed, world.rank, world.size)
-        _refuse_different_text(identity_of(config, text, world.size), world)
+        identity = identity_of(config, text, world.size)
+        _refuse_different_text(identity, world)
 
         model, notes = build_model(config, text)
-        notes += check_export(config, text, model)
-        model.use_attention(ATTENTIONS[choose_attention(config.machine.attention, device)[0]])
+        if config.run.export_hf:
+            notes += check_export(text.vocabulary, model.config)
+        attention = choose_attention(config.machine.attention, device)
+        model.use_attention(ATTENTIONS[attention[0]])
         model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
         if config.machine.compile:
             compile_model(model, device, lengths_vary=config.data.packing != "full")
@@ -145,23 +149,53 @@ def run_pretraining(
             tracker = Tracker(path, directory.run_id, config, console)
         # The other ranks wait here until rank 0 has the directory.
         world.on_rank_0(lambda: None)
-        trainer = Trainer(network, optimizer, config, bf16, tracker)
-        session = Session(config, text, directory, trainer, tracker)
-        planned = [*notes, *plan(config, text, model, device, bf16, world.size)]
+        trainer = Trainer(
+            network,
+            optimizer,
+            config.optimization,
+            config.objective.input_mode,
+            config.run.seed,
+            bf16,
+            tracker,
+        )
+        collator = DataCollatorForMaskedPermutedLanguageModeling(
+            text.vocabulary,
+            config.objective,
+            config.data.max_tokens,
+            config.run.seed,
+            packing=config.data.packing,
+        )
+        session = Session(
+            config.run,
+            config.optimization,
+            identity,
+            text,
+            collator,
+            directory,
+            trainer,
+            tracker,
+            config.tracking.logging_steps,
+        )
+        planned = [
+            *notes,
+            *plan(config, text, model, device, bf16, attention, world.size),
+        ]
         if dry_run:
             _rehearse(session, device, planned, console)
             return None
-        return _run(session, planned, console)
+        return _run(session, config, planned, console)
 
 
-def _run(session: Session, planned: Sequence[str], console: Console) -> RunResult:
+def _run(
+    session: Session, config: PretrainingConfig, planned: Sequence[str], console: Console
+) -> RunResult:
     """Resume or start, train, test, export, report."""
     started = time.perf_counter()
-    config, directory, tracker = session.config, session.directory, session.tracker
-    path = config.run.checkpoint_dir
-    state = session.restore()
-    if session.is_complete(state):
-        # Printed but not logged: a complete run is not changed by a byte.
+    directory, tracker = session.directory, session.tracker
+    path, settings = config.run.checkpoint_dir, to_toml(config)
+    state = session.restore(settings)
+    if session.is_finished(state):
+        # Printed but not logged: a finished run is not changed by a byte.
         _print(
             console,
             f"the run in {path} is complete, with {state.update} updates; to continue "
@@ -172,7 +206,9 @@ def _run(session: Session, planned: Sequence[str], console: Console) -> RunResul
         tracker.say(line)
     if directory is not None:
         # Only now: `restore` compared the settings with those of the previous file.
-        directory.write("config.toml", to_toml(config))
+        directory.write("config.toml", settings)
+        # The last file of a finished run; without it, a resume makes what is missing.
+        (path / REPORT).unlink(missing_ok=True)
     plateau = measure_plateau(session.text)
     if plateau is not None:
         tracker.say(
@@ -212,7 +248,7 @@ def _rehearse(
     session: Session, device: torch.device, planned: Sequence[str], console: Console
 ) -> None:
     """Measure one micro-batch, and print the plan with what was measured."""
-    trainer, optimization = session.trainer, session.config.optimization
+    trainer, optimization = session.trainer, session.optimization
     micro_batches, *_ = next(session.source().updates(0, 1))
     # The first update allocates memory and compiles kernels, so the second one is timed.
     for update in range(2):

@@ -25,13 +25,20 @@ import math
 import tomllib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from annotated_mpnet import conversion
-from annotated_mpnet.checkpoints.checkpoint import BEST, Checkpoint, TrainState, load_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import (
+    BEST,
+    Checkpoint,
+    IdentityValue,
+    TrainState,
+    load_checkpoint,
+)
 from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors
 from annotated_mpnet.checkpoints.resume import (
     Resumable,
@@ -43,17 +50,17 @@ from annotated_mpnet.checkpoints.run_directory import EXPORT, RunDirectory, noth
 from annotated_mpnet.checkpoints.saving import Saver, streams_from
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
+from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.loop import Evaluation, Progress
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.hooks import RunHooks, state_of
-from annotated_mpnet.runs.preparation import identity_of
 from annotated_mpnet.runs.texts import Text
-from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.settings.config_file import to_toml
+from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.signals import Stopped, listening
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.streams.streams import StreamLoader
 from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.tracking.report import REPORT
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import full_tensor, shard
 from annotated_mpnet.training.loader import (
@@ -71,59 +78,59 @@ PREFETCHED_UPDATES = 2
 for a batch that takes longer. A paper-sized update takes 44 MB."""
 
 
+@dataclass
 class Session:
     """The parts of a run that need its directory, called in the order of the methods.
 
     Attributes:
-        config: all settings.
+        run: the settings of checkpoints, resuming and the export.
+        optimization: the settings of the optimizer and its schedule.
+        identity: what must be the same on resume.
         text: of the run; of a stream, this rank's share.
+        collator: makes batches. Its masks are a function of seed, epoch and sequence, so a resume
+            cannot change them.
         directory: the run's, open; None on all ranks but rank 0, which alone writes.
         trainer: the loop, with network and optimizer.
         tracker: where metrics and messages go.
+        logging_steps: updates between two lines of metrics.
     """
 
-    def __init__(
-        self,
-        config: PretrainingConfig,
-        text: Text,
-        directory: RunDirectory | None,
-        trainer: Trainer,
-        tracker: Tracker,
-    ) -> None:
-        self.config = config
-        self.text = text
-        self.directory = directory
-        self.trainer = trainer
-        self.tracker = tracker
-        self.world = trainer.world
-        self._identity = identity_of(config, text, self.world.size)
-        # Its masks are a function of seed, epoch and sequence: a resume cannot change them.
-        self._collator = DataCollatorForMaskedPermutedLanguageModeling(
-            text.vocabulary,
-            config.objective,
-            config.data.max_tokens,
-            config.run.seed,
-            packing=config.data.packing,
-        )
+    run: RunConfig
+    optimization: OptimizationConfig
+    identity: dict[str, IdentityValue]
+    text: Text
+    collator: DataCollatorForMaskedPermutedLanguageModeling
+    directory: RunDirectory | None
+    trainer: Trainer
+    tracker: Tracker
+    logging_steps: int
+
+    def __post_init__(self) -> None:
+        self.world = self.trainer.world
         self._start = Progress()
         self._stream_counts = StreamCounts()
 
-    def restore(self) -> TrainState:
+    def restore(self, settings: str) -> TrainState:
         """Load the checkpoint to resume from, if this is a resume; return where the run stands.
 
-        The tensors of a complete run are not loaded.
+        The tensors of a finished run are not loaded.
+
+        Args:
+            settings: what `config.toml` will be, to say what has changed.
 
         Raises:
             CheckpointError: there is no valid checkpoint, or it belongs to another run.
             ConfigError: --allow-change names something that is never compared.
         """
-        resuming = self.config.run.resuming and self.directory is not None
+        resuming = self.run.resuming and self.directory is not None
         found = self._find_checkpoint() if resuming else None
-        known = self.world.on_rank_0(lambda: None if found is None else self._compare(found))
+        known = self.world.on_rank_0(
+            lambda: None if found is None else self._compare(found, settings)
+        )
         if known is None:
-            return state_of(self._start, self._identity)
+            return state_of(self._start, self.identity)
         state, streams = known
-        if not self.is_complete(state):
+        if not self.is_finished(state):
             self.trainer.network.load(found.checkpoint.model_tensors if found else {})
             self._load_optimizer((found and found.checkpoint.optimizer_tensors) or {})
         best = state.best_valid_bits
@@ -133,12 +140,24 @@ class Session:
             state.predicted_seen,
             math.inf if best is None else best,
             self._own_stream(streams),
+            state.evaluation_due,
         )
+        self._stream_counts = sum((each.counts for each in streams), StreamCounts())
         return state
 
-    def is_complete(self, state: TrainState) -> bool:
-        """Return whether nothing is left to train; a larger --total-updates changes that."""
-        return state.update >= self.config.optimization.total_updates
+    def is_finished(self, state: TrainState) -> bool:
+        """Return whether nothing is left to do, neither an update nor the export nor the report.
+
+        The report is written last. A larger --total-updates makes a finished run unfinished.
+        """
+        return self.world.on_rank_0(
+            lambda: (
+                state.update >= self.optimization.total_updates
+                and not state.evaluation_due
+                and self._has(REPORT)
+                and (self._has(EXPORT) or not self.run.export_hf or bool(self._cannot_export()))
+            )
+        )
 
     def train(self) -> TrainState:
         """Run the loop from where the run stands to the last update.
@@ -149,25 +168,32 @@ class Session:
             Stopped: a signal asked for it; after a checkpoint.
             WriteError: a checkpoint could not be written.
         """
-        total, valid = self.config.optimization.total_updates, self.text.valid
+        valid = self.text.valid
         validation = None if valid is None else partial(self._evaluation_batches, valid)
-        with Saver(self.trainer, self.directory, self._save_tokenizer) as saver:
+        with Saver(self.trainer, self.directory, self.run, self._save_tokenizer) as saver:
             hooks = RunHooks(
-                self.trainer, self.tracker, saver, self._start, self._identity, validation
+                self.trainer,
+                self.tracker,
+                saver,
+                self._start,
+                self.identity,
+                validation,
+                self.run,
+                self.logging_steps,
             )
             # Closed after an error too, or the thread would go on reading. Signals are only noted
             # from here on.
             with closing(self._updates_ahead()) as ahead, listening(hooks.request):
                 progress = self.trainer.train(self._start, hooks.updates(ahead), hooks)
-                if hooks.stopped_by is not None and progress.update < total:
-                    saver.finish()
-                    self.tracker.say(
-                        f"saved after update {progress.update}; continue with --resume"
-                    )
-                    raise Stopped(hooks.stopped_by)
-            saver.finish()
-        self._stream_counts = saver.stream_counts
-        return state_of(progress, self._identity)
+                saver.finish()
+        if progress.update > self._start.update:
+            self._stream_counts = saver.stream_counts
+        # Also if the signal came after the last update: test, export and report are not begun.
+        if hooks.should_stop():
+            assert hooks.stopped_by is not None
+            self.tracker.say(f"saved after update {progress.update}; continue with --resume")
+            raise Stopped(hooks.stopped_by)
+        return state_of(progress, self.identity)
 
     def source(self) -> UpdateSource:
         """Return what feeds this rank's loop.
@@ -175,12 +201,12 @@ class Session:
         Of the batches of an update, each rank takes its own. A stream was split when it was opened
         (`runs/texts.py`), because sequence k cannot be reached without reading all before it.
         """
-        train, batch_size = self.text.train, self.config.optimization.batch_size
+        train, batch_size = self.text.train, self.optimization.batch_size
         if not isinstance(train, PackedSequences):
-            return StreamLoader(train, self._collator, batch_size)
-        world, seed = self.world, self.config.run.seed
+            return StreamLoader(train, self.collator, batch_size)
+        world, seed = self.world, self.run.seed
         return BatchLoader(
-            train, self._collator, batch_size, seed, rank=world.rank, world_size=world.size
+            train, self.collator, batch_size, seed, rank=world.rank, world_size=world.size
         )
 
     def test(self) -> Evaluation | None:
@@ -205,9 +231,9 @@ class Session:
             The directory; None if no export is wanted, or if Hugging Face's architecture cannot
             represent the model, which the run has said at its beginning too.
         """
-        if not self.config.run.export_hf:
+        if not self.run.export_hf:
             return None
-        if reasons := conversion.reasons_not_representable(self.trainer.model.config):
+        if reasons := self._cannot_export():
             self.tracker.warn(
                 f"no Hugging Face export, which cannot be this model: {'; '.join(reasons)}"
             )
@@ -234,13 +260,19 @@ class Session:
             if text is not None
         ]
 
+    def _has(self, name: str) -> bool:
+        return self.directory is not None and (self.directory.path / name).exists()
+
+    def _cannot_export(self) -> list[str]:
+        return conversion.reasons_not_representable(self.trainer.model.config)
+
     def _find_checkpoint(self) -> Resumable:
         """Load the checkpoint that --resume-checkpoint names, or else the newest valid one.
 
         A named one that is damaged is an error; the search would take the next older one.
         """
         assert self.directory is not None
-        wanted = self.config.run.resume_checkpoint
+        wanted = self.run.resume_checkpoint
         if wanted is not None:
             # annotated-mpnet's commands name `checkpoint2500.pt`.
             path = wanted if wanted.is_dir() else wanted.with_suffix("")
@@ -250,7 +282,7 @@ class Session:
             raise nothing_to_resume(self.directory.path)
         return found
 
-    def _compare(self, found: Resumable) -> tuple[TrainState, list[StreamState]]:
+    def _compare(self, found: Resumable, settings: str) -> tuple[TrainState, list[StreamState]]:
         """Refuse the checkpoint of another run, and say what has changed in this one.
 
         Another network is refused. Another identity is refused unless --allow-change names it. The
@@ -263,12 +295,12 @@ class Session:
         for warning in found.warnings:
             tracker.warn(warning)
         changes = compare_model_config(checkpoint.model_config, self.trainer.model.config)
-        allowed = self.config.run.allowed_changes
-        losses = compare_identity(checkpoint.state.identity, self._identity, allowed)
-        state = dataclasses.replace(checkpoint.state, identity=self._identity)
+        allowed = self.run.allowed_changes
+        losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
+        state = dataclasses.replace(checkpoint.state, identity=self.identity)
         streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
-        if not self.is_complete(state):
-            for change in [*changes, *self._changed_settings()]:
+        if not self.is_finished(state):
+            for change in [*changes, *self._changed_settings(settings)]:
                 tracker.say(f"changed since the run began: {change}")
             for loss in losses:
                 tracker.warn(f"{loss}: from here on this is not exactly the uninterrupted run")
@@ -277,7 +309,7 @@ class Session:
                 tracker.say(f"{dropped} lines of metrics after it were dropped")
         return state, streams
 
-    def _changed_settings(self) -> Iterator[str]:
+    def _changed_settings(self, settings: str) -> Iterator[str]:
         """Yield the changed settings that decide an update and may change.
 
         Compares the `config.toml` of the previous start, which has not been replaced yet, with what
@@ -288,7 +320,7 @@ class Session:
         if not path.exists():
             return
         before = tomllib.loads(path.read_text(encoding="utf-8"))
-        now = tomllib.loads(to_toml(self.config))
+        now = tomllib.loads(settings)
         for group in ("objective", "optimization"):
             for name in sorted(before[group].keys() | now[group].keys()):
                 old, new = before[group].get(name), now[group].get(name)
@@ -337,17 +369,15 @@ class Session:
     def _updates_ahead(self) -> Generator[Update]:
         """Yield updates that a thread makes ahead, for a GPU in pinned memory."""
         device, start = self.trainer.network.device, self._start
-        updates = self.source().updates(
-            start.update, self.config.optimization.update_freq, start.text
-        )
+        updates = self.source().updates(start.update, self.optimization.update_freq, start.text)
         return prefetch(
             pinned(updates, device) if device.type == "cuda" else updates, PREFETCHED_UPDATES
         )
 
     def _evaluation_batches(self, text: PackedSequences) -> Iterator[Batch]:
         # Without activations for a backward pass, the training's batch size fits.
-        batch_size, world = self.config.optimization.batch_size, self.world
-        return evaluation_batches(text, self._collator, batch_size, world.rank, world.size)
+        batch_size, world = self.optimization.batch_size, self.world
+        return evaluation_batches(text, self.collator, batch_size, world.rank, world.size)
 
     def _save_tokenizer(self, directory: Path) -> None:
         # Into each checkpoint: the place it came from may be gone one day.

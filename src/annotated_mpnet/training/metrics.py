@@ -29,7 +29,7 @@ class MetricsWindow:
 
     def __init__(self, trainer: Trainer) -> None:
         self._model_config = trainer.model.config
-        self._input_mode = trainer.config.objective.input_mode
+        self._input_mode = trainer.input_mode
         self._device = trainer.network.device
         self._peak_flops = peak_flops(device_name(self._device), trainer.bf16)
         self._started: float | None = None

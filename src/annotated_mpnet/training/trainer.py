@@ -14,7 +14,7 @@ from annotated_mpnet.errors import DivergedError
 from annotated_mpnet.fast.compilation import uncompiled
 from annotated_mpnet.mpnet import loop
 from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.mpnet.config import InputMode, OptimizationConfig
 from annotated_mpnet.training.distributed import SharedNetwork
 
 
@@ -89,7 +89,8 @@ class Trainer:
     Attributes:
         network: on its device, shared by the ranks.
         optimizer: of the model's parameters.
-        config: all settings.
+        optimization: the settings of the optimizer and its schedule.
+        input_mode: the objective.
         bf16: whether matrix products run in bfloat16.
         tracker: where messages go.
     """
@@ -98,7 +99,9 @@ class Trainer:
         self,
         network: SharedNetwork,
         optimizer: Optimizer,
-        config: PretrainingConfig,
+        optimization: OptimizationConfig,
+        input_mode: InputMode,
+        seed: int,
         bf16: bool,
         tracker: Reporter,
     ) -> None:
@@ -106,16 +109,17 @@ class Trainer:
         self.model = network.model
         self.world = network.world
         self.optimizer = optimizer
-        self.config = config
+        self.optimization = optimization
+        self.input_mode = input_mode
         self.bf16 = bf16
         self.tracker = tracker
         device = network.device
         self._setup = loop.Setup(
             network,
             optimizer,
-            config.optimization,
-            config.objective.input_mode,
-            config.run.seed,
+            optimization,
+            input_mode,
+            seed,
             torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
         )
         self._deferred: DeferredCheck | None = None
@@ -168,6 +172,6 @@ class Trainer:
             traceback.clear_frames(error.__traceback__)
             raise DivergedError(
                 f"{error}; it was not applied, and the checkpoints are from before it: resume from "
-                f"one with a lower --lr (now {self.config.optimization.lr:g}), a longer "
+                f"one with a lower --lr (now {self.optimization.lr:g}), a longer "
                 "--warmup-updates, or a smaller --clip-grad-norm"
             ) from error
