@@ -247,7 +247,7 @@ def test_architecture_of_the_source_replaces_the_flags_and_the_note_lists_them(
     assert model.config.dropout == 0.3, "dropout is the run's"
     assert model.config.activation_dropout == 0.1
     assert "its architecture replaces the flags" in notes
-    assert "--encoder-layers 2 --no-normalize-before)" in notes
+    assert "--encoder-layers 2 --no-normalize-before" in notes
 
 
 def test_mask_token_is_the_tokenizers(

@@ -161,11 +161,7 @@ def _set_head_bias(model: MPNetForPretraining, text: Text) -> None:
 def _start_from(
     source: str, config: PretrainingConfig, text: Text
 ) -> tuple[MPNetForPretraining, list[str]]:
-    """Return a network with the weights of a source, fitted to the run, and notes.
-
-    The notes name the flags that a later `--resume` needs: it finds a checkpoint but not the
-    source, and builds the network from flags before it compares the two.
-    """
+    """Return a network with the weights of a source, fitted to the run, and notes."""
     loaded = conversion.load_any(source)
     notes = check_vocabulary(loaded, source, text.tokenizer, config.data.tokenizer_name)
     wanted, tensors = _wanted(config, text.vocabulary), dict(loaded.tensors)
@@ -187,7 +183,7 @@ def _start_from(
     model.load_state_dict(tensors)
     start = f"starting from {source}: weights only, from step 0"
     if differing := _flags_of_difference(model_config, wanted):
-        start += f"; its architecture replaces the flags (a --resume needs {differing})"
+        start += f"; its architecture replaces the flags: {differing}"
     return model, [start, *loaded.notes, *notes]
 
 
