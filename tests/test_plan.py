@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
@@ -223,3 +224,15 @@ def test_lines_that_need_no_path_fit_into_eighty_columns(tiny: TinyText, text: T
     for line in plan(config, text, model, CPU, True, ("blocked", "auto: the fastest on a CPU"), 2):
         if not line.startswith(("training text", "validation text")):
             assert len(line) <= 80, line
+
+
+def test_attention_on_a_gpu_repeats_to_the_bit_or_the_plan_says_that_it_does_not() -> None:
+    cuda = torch.device("cuda")
+    assert choose_attention("auto", cuda) == ("triton", "auto: the same bits each time")
+    assert choose_attention("triton", cuda) == ("triton", "asked for")
+    for wanted, fault in (("auto", "out of resource"), ("sdpa", None)):
+        name, reason = choose_attention(wanted, cuda, fault)  # type: ignore[arg-type]
+        assert name == "sdpa"
+        assert "a resumed run is not byte-identical" in reason
+    with pytest.raises(ConfigError, match=r"--attention triton .* \(out of resource\); leave it"):
+        choose_attention("triton", cuda, "out of resource")

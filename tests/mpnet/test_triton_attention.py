@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,9 @@ from samples import (
 
 from annotated_mpnet.fast import triton_attention
 from annotated_mpnet.fast.attention import ATTENTIONS
+from annotated_mpnet.fast.kernel_check import kernel_fault
 from annotated_mpnet.fast.triton_attention import Tiles, attend_triton, bias_rule, bias_steps
-from annotated_mpnet.mpnet.attention import attend_eager, bias_matrix
+from annotated_mpnet.mpnet.attention import Attention, attend_eager, bias_matrix
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.dropout import scale, threshold
 from annotated_mpnet.mpnet.positions import RelativePositionBias, relative_position_bucket
@@ -312,3 +313,36 @@ def test_the_kernels_compile_for_tensor_cores_and_fit_into_shared_memory(tmp_pat
     for name, _, tensor_cores, shared in lines:
         assert int(tensor_cores) > 0, name
         assert int(shared) < 99 * 1024, name  # what a consumer's GPU has
+
+
+@pytest.mark.parametrize("bf16", [False, True] if DEVICE == "cuda" else [False])
+def test_a_run_finds_no_fault_in_the_kernels(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "TILES", Tiles())
+    before = torch.get_rng_state()
+    assert kernel_fault(ModelConfig(), torch.device(DEVICE), bf16) is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def attend_with_a_hole(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    # A tile of keys that a compiler has lost.
+    value = torch.cat([value[:, :, :64], torch.zeros_like(value[:, :, 64:])], dim=2)
+    return attend_eager(query, key, value, bias, dropout)
+
+
+def attend_without_room(*_: object, **__: object) -> torch.Tensor:
+    raise RuntimeError("out of resource: shared memory, Required: 114688")
+
+
+@pytest.mark.parametrize(
+    ("attend", "said"),
+    [(attend_with_a_hole, "is wrong by"), (attend_without_room, "out of resource: shared memory")],
+)
+def test_a_run_finds_a_fault_in_the_kernels(
+    attend: Callable[..., torch.Tensor], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTENTIONS, "triton", Attention(attend))
+    fault = kernel_fault(ModelConfig(), torch.device(DEVICE), bf16=False)
+    assert fault is not None
+    assert said in fault

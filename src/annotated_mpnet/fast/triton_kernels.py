@@ -226,21 +226,59 @@ def by_steps(
 ):
     """Add up the gradient of a tile's scores for each step of the bias: (S,).
 
-    A tile meets only the steps between its least and its largest distance: one if it is far from
-    the diagonal, 27 of 31 if it lies on it.
+    Far from the diagonal the tile lies in one step. Elsewhere, if the keys are neighbours in order,
+    a step is a piece of each query's row: one cumulative sum along the keys serves all steps. With
+    keys in any other order, the tile is added up once for each step that it meets.
     """
     least, most = distances_of_tile(position_Q, position_M)
     lowest = tl.load(step_of_distance + far + tl.minimum(tl.maximum(least, -far), far))
     highest = tl.load(step_of_distance + far + tl.minimum(tl.maximum(most, -far), far))
-    distance_QM = position_M[None, :] - position_Q[:, None]
+    step_S = tl.arange(0, STEPS)
     d_step_S = tl.zeros([STEPS], tl.float32)
-    for step in range(lowest, highest + 1):
-        first = tl.load(first_distance + step)
-        end = tl.load(first_distance + step + 1)
-        inside_QM = (distance_QM >= first) & (distance_QM < end)
-        total = tl.sum(tl.sum(tl.where(inside_QM, d_scores_QM, 0.0), axis=1), axis=0)
-        d_step_S += tl.where(tl.arange(0, STEPS) == step, total, 0.0)
+    if lowest == highest:
+        total = tl.sum(tl.sum(d_scores_QM, axis=1), axis=0)
+        d_step_S = tl.where(step_S == lowest, total, 0.0)
+    elif in_order(position_M):
+        before_QM = tl.cumsum(d_scores_QM, axis=1)
+        met_S = (step_S >= lowest) & (step_S <= highest)
+        first_S = tl.load(first_distance + step_S, mask=met_S, other=0)
+        end_S = tl.load(first_distance + step_S + 1, mask=met_S, other=0)
+        # The key at distance 0 from each query, as an index into the tile, which it may lie beyond.
+        origin_Q = position_Q - tl.min(position_M, axis=0)
+        d_step_S = sum_before(before_QM, origin_Q, end_S) - sum_before(before_QM, origin_Q, first_S)
+    else:
+        distance_QM = position_M[None, :] - position_Q[:, None]
+        for step in range(lowest, highest + 1):
+            first = tl.load(first_distance + step)
+            end = tl.load(first_distance + step + 1)
+            inside_QM = (distance_QM >= first) & (distance_QM < end)
+            total = tl.sum(tl.sum(tl.where(inside_QM, d_scores_QM, 0.0), axis=1), axis=0)
+            d_step_S += tl.where(step_S == step, total, 0.0)
     return d_step_S
+
+
+@triton.jit
+def in_order(position_M):
+    """Return whether each key is the right neighbour of the one before; the last may be repeated.
+
+    Repeated keys do not exist, and have no gradient.
+    """
+    index_M = tl.arange(0, position_M.shape[0])
+    first, last = tl.min(position_M, axis=0), tl.max(position_M, axis=0)
+    wrong_M = position_M != tl.minimum(first + index_M, last)
+    return tl.sum(wrong_M.to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def sum_before(before_QM, origin_Q, distance_S):
+    """Add up, over the queries, the keys that are less than each distance away: (S,).
+
+    before_QM: the sum of each query's keys up to each one.
+    """
+    count_QS = origin_Q[:, None] + distance_S[None, :]
+    last_QS = tl.minimum(tl.maximum(count_QS, 0), before_QM.shape[1]) - 1
+    sums_QS = tl.gather(before_QM, tl.maximum(last_QS, 0), axis=1)
+    return tl.sum(tl.where(last_QS >= 0, sums_QS, 0.0), axis=0)
 
 
 @triton.jit

@@ -14,7 +14,6 @@ terms a GPU adds in float32. Weights, means, norms and losses stay in float32. f
 loss scale to keep small gradients from becoming 0.
 """
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +30,8 @@ from annotated_mpnet.text.frequencies import (
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.tokenizer import tokenizer_hash
 from annotated_mpnet.training.distributed import World
+
+DIFFERS = "the last bits differ each time, so a resumed run is not byte-identical"
 
 
 @dataclass(frozen=True)
@@ -89,33 +90,48 @@ def choose_device(machine: MachineConfig, world: World) -> tuple[torch.device, b
     return torch.device(name), precision == "bf16"
 
 
-def choose_attention(wanted: Attention, device: torch.device) -> tuple[AttentionName, str]:
+def choose_attention(
+    wanted: Attention, device: torch.device, fault: str | None = None
+) -> tuple[AttentionName, str]:
     """Return how to compute attention, and why; all ways agree to rounding.
 
     >>> choose_attention("auto", torch.device("cpu"))
     ('blocked', 'auto: the fastest on a CPU')
     >>> choose_attention("eager", torch.device("cpu"))
     ('eager', 'asked for')
+    >>> choose_attention("auto", torch.device("cuda"))
+    ('triton', 'auto: the same bits each time')
+
+    Args:
+        wanted: the flag.
+        device: to compute on.
+        fault: why the Triton kernels cannot be used on it (`fast/kernel_check.py`), if so.
 
     Raises:
         ConfigError: this device cannot compute it that way.
     """
+    on_gpu = device.type == "cuda"
     if wanted == "triton":
-        if device.type != "cuda":
+        if not on_gpu:
             raise ConfigError(
                 f"--attention triton needs a GPU with CUDA, and the device is {device}; leave it "
                 "out, or choose blocked (CPU) or sdpa"
             )
-        if importlib.util.find_spec("triton") is None:
+        if fault is not None:
             raise ConfigError(
-                "--attention triton needs Triton, which is missing: pip install triton"
+                f"--attention triton cannot be used on {device} ({fault}); leave it out, or "
+                "choose sdpa"
             )
+    if wanted == "sdpa" and on_gpu:
+        return wanted, f"asked for; {DIFFERS}"
     if wanted != "auto":
         return wanted, "asked for"
     if device.type == "cpu":
         return "blocked", "auto: the fastest on a CPU"
-    if device.type == "cuda":
-        return "sdpa", "auto: PyTorch's own kernels; only triton repeats to the bit here"
+    if on_gpu and fault is None:
+        return "triton", "auto: the same bits each time"
+    if on_gpu:
+        return "sdpa", f"auto: no Triton here ({fault}); {DIFFERS}"
     return "sdpa", "auto: PyTorch's own kernels"
 
 

@@ -51,6 +51,7 @@ from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
+from annotated_mpnet.fast.kernel_check import kernel_fault
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig
 from annotated_mpnet.mpnet.loop import Evaluation
@@ -129,7 +130,12 @@ def run_pretraining(
         model, notes = build_model(config, text)
         if config.run.export_hf:
             notes += check_export(text.vocabulary, model.config)
-        attention = choose_attention(config.machine.attention, device)
+        fault = None
+        if device.type == "cuda" and config.machine.attention in ("auto", "triton"):
+            # One that any rank has: all compute the same way.
+            faults = world.gather_objects(kernel_fault(model.config, device, bf16))
+            fault = next((each for each in faults if each is not None), None)
+        attention = choose_attention(config.machine.attention, device, fault)
         model.use_attention(ATTENTIONS[attention[0]])
         model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
         if config.machine.compile:

@@ -182,7 +182,8 @@ class MachineConfig:
     """How to compute attention. sdpa: PyTorch's fused kernels. triton: our CUDA kernels, which
     compute bias and visibility on the fly and give the same bits each time. blocked: one sequence
     at a time in reused memory, for CPUs. eager: the formula line by line, for comparison. auto:
-    blocked on a CPU, sdpa elsewhere; the plan says which and why."""
+    blocked on a CPU, triton on a GPU with CUDA where it works, else sdpa; the plan says which and
+    why."""
     compile: bool = False
     """Compile the model with torch.compile. The first updates take minutes, the rest less time
     each. Results agree to rounding; checkpoints are interchangeable. On a CPU it needs a C++
