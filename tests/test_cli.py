@@ -83,6 +83,11 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--dropout", "1"], ["--dropout"]),
         (["--max-positions", "128"], ["--max-positions", "--max-tokens"]),
         (["--warmup-updates", "20000"], ["--warmup-updates", "--total-updates"]),
+        (["--decay-updates", "20"], ["--decay-updates is 20", "--schedule wsd"]),
+        (
+            ["--schedule", "wsd", "--warmup-updates", "900", "--total-updates", "1000"],
+            ["--warmup-updates 900", "--decay-updates 200", "--total-updates 1000"],
+        ),
         (["--keep-prob", "0.6", "--rand-prob", "0.6"], ["--keep-prob", "--rand-prob"]),
         (["--resume", "--hf-model-path", "x"], ["--resume", "--hf-model-path"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),

@@ -45,6 +45,8 @@ PRETRAIN = {
     "--gradient-checkpointing": (False, True, []),
     "--lr": (6e-4, 1e-4, []),
     "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
+    "--schedule": ("polynomial", "wsd", []),
+    "--decay-updates": (None, 500, []),
     "--power": (1.0, 2.0, []),
     "--warmup-updates": (None, 100, ["-warmup_steps"]),
     "--total-updates": (10000, 500, []),

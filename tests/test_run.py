@@ -151,6 +151,21 @@ def test_more_updates_continue_a_finished_run(text: TinyText, tmp_path: Path) ->
     )
 
 
+def test_a_wsd_run_extended_from_its_stable_part_is_the_longer_run(
+    text: TinyText, tmp_path: Path
+) -> None:
+    def wsd(name: str, total: int, **changes: object) -> PretrainingConfig:
+        config = tiny_config(text, tmp_path / name)
+        return changed(config, schedule="wsd", decay_updates=2, total_updates=total, **changes)
+
+    run(wsd("longer", 12))
+    run(wsd("shorter", 8, checkpoint_interval=3))
+    # The decay of the shorter run has begun in update 7.
+    run(wsd("extended", 12, resume_checkpoint=tmp_path / "shorter" / "checkpoint6"))
+    tensors = [tensors_of(tmp_path / name / "checkpoint12") for name in ("longer", "extended")]
+    assert tensors[0] == tensors[1]
+
+
 def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path) -> None:
     config = tiny_config(text, tmp_path / "run")
     run(config)

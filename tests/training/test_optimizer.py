@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,6 +23,43 @@ from annotated_mpnet.mpnet.optimizer import (
 
 CPU = torch.device("cpu")
 CONFIG = OptimizationConfig(total_updates=100, warmup_updates=10, lr=0.01)
+
+
+def rates(**changes: object) -> list[float]:
+    config = OptimizationConfig(total_updates=100, warmup_updates=10, lr=0.01, **changes)  # type: ignore[arg-type]
+    return [learning_rate(update, config) for update in range(101)]
+
+
+def test_every_schedule_warms_up_alike_and_never_rises_again() -> None:
+    for changes in (
+        {},
+        {"power": 2.0},
+        {"schedule": "cosine"},
+        {"schedule": "wsd"},
+        {"schedule": "wsd", "decay_updates": 90},
+        {"schedule": "wsd", "decay_updates": 1, "end_learning_rate": 0.001},
+    ):
+        found = rates(**changes)
+        assert found[:10] == rates()[:10]
+        assert found[10] == 0.01
+        assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(found[10:]))
+        assert found[100] == changes.get("end_learning_rate", 0.0)
+
+
+def test_wsd_is_flat_until_the_decay_and_with_a_decay_of_all_the_rest_it_is_the_polynomial() -> (
+    None
+):
+    found = rates(schedule="wsd", decay_updates=20)
+    assert set(found[10:81]) == {0.01}
+    assert found[90] == pytest.approx(0.005)
+    assert found == rates(schedule="wsd")
+    assert rates(schedule="wsd", decay_updates=90) == rates()
+
+
+def test_cosine_is_half_way_in_the_middle_of_the_decay() -> None:
+    found = rates(schedule="cosine", end_learning_rate=0.002)
+    assert found[55] == pytest.approx(0.006)
+    assert found[32] == pytest.approx(0.002 + 0.008 * (1 + math.cos(math.pi * 22 / 90)) / 2)
 
 
 class Network(nn.Module):

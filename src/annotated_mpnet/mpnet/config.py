@@ -20,6 +20,7 @@ InputMode = Literal["mpnet", "mlm", "plm"]
 ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gelu_accurate"]
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
+Schedule = Literal["polynomial", "cosine", "wsd"]
 HeadBias = Literal["zeros", "frequencies"]
 RelativeBiasInit = Literal["auto", "normal", "local"]
 
@@ -173,9 +174,16 @@ class OptimizationConfig:
     tiny networks more (3e-3 in the preset demo)."""
     end_learning_rate: float = option(0.0, at_least=0, at_most=1, aliases=("-end_lr",))
     """Learning rate that the decay reaches one update after the last."""
+    schedule: Schedule = "polynomial"
+    """How the learning rate falls after the warm-up. polynomial: to the end, in a straight line
+    (paper). cosine: to the end, slowly at first and at last. wsd (warm-up, stable, decay): it stays
+    at the peak and falls in the last --decay-updates, so a run can be extended or branched from its
+    stable part."""
+    decay_updates: int | None = option(None, at_least=1, at_most=10**9)
+    """Updates of the decay of --schedule wsd. Default: 20 % of --total-updates."""
     power: float = option(1.0, above=0, at_most=100)
-    """Exponent of the polynomial decay. 1 is a straight line; 2 falls fast at first and slowly at
-    the end."""
+    """Exponent of the decay of polynomial and wsd. 1 is a straight line; 2 falls fast at first and
+    slowly at the end."""
     warmup_updates: int | None = option(None, at_least=0, at_most=10**9, aliases=("-warmup_steps",))
     """Updates of linear warm-up, while AdamW's averages are still poor and large steps would be
     harmful. Default: 10 % of --total-updates."""
@@ -207,6 +215,14 @@ class OptimizationConfig:
     def effective_warmup_updates(self) -> int:
         """Updates of warm-up, with the default worked out."""
         return self.total_updates // 10 if self.warmup_updates is None else self.warmup_updates
+
+    @property
+    def first_decay_update(self) -> int:
+        """The update, from 0, in which the learning rate begins to fall."""
+        if self.schedule != "wsd":
+            return self.effective_warmup_updates
+        decay = self.decay_updates
+        return self.total_updates - (self.total_updates // 5 if decay is None else decay)
 
 
 def check_architecture(group: ArchitectureConfig) -> None:

@@ -28,13 +28,17 @@ about 1 / (1 - beta) updates: 10 for the direction, 50 for the scale. The means 
 weight, twice as much as the weights.
 
 **The schedule.** The learning rate rises linearly, because the means know little yet, and then
-falls polynomially, by default linearly again:
+falls, by default linearly again:
 
     update u < W:        lr (u + 1) / W
-    W <= u < T:          end + (lr - end) (1 - (u - W) / (T - W))^power
+    W <= u < D:          lr
+    D <= u < T:          end + (lr - end) r^power                     polynomial, wsd
+                         end + (lr - end) (1 + cos(pi (1 - r))) / 2   cosine
 
-with W = `warmup_updates`, T = `total_updates`, end = `end_learning_rate` and u from 0. It is a
-function of the update's number: no scheduler, no state, no resume that is off by one.
+with W = `warmup_updates`, T = `total_updates`, end = `end_learning_rate`, u from 0, and r = (T - u)
+/ (T - D), the share of the decay that is left. The decay begins at D = W, or with wsd (warm-up,
+stable, decay) `decay_updates` before the end. It is a function of the update's number: no
+scheduler, no state, no resume that is off by one.
 
 >>> config = OptimizationConfig(total_updates=20, warmup_updates=5, lr=1.0)
 >>> print(picture(config))
@@ -43,6 +47,21 @@ function of the update's number: no scheduler, no state, no resume that is off b
 0.60   ##########
 0.40  ##############
 0.20 ##################
+     01234567890123456789
+
+With wsd only the decay knows where the end is. So a checkpoint of the stable part can go on to any
+total, and ends as a run would that was planned so (Hu et al., arXiv 2404.06395; Haegele et al.,
+arXiv 2405.18392):
+
+>>> config = OptimizationConfig(
+...     total_updates=20, warmup_updates=5, lr=1.0, schedule="wsd", decay_updates=5
+... )
+>>> print(picture(config))
+1.00     ############
+0.80    ##############
+0.60   ################
+0.40  ##################
+0.20 ####################
      01234567890123456789
 
 The line reaches `end_learning_rate` at u = T, one step after the last update. fairseq does the
@@ -119,13 +138,19 @@ def learning_rate(update: int, config: OptimizationConfig) -> float:
     fairseq and HF: the warm-up starts with u / W, so the first update has rate 0.
     """
     warmup, total = config.effective_warmup_updates, config.total_updates
+    first = config.first_decay_update
     if update < warmup:
         return config.lr * (update + 1) / warmup
     if update >= total:
         return config.end_learning_rate
-    remaining = 1 - (update - warmup) / (total - warmup)
-    span = config.lr - config.end_learning_rate
-    return config.end_learning_rate + span * math.pow(remaining, config.power)
+    if update < first:
+        return config.lr
+    remaining = 1 - (update - first) / (total - first)
+    if config.schedule == "cosine":
+        share = (1 + math.cos(math.pi * (1 - remaining))) / 2
+    else:
+        share = math.pow(remaining, config.power)
+    return config.end_learning_rate + (config.lr - config.end_learning_rate) * share
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

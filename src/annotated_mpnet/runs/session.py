@@ -55,7 +55,8 @@ from annotated_mpnet.mpnet.loop import Evaluation, Progress
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.hooks import RunHooks, state_of
 from annotated_mpnet.runs.texts import Text
-from annotated_mpnet.settings.config import RunConfig
+from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
+from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.signals import Stopped, listening
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.streams.streams import StreamLoader
@@ -321,12 +322,13 @@ class Session:
             return
         before = tomllib.loads(path.read_text(encoding="utf-8"))
         now = tomllib.loads(settings)
+        defaults = tomllib.loads(to_toml(PretrainingConfig()))
         for group in ("objective", "optimization"):
             for name in sorted(before[group].keys() | now[group].keys()):
                 old, new = before[group].get(name), now[group].get(name)
                 is_start = name in ("head_bias", "relative_bias_init")
-                # Runs from before there was `relative_bias_init` have no line for it.
-                if old == new or (is_start and old is None):
+                # Runs from before there was this setting have no line for it either.
+                if old == new or (old is None and new == defaults[group].get(name)):
                     continue
                 effect = ": no effect, the weights are loaded" if is_start else ""
                 yield f"{name} was {old} and is {new}{effect}"

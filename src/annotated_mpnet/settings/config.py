@@ -280,6 +280,17 @@ class PretrainingConfig:
             f"{optimization.total_updates}; the peak learning rate would never be reached",
         )
         yield (
+            optimization.decay_updates is not None and optimization.schedule != "wsd",
+            f"--decay-updates is {optimization.decay_updates}, but --schedule "
+            f"{optimization.schedule} falls from the warm-up to the end; give --schedule wsd too",
+        )
+        yield (
+            optimization.first_decay_update < warmup <= optimization.total_updates,
+            f"--warmup-updates {warmup} and --decay-updates "
+            f"{optimization.total_updates - optimization.first_decay_update} are more than "
+            f"--total-updates {optimization.total_updates}; make one of them shorter",
+        )
+        yield (
             optimization.end_learning_rate > optimization.lr,
             f"--end-learning-rate is {optimization.end_learning_rate}, more than --lr "
             f"{optimization.lr}; the learning rate can only fall after the warm-up",
