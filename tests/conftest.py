@@ -14,6 +14,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
 # Tokenizers that run threads of their own complain when a test forks after using one.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# As the commands do; where other jobs keep the cores busy, the suite takes a fraction of the time.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # W&B gives up on its own process after 30 and 90 seconds, which a busy machine may need.
 os.environ["WANDB__SERVICE_WAIT"] = os.environ["WANDB_INIT_TIMEOUT"] = str(HUNG)
 

@@ -7,14 +7,21 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
+from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.settings.config_file import arguments_from_toml, to_toml
+from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, to_toml
 from waiting import HUNG
 
 
 def arguments_of(config: PretrainingConfig) -> list[str]:
     """Return the command line that stands for a configuration."""
-    return arguments_from_toml(to_toml(config), "test")
+    # A file does not keep what is done in one start.
+    actions = {name: getattr(config.run, name) for name in ACTIONS}
+    return arguments_from_toml(to_toml(config), "test") + [
+        flag(name) if value is True else f"{flag(name)}={value}"
+        for name, value in actions.items()
+        if value not in (False, None, "")
+    ]
 
 
 def open_store() -> TCPStore:

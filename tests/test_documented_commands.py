@@ -134,7 +134,17 @@ def words_of(documented: str, *more: str) -> list[str]:
 
 
 def pretrain(documented: str, *more: str) -> int:
-    return cli._ending("pretrain-mpnet", cli._pretrain, words_of(documented, SMALL, *more))
+    words = changed_by(words_of(documented), shlex.split(" ".join([SMALL, *more])))
+    return cli._ending("pretrain-mpnet", cli._pretrain, words)
+
+
+def changed_by(words: list[str], mine: list[str]) -> list[str]:
+    """Give flags of a command other values: no flag may be given twice."""
+    kept, keep = [], True
+    for word in words:
+        keep = word not in mine if word.startswith("--") else keep
+        kept += [word] if keep else []
+    return kept + mine
 
 
 def settings_of(documented: str) -> PretrainingConfig:
@@ -171,7 +181,12 @@ def test_the_streaming_run(text: TinyText, tmp_path: Path) -> None:
 
 def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
     # In a process of its own, for W&B leaves threads and a process behind in the one that it is in.
-    program = [sys.executable, "-m", "annotated_mpnet", *words_of(STREAM_IN_FULL, SMALL)]
+    program = [
+        sys.executable,
+        "-m",
+        "annotated_mpnet",
+        *changed_by(words_of(STREAM_IN_FULL), shlex.split(SMALL)),
+    ]
     done = subprocess.run(program, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     # All three places know the same numbers, by the same names.
@@ -194,7 +209,7 @@ def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "my_mpnet_run" / "best_checkpoint").is_dir()
 
 
-# `/path/to/your/` is where the reader's own paths go; appended, for they stand elsewhere each time.
+# `/path/to/your/` is where the reader's own paths go.
 @pytest.mark.parametrize("habit", ["", '--dataset-name ""'])
 def test_the_local_run(text: TinyText, tmp_path: Path, habit: str) -> None:
     mine = f"--train-dir {text.train_dir} --valid-file {text.valid_file}"

@@ -2,7 +2,12 @@
 
 The command line prints the one line of a `UserError` and exits with its code. A message says what
 happened, the value, what was expected, and what to do.
+
+Messages hold names of files and words of texts, which come from anywhere. `printable` is applied
+where they leave the program: on standard error, in `log.txt`, on the console.
 """
+
+import re
 
 
 class UserError(Exception):
@@ -57,3 +62,31 @@ class FailedElsewhereError(UserError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def without_password(text: str) -> str:
+    """Cut user and password out of addresses.
+
+    >>> without_password("https://me:hunter2@example.org/texts")
+    'https://example.org/texts'
+    >>> without_password("cannot read https:/me:hunter2@example.org")  # as a path is written
+    'cannot read https:/example.org'
+    >>> without_password("me:hunter2@example.org:texts")
+    'example.org:texts'
+    """
+    text = re.sub(r"(:/+)[^\s/]*@", r"\1", text)
+    return re.sub(r"(?<![^\s'\"=])[^\s/:@'\"=]+:[^\s/@]+@", "", text)
+
+
+def printable(text: str) -> str:
+    r"""Return a message as one line that changes nothing but what is read, without passwords.
+
+    Escaped are control characters (a terminal would obey them), line breaks, characters that turn
+    the direction of writing, and bytes of file names that are not UTF-8.
+
+    >>> print(printable("caf\udce9 \x1b[2J\n été"))
+    caf\udce9 \x1b[2J\n été
+    """
+    return "".join(
+        each if each.isprintable() else repr(each)[1:-1] for each in without_password(text)
+    )

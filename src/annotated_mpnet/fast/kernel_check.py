@@ -28,7 +28,7 @@ def kernel_fault(config: ModelConfig, device: torch.device, bf16: bool) -> str |
         return "Triton is missing: pip install triton"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "the card is older than Ampere"
-    from triton.errors import TritonError
+    from annotated_mpnet.fast.triton_kernels import FAULTS
 
     heads = 2
     head_dim = config.encoder_embed_dim // config.encoder_attention_heads
@@ -54,7 +54,7 @@ def kernel_fault(config: ModelConfig, device: torch.device, bf16: bool) -> str |
     model.to(device)
     try:
         found, wanted = (_gradients(model, batch, name, bf16) for name in ("triton", "eager"))
-    except (RuntimeError, TritonError) as error:
+    except FAULTS as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     for name, gradient in wanted.items():
         difference = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)

@@ -21,6 +21,10 @@ With TRITON_INTERPRET=1 the same code runs in NumPy, which is how it is tested w
 
 import triton
 import triton.language as tl
+from triton.errors import TritonError
+
+FAULTS = RuntimeError, TritonError
+"""What a kernel raises that cannot be compiled, or run, on a card."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

@@ -55,12 +55,14 @@ def check_ranges(group: Any) -> None:
         value, bounds = getattr(group, each.name), each.metadata.get("bounds", {})
         if isinstance(value, int | float) and bounds and not _within(value, bounds):
             wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
-            raise ValueError(f"{flag(each.name)} is {value}; expected a number {wanted}")
+            raise ValueError(f"{flag(each.name)} is {value!s:.80}; expected a number {wanted}")
 
 
 def _within(value: float, bounds: dict[str, float]) -> bool:
     compare = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-    return math.isfinite(value) and all(compare[sign](value, b) for sign, b in bounds.items())
+    # `isfinite` cannot take a whole number of 400 digits.
+    finite = isinstance(value, int) or math.isfinite(value)
+    return finite and all(compare[sign](value, b) for sign, b in bounds.items())
 
 
 @dataclass(frozen=True, kw_only=True)

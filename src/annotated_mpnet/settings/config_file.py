@@ -16,6 +16,10 @@ even if a default has changed. TOML has no null, so unset settings are left out.
 
 `--print-config` writes the same with the help of each setting, and unset ones as comments.
 
+What a user does in one start (`ACTIONS`: resume, overwrite, ...) is not a setting. It is not
+written, and ignored with a note in a file that has it, such as a `config.toml` from before this
+rule: `--config` of a run that once replaced another must not delete that run.
+
 A preset is a TOML file in `presets/` with a header of comments: purpose, model, cost, expected
 result, command. `--preset list` and `docs/configuration.md` show the header.
 
@@ -26,6 +30,8 @@ result, command. `--preset list` and `docs/configuration.md` show the header.
 import dataclasses
 import difflib
 import re
+import reprlib
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -33,14 +39,23 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, without_password
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import one_paragraph, settings_of
 
 Preset = Literal["demo", "tiny", "small", "base", "continue"]
+
+
+ACTIONS = (
+    *("resume", "resume_checkpoint", "overwrite", "allow_change", "trust_checkpoint", "debug"),
+)
+"""Fields of `RunConfig` that only the command line can give."""
+
+LARGEST_FILE = 2**20
+"""Bytes of a configuration file. All settings with all explanations have 30,000."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,8 @@ def _toml_lines(config: PretrainingConfig, commented: bool) -> Iterator[str]:
         if commented:
             yield from _comment(one_paragraph(type(group).__doc__))
         for each in settings_of(type(group)):
+            if each.name in ACTIONS:
+                continue
             value = vars(group)[each.name]
             if commented:
                 yield from ("", *_comment(each.help))
@@ -135,7 +152,8 @@ def _toml(value: object) -> str:
     # Imported here: most commands only read TOML, which the standard library does.
     import tomlkit
 
-    return tomlkit.item(str(value) if isinstance(value, Path) else value).as_string()
+    text = isinstance(value, str | Path)
+    return tomlkit.item(without_password(str(value)) if text else value).as_string()
 
 
 def read_config_file(path: Path) -> list[str]:
@@ -145,29 +163,50 @@ def read_config_file(path: Path) -> list[str]:
         ConfigError: it cannot be read, or `arguments_from` refuses it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"--config {path} is not a regular file; expected TOML or YAML")
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise ConfigError(f"--config {path} has {size:,} bytes; expected at most 1 MB")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path} is not UTF-8: {error}") from error
     if path.suffix.lower() not in (".yaml", ".yml"):
         return arguments_from_toml(text, str(path))
+    return arguments_from(_from_yaml(text, path), str(path))
+
+
+def _from_yaml(text: str, path: Path) -> object:
     import yaml  # type: ignore[import-untyped]
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """YAML lets the last of two equal keys win; TOML refuses them, and so do we."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise ValueError(f"the key {_shown(key)} is there twice")
+            return dict(super().construct_mapping(node, deep))
+
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {one_paragraph(str(error))}") from error
+        document = Loader(text).get_single_data()
+    # Its constructors raise whatever Python raises for "!!int abc" or a thousand brackets.
+    except Exception as error:
+        reason = one_paragraph(str(error))[:200] or type(error).__name__
+        raise ConfigError(f"{path} is not valid YAML: {reason}") from error
     # An empty YAML file is None, an empty TOML file {}.
-    return arguments_from({} if document is None else document, str(path))
+    return {} if document is None else document
 
 
 def arguments_from_toml(text: str, origin: str) -> list[str]:
     """Translate TOML to command-line arguments; messages call it `origin`."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not valid TOML: {error}") from error
+    # A number of 5,000 digits is a ValueError, which a TOMLDecodeError is too.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin} is not valid TOML: {str(error)[:200]}") from error
     return arguments_from(document, origin)
 
 
@@ -193,6 +232,14 @@ def arguments_from(document: object, origin: str) -> list[str]:
                 raise ConfigError(
                     f"{origin}: [{str(group)[:80]}] has no setting {_shown(name)}; {_place(name)}"
                 )
+            if name in ACTIONS:
+                if value not in (False, None, ""):
+                    print(
+                        f"note: {origin}: {name} is ignored in a file; give {flag(name)} on the "
+                        "command line if you mean it",
+                        file=sys.stderr,
+                    )
+                continue
             arguments.append(_argument(known[name][1], value, origin))
     return arguments
 
@@ -225,4 +272,5 @@ def _argument(field: dataclasses.Field[object], value: object, origin: str) -> s
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:80]
+    # `repr` itself could take for ever: nine short lines of YAML can name a billion values.
+    return reprlib.repr(value)[:80]

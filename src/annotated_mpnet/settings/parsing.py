@@ -19,11 +19,15 @@ annotated_mpnet.errors.ConfigError: --encoder-layers is 'three'; expected a whol
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
+import os
 import re
 import textwrap
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from annotated_mpnet.errors import ConfigError
@@ -115,11 +119,29 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
             name = name.replace("_", "-")
         spelled.append(aliases.get(name, name) + equals + value)
     given, unknown = parser.parse_known_args(spelled)
+    _refuse_repeated(spelled, settings)
     if unknown:
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], settings, 1)
         perhaps = f" (perhaps you meant {similar[0]})" if similar else ""
         parser.error(f"unrecognized arguments: {one_paragraph(' '.join(unknown))[:80]}{perhaps}")
     return vars(given)
+
+
+def _refuse_repeated(arguments: Sequence[str], settings: dict[str, Setting]) -> None:
+    """Refuse a flag that is given twice: argparse would let the last value win in silence."""
+    seen: dict[str, str] = {}
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        positive = "--" + name.removeprefix("--no-")
+        name = positive if name not in settings and positive in settings else name
+        if name not in settings:
+            continue
+        said = value if equals else argument if settings[name].type is bool else following
+        if name in seen:
+            raise ConfigError(
+                f"{name} is given twice, as {seen[name][:80]!r} and {said[:80]!r}; give it once"
+            )
+        seen[name] = said
 
 
 def _build(kind: type[Command], given: dict[str, Any]) -> Command:
@@ -150,12 +172,44 @@ def _value(setting: Setting, text: str) -> object:
     """Make a value of a text; argparse lets the `ConfigError` pass through."""
     if setting.optional and text == "None":
         return None
+    if setting.type in (str, Path) and not setting.choices:
+        _check_name(setting, text)
     try:
         if not setting.choices or text in setting.choices:
             return setting.type(text)
     except ValueError:
         pass
     raise ConfigError(f"{setting.flag} is {text[:80]!r}; expected {setting.expected}")
+
+
+PLACES = ("tokenizer_name", "hf_model_path", "dataset_name")
+"""Texts that may be paths."""
+
+MAY_BE_EMPTY = ("allow_change", "dataset_name")
+
+
+def _check_name(setting: Setting, text: str) -> None:
+    """Refuse a name or path that no file can have, or that may not be looked at.
+
+    Later it would fail in one of many places, after hours of packing perhaps. An empty one is an
+    unset variable of a shell; as a path it would be the current directory.
+    """
+    wrong = None
+    if not text and setting.name not in MAY_BE_EMPTY:
+        wrong = f"empty; expected {setting.expected}"
+    elif "\0" in text:
+        wrong = f"{text[:80]!r}, with a NUL character; expected {setting.expected}"
+    elif any("\ud800" <= each <= "\udfff" for each in text):
+        wrong = f"{text[:80]!r}, which is not UTF-8; give it another name"
+    elif setting.type is Path or setting.name in PLACES:
+        try:
+            os.stat(text)
+        except OSError as error:
+            # It may be made later, or be a name on the Hub.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                wrong = f"{text[:80]!r}, which cannot be looked at: {error.strerror}"
+    if wrong is not None:
+        raise ConfigError(f"{setting.flag} is {wrong}")
 
 
 class _Parser(argparse.ArgumentParser):

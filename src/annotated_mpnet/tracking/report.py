@@ -31,10 +31,11 @@ from pathlib import Path
 from annotated_mpnet.checkpoints.checkpoint import BEST, TrainState
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name
 from annotated_mpnet.checkpoints.run_directory import METRICS
+from annotated_mpnet.errors import without_password
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.tracking.display import duration
 from annotated_mpnet.tracking.plateau import MARGIN_BITS, left_at
-from annotated_mpnet.tracking.sinks import read_metrics, without_password
+from annotated_mpnet.tracking.sinks import read_metrics
 
 REPORT, PICTURE = "report.md", "loss.png"
 

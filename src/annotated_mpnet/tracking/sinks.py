@@ -19,7 +19,6 @@ import importlib
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Protocol
 
 from torch import nn
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, without_password
 from annotated_mpnet.settings.config import PretrainingConfig, TrackingConfig
 
 Metrics = Mapping[str, float]
@@ -222,12 +221,3 @@ def plain_settings(config: PretrainingConfig) -> dict[str, dict[str, object]]:
         }
         for group, values in dataclasses.asdict(config).items()
     }
-
-
-def without_password(text: str) -> str:
-    """Cut user and password out of addresses.
-
-    >>> without_password("https://me:hunter2@example.org/texts")
-    'https://example.org/texts'
-    """
-    return re.sub(r"://[^/@\s]+@", "://", text)

@@ -42,6 +42,7 @@ from rich.markup import escape
 from torch import nn
 
 from annotated_mpnet.checkpoints.run_directory import METRICS
+from annotated_mpnet.errors import printable
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import display, sinks
 from annotated_mpnet.tracking.plateau import PlateauWatch
@@ -114,12 +115,14 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """Print a line, and keep it in the log."""
+        text = printable(text)
         # What looks like rich's markup, `[bold]`, may be part of a path.
         self._print(escape(text))
         self._keep(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, and keep it in the log."""
+        text = printable(text)
         self._print(f"[yellow]warning:[/] {escape(text)}")
         self._keep(f"warning: {text}")
 
@@ -210,8 +213,8 @@ class Tracker:
         whole = not self._console.is_terminal
         try:
             self._console.print(marked_up, highlight=False, soft_wrap=whole)
-        except (OSError, SystemExit):
-            # rich answers a broken pipe with SystemExit.
+        # A closed file is a ValueError; rich answers a broken pipe with SystemExit.
+        except (OSError, ValueError, SystemExit):
             self._console.quiet = True
             self._keep("warning: the output is closed; the run continues without it")
 
