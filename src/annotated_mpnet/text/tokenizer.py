@@ -132,7 +132,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         )
     # Parsers of damaged files raise anything, Rust's included.
     except Exception as error:
-        raise ConfigError(_why_not_loaded(name, local, error)) from error
+        what = "this directory holds no tokenizer that loads" if local else "the Hub has none"
+        raise ConfigError(
+            f"--tokenizer-name {shown_text(name)}: {what} ({shown_text(str(error))}); expected a "
+            "directory with a tokenizer.json and a tokenizer_config.json, or a Hub name"
+        ) from error
     # A slow tokenizer has no description as JSON, which `tokenizer_hash` and `_starts_word` read.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
@@ -251,17 +255,3 @@ def _hub_answers(name: str) -> bool:
     except Exception:
         return False
     return True
-
-
-def _why_not_loaded(name: str, local: bool, error: Exception) -> str:
-    """Return the one line for a tokenizer that does not load, with what the loader said in it."""
-    reason = shown_text(str(error))
-    if local:
-        return (
-            f"--tokenizer-name {shown_text(name)}: cannot load a tokenizer from this directory "
-            f"({reason}); expected a tokenizer.json and a tokenizer_config.json"
-        )
-    return (
-        f"--tokenizer-name {shown_text(name)}: not a directory, and the Hub does not provide it "
-        f"({reason}); give a directory: --tokenizer-name DIR"
-    )
