@@ -195,7 +195,7 @@ def test_unreachable_hub_name_leads_to_a_directory(monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr(HfApi, "model_info", no_network)
-    with pytest.raises(ConfigError, match="the Hub has none.*expected a directory"):
+    with pytest.raises(ConfigError, match=r"the Hub has none.*expected a directory"):
         load_tokenizer("nobody/nothing-of-that-name")
 
 

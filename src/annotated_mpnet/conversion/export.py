@@ -20,7 +20,6 @@ and puts a mean over the tokens after the encoder.
 import copy
 import dataclasses
 import io
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,8 +35,10 @@ from annotated_mpnet.conversion.names import to_hugging_face
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
 from annotated_mpnet.errors import ConfigError, WriteError
 from annotated_mpnet.files.atomic import replacing
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, refuse_to_replace
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.text.tokenizer import write_tokenizer
 
 LARGEST_PADDING = 128
 """Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for matrix kernels. More rows without
@@ -117,7 +118,7 @@ def export_to_hugging_face(
             if pytorch_bin:
                 _write_pytorch_bin(staging, tensors)
             if tokenizer is not None and save_tokenizer:
-                _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
+                write_tokenizer(_untruncated(tokenizer, config.max_positions), staging)
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
             compare_tokenizers(staging, tokenizer)
@@ -177,25 +178,7 @@ def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase |
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse a target that holds anything which the user did not ask to lose."""
-    # `lexists`: a dangling link is in the way too.
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir():
-        raise ConfigError(f"{target} is a file; expected a directory: choose another name")
-    if not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(
-            f"{target} is not empty; nothing was written. Choose another directory, or replace "
-            "what is there with --overwrite"
-        )
-    # A slip must not cost a home directory, nor one of our checkpoints, which has a config.json
-    # too.
-    if not (target / "config.json").is_file() or (target / "manifest.json").exists():
-        raise ConfigError(
-            f"{target} holds something other than a Hugging Face model, which --overwrite would "
-            "delete; choose another directory, or empty it yourself"
-        )
+    refuse_to_replace(target, HUGGING_FACE_MODEL, overwrite=overwrite)
 
 
 def _without_padded_vocabulary(

@@ -55,7 +55,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.collator import Vocabulary
@@ -147,6 +147,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_padding()
     _special_ids(tokenizer)  # raises now, and not after an hour of tokenising
     return tokenizer
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a tokenizer's files, in a directory that transformers 4 opens as well.
+
+    transformers 5 would name the class TokenizersBackend, which 4 does not know.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if description.get("tokenizer_class") == "TokenizersBackend":
+        description["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
