@@ -6,13 +6,20 @@ spelling: MPNet's vocabulary holds both `<unk>` (3, never used) and `[UNK]` (104
 **The number of embeddings** is the largest id plus one. Neither `len(tokenizer)` nor `vocab_size`
 is, when ids have gaps or tokens were added later.
 
-**Where words begin** is marked in the pieces themselves:
+**Where words begin and end** is read from the pieces. Each family of tokenizers writes white space
+in another way:
 
     family                           a piece that starts a word   one that continues it
     WordPiece (BERT, MPNet)          un                           ##bel
     byte-level BPE (GPT-2, RoBERTa)  Ġun                          bel
     SentencePiece (T5, XLM-R)        ▁un                          bel
+    BPE with a suffix (XLM, CLIP)    after bel</w>                un
     none of these                    every piece                  -
+
+So a piece is read as the text that it means. It begins a word if its first character is white
+space, and ends one if its last character is, as that of a line break (Ċ in byte-level BPE). A
+character of a script without spaces, `WITHOUT_SPACES`, counts like white space: there each piece is
+a word, as in BERT's Chinese.
 
 >>> from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 >>> pieces = ["<s>", "<pad>", "</s>", "<unk>", "un", "##bel", "##ie", "tall", "<mask>"]
@@ -50,6 +57,8 @@ False
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +72,20 @@ from annotated_mpnet.text.sources import shown_text
 
 SECONDS_TO_ANSWER = 10
 """How long the Hub may take to say which commit a revision is."""
+
+WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+    "\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Tibetan, Myanmar and Khmer; Chinese and Japanese with their punctuation."""
+
+_PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTES = {chr(byte): bytes([byte]) for byte in _PRINTABLE} | {
+    chr(256 + place): bytes([byte]) for place, byte in enumerate(_OTHERS)
+}
+"""How byte-level BPE writes bytes: a printable one as a letter, the others from U+0100 on."""
 
 NEEDED = {
     "mask": ("mask_token",),
@@ -99,11 +122,20 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
             f"the tokenizer has {len(existing)} tokens and all of them are special; expected "
             "a vocabulary of words: is there a tokenizer.json in --tokenizer-name?"
         )
-    starts_word_V = _starts_word(tokenizer, pieces, size)
+    starts_word_V, ends_word_V = _word_limits(tokenizer, pieces, size)
     # A token that was added later is a word of its own.
-    starts_word_V[list(added)] = True
+    starts_word_V[list(added)] = ends_word_V[list(added)] = True
     return Vocabulary(
-        size, pad_id, mask_id, cls_id, sep_id, unk_id, is_special_V, starts_word_V, random_ids
+        size=size,
+        pad_id=pad_id,
+        mask_id=mask_id,
+        cls_id=cls_id,
+        sep_id=sep_id,
+        unk_id=unk_id,
+        is_special_V=is_special_V,
+        starts_word_V=starts_word_V,
+        ends_word_V=ends_word_V,
+        random_ids=random_ids,
     )
 
 
@@ -222,29 +254,56 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return ids
 
 
-def _starts_word(
+def _word_limits(
     tokenizer: PreTrainedTokenizerFast, pieces: dict[str, int], size: int
-) -> npt.NDArray[np.bool_]:
-    """Return which pieces begin a word, (V,)."""
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which pieces begin a word and which end one, (V,) each."""
+    text_of = _piece_reader(tokenizer)
+    starts_V, ends_V = np.ones((2, size), dtype=np.bool_)
+    # If nothing marks a word, each token is a word: plain masking.
+    if text_of is None:
+        return starts_V, ends_V
+    for piece, number in pieces.items():
+        text = text_of(piece)
+        letters = text.decode(errors="replace")
+        # A piece of bytes may end inside a character; it begins one if all that it may become are
+        # of such a script.
+        completed = [(text + 2 * rest).decode(errors="replace") for rest in (b"\x80", b"\xbf")]
+        starts_V[number] = letters[:1].isspace() or all(map(WITHOUT_SPACES.match, completed))
+        # A plain space belongs to the word after it.
+        last = letters[-1:].strip(" ")
+        ends_V[number] = last.isspace() or WITHOUT_SPACES.match(last) is not None
+    return starts_V, ends_V
+
+
+def _piece_reader(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], bytes] | None:
+    """Return how to read a piece as UTF-8 with white space, or None if nothing marks a word."""
+    # The description decides, not the vocabulary: BERT's holds a plain "▁" too.
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    # WordPiece names its own mark; the same entry is empty in BPE's description.
     continues = description["model"].get("continuing_subword_prefix")
+    ends = description["model"].get("end_of_word_suffix")
     before_the_model = json.dumps(
         [description["normalizer"], description["pre_tokenizer"]], ensure_ascii=False
     )
-    # If nothing marks a word, each token is a word: plain masking.
-    starts_word_V = np.ones(size, dtype=np.bool_)
-    if continues:
-        marked = [each for piece, each in pieces.items() if piece.startswith(continues)]
-        starts_word_V[marked] = False
-        return starts_word_V
-    # Byte-level BPE writes a space as Ġ, SentencePiece as ▁. The description decides, not the
-    # vocabulary: BERT's holds a plain "▁" too.
-    starts = "Ġ" if '"ByteLevel"' in before_the_model else "▁"
-    if starts == "Ġ" or "▁" in before_the_model:
-        marked = [each for piece, each in pieces.items() if not piece.startswith(starts)]
-        starts_word_V[marked] = False
-    return starts_word_V
+    is_byte_level = '"ByteLevel"' in before_the_model
+    if not (continues or ends or is_byte_level or "▁" in before_the_model):
+        return None
+
+    def text_of(piece: str) -> bytes:
+        end = b""
+        if ends and piece.endswith(ends):
+            piece, end = piece.removesuffix(ends), b"\n"
+        if is_byte_level:
+            return b"".join(BYTES.get(letter, letter.encode()) for letter in piece) + end
+        if continues:
+            begin = b"" if piece.startswith(continues) else b" "
+            return begin + piece.removeprefix(continues).encode() + end
+        # SentencePiece writes a byte that is in no other piece as <0x0A>.
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+            return bytes.fromhex(byte[1])
+        return piece.replace("▁", " ").encode() + end
+
+    return text_of
 
 
 def commit_of(name: str, kind: str, revision: str | None = None) -> str:
