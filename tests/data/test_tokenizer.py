@@ -2,6 +2,7 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import toy_tokenizer
 from huggingface_hub import HfApi
@@ -10,6 +11,7 @@ from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.masking import find_words
+from annotated_mpnet.text.tokenization import Tokenise
 from annotated_mpnet.text.tokenizer import (
     BYTES,
     check_for_export,
@@ -122,6 +124,47 @@ def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(direc
     assert vocabulary.starts_word_V[added]
 
 
+@pytest.mark.parametrize("number", [200_000, 2 * 10**8, 2**32 - 1])
+def test_a_huge_id_is_refused_by_name_before_memory_is_taken(directory, number):
+    file = directory / "tokenizer.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description["model"]["vocab"]["far"] = number
+    file.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"token 'far' has the id {number}, and there are"):
+        load_tokenizer(str(directory))
+
+
+def test_many_ids_without_tokens_are_refused(directory):
+    file = directory / "tokenizer.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = description["model"]["vocab"]
+    vocabulary |= {f"t{number}": 10 * number for number in range(100, 20_000)}
+    file.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'t19999' has the id 199990"):
+        load_tokenizer(str(directory))
+
+
+def test_special_tokens_that_belong_to_text_are_tokens_like_others(directory):
+    tokenizer = toy_tokenizer.word_piece()
+    before = vocabulary_of(tokenizer).random_ids
+    plain_hash = tokenizer_hash(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<url>", "<user>"]})
+    tokenizer.save_pretrained(directory)
+    loaded = load_tokenizer(str(directory))
+    vocabulary = vocabulary_of(loaded)
+    url, user = loaded.convert_tokens_to_ids(["<url>", "<user>"])
+    assert not vocabulary.is_special_V[[url, user]].any()
+    assert vocabulary.starts_word_V[url]
+    assert vocabulary.ends_word_V[url]
+    assert np.array_equal(vocabulary.random_ids, before)
+    assert tokenizer_hash(loaded) != plain_hash
+    table = pa.table({"text": ["tall <url> <mask>"], "document": [0]})
+    ids = Tokenise(loaded)(table).to_pydict()["input_ids"][0]
+    assert loaded.convert_ids_to_tokens(ids)[:2] == ["tall", "<url>"]
+    assert vocabulary.mask_id not in ids
+    assert loaded("tall <url>", add_special_tokens=False).input_ids == ids[:2]
+
+
 # Row 28 of the fault matrix.
 
 
@@ -191,6 +234,15 @@ def test_damaged_tokenizer_is_one_clear_line(directory, content):
 def test_missing_directory_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere', which is not a directory"):
         load_tokenizer(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "name", ["~nouser", "~nouser/tokenizer", "/" + "x" * 300, "./" + "x/" * 3000]
+)
+def test_a_path_that_cannot_be_looked_at_is_one_line(name):
+    with pytest.raises(ConfigError, match="which is not a directory") as caught:
+        load_tokenizer(name)
+    assert len(str(caught.value)) < 250
 
 
 def test_unreachable_hub_name_leads_to_a_directory(monkeypatch):

@@ -21,7 +21,7 @@ space, and ends one if its last character is, as that of a line break (Ċ in byt
 character of a script without spaces, `WITHOUT_SPACES`, counts like white space: there each piece is
 a word, as in BERT's Chinese.
 
->>> from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+>>> from tokenizers import models, normalizers, pre_tokenizers
 >>> pieces = ["<s>", "<pad>", "</s>", "<unk>", "un", "##bel", "##ie", "tall", "<mask>"]
 >>> word_piece = models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>")
 >>> backend = Tokenizer(word_piece)
@@ -57,6 +57,7 @@ False
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import HfApi
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
@@ -87,6 +89,9 @@ BYTES = {chr(byte): bytes([byte]) for byte in _PRINTABLE} | {
 }
 """How byte-level BPE writes bytes: a printable one as a letter, the others from U+0100 on."""
 
+TOLERATED_GAPS = 100_000
+"""Ids without a token that any tokenizer may have; more than that only if it has as many tokens."""
+
 NEEDED = {
     "mask": ("mask_token",),
     "pad": ("pad_token",),
@@ -108,15 +113,23 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     pieces = tokenizer.get_vocab()
     existing = np.array(sorted(pieces.values()))
     size = int(existing[-1]) + 1
+    if size > 2 * len(pieces) + TOLERATED_GAPS:
+        last = max(pieces, key=pieces.__getitem__)
+        raise ConfigError(
+            f"the tokenizer's token {shown_text(last)} has the id {size - 1}, and there are "
+            f"{len(pieces)} tokens; expected ids without large gaps, since each id takes a row of "
+            "the embedding (--tokenizer-name)"
+        )
 
     # What transformers knows by purpose, and what the file marks (MPNet's unused `<unk>`).
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     is_special_V = np.zeros(size, dtype=np.bool_)
     is_special_V[tokenizer.all_special_ids] = True
     is_special_V[[each for each, token in added.items() if token.special]] = True
+    random_ids = existing[~is_special_V[existing]]
+    is_special_V[_extra_ids(tokenizer)] = False
 
     # A directory without tokenizer.json loads as a tokenizer of its special tokens alone.
-    random_ids = existing[~is_special_V[existing]]
     if len(random_ids) == 0:
         raise ConfigError(
             f"the tokenizer has {len(existing)} tokens and all of them are special; expected "
@@ -148,17 +161,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         ConfigError: no such directory or Hub name, a file that cannot be read, not a fast
             tokenizer, a special token is missing, or the mask is also the padding.
     """
-    path = Path(name).expanduser()
-    local = path.is_dir()
+    # `os.path`, not `pathlib`, which raises for an unknown ~user, or a name of 300 letters.
+    path = os.path.expanduser(name)
+    local = os.path.isdir(path)
     # What looks like a path is not looked up on the Hub.
-    if not local and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+    is_path = os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not local and is_path:
         raise ConfigError(
             f"--tokenizer-name is {shown_text(name)}, which is not a directory; expected a "
             "directory that holds a tokenizer.json, or a Hub name"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(path) if local else name,
+            path if local else name,
             trust_remote_code=False,
             local_files_only=local or not _hub_answers(name),
         )
@@ -169,7 +184,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"--tokenizer-name {shown_text(name)}: {what} ({shown_text(str(error))}); expected a "
             "directory with a tokenizer.json and a tokenizer_config.json, or a Hub name"
         ) from error
-    # A slow tokenizer has no description as JSON, which `tokenizer_hash` and `_starts_word` read.
+    # A slow tokenizer has no description as JSON, which the functions here read.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
             f"--tokenizer-name {shown_text(name)} is a {type(tokenizer).__name__}, which is not a "
@@ -177,7 +192,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    _special_ids(tokenizer)  # raises now, and not after an hour of tokenising
+    vocabulary_of(tokenizer)  # raises now, and not after an hour of tokenising
     return tokenizer
 
 
@@ -206,8 +221,21 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     deciding = {
         part: description[part] for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")
     }
-    named = json.dumps([deciding, _special_ids(tokenizer)], sort_keys=True)
+    special = [_special_ids(tokenizer), *filter(None, [_extra_ids(tokenizer)])]
+    named = json.dumps([deciding, *special], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
+
+
+def reader_of_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """Return a copy of the tokenizer's backend in which the extra tokens are ordinary ones.
+
+    The others can then be switched off, with `encode_special_tokens`.
+    """
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    extra = _extra_ids(tokenizer)
+    for token in description["added_tokens"]:
+        token["special"] = token["special"] and token["id"] not in extra
+    return Tokenizer.from_str(json.dumps(description))
 
 
 def check_for_export(vocabulary: Vocabulary) -> str | None:
@@ -252,6 +280,17 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
             "(--tokenizer-name)"
         )
     return ids
+
+
+def _extra_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the ids of special tokens that were added to be a part of text, such as `<url>`.
+
+    They are predicted like words, but they are no random replacements.
+    """
+    with_purpose = tokenizer.special_tokens_map.values()
+    extra = {str(token) for token in tokenizer.extra_special_tokens} - set(with_purpose)
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return sorted(each for each, token in added.items() if token.content in extra)
 
 
 def _word_limits(
