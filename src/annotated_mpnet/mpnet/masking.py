@@ -138,7 +138,7 @@ def choose_predicted(word_BL: Ints, document_BL: Ints, count_BN: Ints, draws_UBL
     # The tokens of a word have the same key, so a stable sort leaves them in the order in which it
     # finds them: a random one. Keys lie in [-1, 1), so adding twice the document's number keeps
     # documents apart.
-    random_BL = np.argsort(draws_UBL[CUT_KEY], axis=1, kind="stable")
+    random_BL = np.argsort(draws_UBL[CUT_KEY], axis=1)
     key_BL = np.take_along_axis(key_BL + 2 * document_BL, random_BL, axis=1)
     sorted_BL = np.argsort(key_BL, axis=1, kind="stable")
     permuted_BL = np.take_along_axis(random_BL, sorted_BL, axis=1)

@@ -305,10 +305,10 @@ def _word_limits(
     for piece, number in pieces.items():
         text = text_of(piece)
         letters = text.decode(errors="replace")
-        # A piece of bytes may end inside a character; it begins one if all that it may become are
-        # of such a script.
+        # A piece of bytes may end inside a character; it counts if all that it may become are of
+        # such a script.
         completed = [(text + 2 * rest).decode(errors="replace") for rest in (b"\x80", b"\xbf")]
-        starts_V[number] = letters[:1].isspace() or all(map(WITHOUT_SPACES.match, completed))
+        starts_V[number] = letters[:1].isspace() or all(map(WITHOUT_SPACES.search, completed))
         # A plain space belongs to the word after it.
         last = letters[-1:].strip(" ")
         ends_V[number] = last.isspace() or WITHOUT_SPACES.match(last) is not None
