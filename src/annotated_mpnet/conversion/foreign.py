@@ -10,6 +10,7 @@ A stranger's file may be anything. Three rules hold for all readers of this room
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,24 @@ from annotated_mpnet.errors import CheckpointError, UserError
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
+PYTORCH, SAFETENSORS = "a PyTorch file", "a safetensors file"
+SIGNATURES = {
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",): PYTORCH,  # before version 1.6
+    # Of the newer protocols and of the first, which is text.
+    (b"\x80", b"(dp0\n", b"(lp0\n", b"c__builtin__\n", b"ccopy_reg\n", b"cposix\n", b"cos\n"): (
+        "a pickle, but not of torch.save (nothing in it was run)"
+    ),
+    (b"PK",): "a zip archive, but not of torch.save",
+    (b"\x93NUMPY",): "a NumPy array",
+    (b"\x89HDF",): "an HDF5 file, as of Keras or TensorFlow",
+    (b"GGUF",): "a GGUF file",
+    (b"version https://git-lfs",): "a Git LFS pointer (`git lfs pull` fetches the file itself)",
+    (b"<",): "a web page or XML, not what was to be downloaded",
+    # gzip, bzip2, xz, zstandard, and the headers of zlib, which joblib uses.
+    (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"): "compressed",
+    (b"x\x01", b"x^", b"x\x9c", b"x\xda"): "compressed",
+}
+"""First bytes of a file, several ways -> what it is."""
 WAY_OUT = "give the directory or Hub name of an MPNet, for example microsoft/mpnet-base"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 
@@ -50,10 +69,35 @@ def reading(source: object) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # PyTorch and the system report it in several ways.
+        too_large = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        reason = (
+            "does not fit into memory" if too_large else "is damaged, or not what its name says"
+        )
         raise CheckpointError(
-            f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}; it is "
-            "damaged, or not what its name says"
+            f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}; it {reason}"
         ) from error
+
+
+def expect_format(path: Path, wanted: str) -> None:
+    """Raise a `CheckpointError` that says what a file is, if it is not `PYTORCH`, `SAFETENSORS`."""
+    with reading(path), path.open("rb") as file:
+        start = file.read(4096)
+    stripped = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    found = next((kind for each, kind in SIGNATURES.items() if stripped.startswith(each)), None)
+    if start[4:9] == b"\0\0\0\0{":  # a header, after its length of less than 4 GB
+        found = SAFETENSORS
+    elif start.startswith(b"PK") and b"/data.pkl" in start:
+        found = PYTORCH
+    elif found is None and len(start) < 16:
+        found = f"{len(start)} bytes long" if start else "empty"
+    elif found is None:
+        text = stripped.decode(errors="replace")
+        plain = all(letter.isprintable() or letter.isspace() for letter in text)
+        found = "text" if plain else "of an unknown format"
+    if found != wanted:
+        advice = ": give the directory of the model" if found == SAFETENSORS else ""
+        raise CheckpointError(f"{path} cannot be read: it is {found}; expected {wanted}{advice}")
 
 
 def read_pickle(path: Path) -> object:
@@ -62,7 +106,9 @@ def read_pickle(path: Path) -> object:
     Raises:
         CheckpointError: it holds anything else (the message names it), or is damaged.
     """
-    with reading(path):
+    expect_format(path, PYTORCH)
+    # PyTorch's warnings about a file are for programmers.
+    with reading(path), warnings.catch_warnings(action="ignore"):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -113,7 +159,10 @@ def checked(
             )
     plain = {}
     for name, tensor in found.items():
-        with reading(f"{source}: {name}"):
+        with reading(f"{source}: {name!r}"):
+            # A pickle may spread one number over a tensor of any size, or have none at all.
+            if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.device.type != "cpu":
+                raise ValueError("its numbers are not in the file")
             plain[name] = tensor.float().contiguous()
             # One NaN makes every logit of every sentence NaN from the first update.
             if not tensor.is_floating_point() or not bool(torch.isfinite(plain[name]).all()):

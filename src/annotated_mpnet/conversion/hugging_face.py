@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import safetensors.torch
 import torch
 from huggingface_hub import snapshot_download
@@ -28,9 +29,11 @@ from torch import Tensor
 
 from annotated_mpnet.checkpoints.records import decode
 from annotated_mpnet.conversion.foreign import (
+    SAFETENSORS,
     WAY_OUT,
     LoadedWeights,
     checked,
+    expect_format,
     expected_tensors,
     read_pickle,
     reading,
@@ -48,6 +51,11 @@ SECOND_NAMES = {
 }
 
 
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    """Tensor -> file."""
+
+
 def download(name: str) -> Path:
     """Return the directory of a model of the Hub; raises `CheckpointError`."""
     # Configuration, weights, tokenizer; no code, no other framework's copy of the weights.
@@ -56,7 +64,7 @@ def download(name: str) -> Path:
         path = Path(snapshot_download(name, allow_patterns=plain))
         # Most repositories hold both formats; the pickle only where there is no other.
         if not any(path.rglob("*.safetensors")):
-            snapshot_download(name, allow_patterns=["pytorch_model.bin", "*/pytorch_model.bin"])
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*/pytorch_model*.bin"])
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name!r} is not a directory, and the Hub does not provide it: {type(error).__name__} "
@@ -119,20 +127,48 @@ def _transformer_in(directory: Path) -> Path:
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Return the file that the weights are in, and the weights under the names that it has."""
-    path = directory / "model.safetensors"
-    if path.is_file():
+    """Return the file (or index) that holds the weights, and them under the names that it has."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.is_file():
+            return path, _read_tensors(path)
+        if index.is_file():
+            return index, _read_shards(index)
+    raise CheckpointError(
+        f"{directory} has neither model.safetensors nor pytorch_model.bin, whole or in shards; "
+        f"{WAY_OUT}"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read a model that is spread over several files; the index says which."""
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(decode(index, _Index).weight_map.values())):
+        shard = index.parent / name
+        # The name comes from a file: it must not lead out of its directory.
+        if Path(name).name != name or not shard.is_file():
+            raise CheckpointError(
+                f"{index} names the shard {repr(name)[:80]}, which is not a file in its directory; "
+                "download the model again"
+            )
+        for tensor_name, tensor in _read_tensors(shard).items():
+            if found.setdefault(tensor_name, tensor) is not tensor:
+                raise CheckpointError(
+                    f"{shard} holds {repr(tensor_name)[:80]}, which another shard of {index.name} "
+                    "holds too; download the model again"
+                )
+    return found
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        expect_format(path, SAFETENSORS)
         with reading(path):
-            return path, safetensors.torch.load_file(path, device="cpu")
-    path = directory / "pytorch_model.bin"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory} has neither model.safetensors nor pytorch_model.bin; {WAY_OUT}"
-        )
+            return safetensors.torch.load_file(path, device="cpu")
     weights = read_pickle(path)
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path} holds no named tensors; {WAY_OUT}")
-    return path, {str(name): each for name, each in weights.items() if isinstance(each, Tensor)}
+    return {str(name): each for name, each in weights.items() if isinstance(each, Tensor)}
 
 
 def _fresh_head(table_VD: Tensor) -> dict[str, Tensor]:

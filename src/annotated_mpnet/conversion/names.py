@@ -48,10 +48,12 @@ Such a network is refused in both directions.
     D embed_dim
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import MPNetConfig
@@ -107,6 +109,27 @@ HARD_CODED = {
     "position_embedding": "learned",
 }
 """What Hugging Face's MPNet always has, under our names."""
+
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class _Described(msgspec.Struct, rename=FIELDS):
+    """`config.json` under our names, with the defaults of transformers' class."""
+
+    vocab_size: Size = 30527
+    encoder_layers: Size = 12
+    encoder_embed_dim: Size = 768
+    encoder_ffn_dim: Size = 3072
+    encoder_attention_heads: Size = 12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    activation_fn: str = "gelu"
+    pad_token_id: Size | None = 1
+    relative_attention_num_buckets: int = 32
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=3, le=2**40)] = 512
+    tie_word_embeddings: bool = True
 
 
 def to_hugging_face_names(name: str) -> list[str]:
@@ -175,23 +198,22 @@ def read_mpnet_config(path: Path) -> ModelConfig:
             f"{path} has model_type {repr(kind)[:80]}, expected 'mpnet': another architecture's "
             f"weights would leave an MPNet random; {WAY_OUT}"
         )
-    theirs = [*FIELDS.values(), "max_position_embeddings", "tie_word_embeddings"]
     with reading(path):
-        described = MPNetConfig(**{name: values[name] for name in theirs if name in values})
-        numbers = {ours: vars(described)[theirs] for ours, theirs in FIELDS.items()}
+        described = msgspec.structs.asdict(msgspec.convert(values, _Described))
+        rows, tied = described.pop("max_position_embeddings"), described.pop("tie_word_embeddings")
         # Other spellings: of the same function (gelu_new is another one), and of "as in the code".
-        if described.hidden_act == "gelu_python":
-            numbers["activation_fn"] = "gelu"
-        if described.pad_token_id is None:
-            numbers["pad_token_id"] = HARD_CODED["pad_token_id"]
-        # Their network has no dropout inside the feed-forward layer.
-        config = ModelConfig(
-            **numbers,
-            max_positions=described.max_position_embeddings - numbers["pad_token_id"] - 1,
-            activation_dropout=0.0,
-        )
-    reasons = reasons_not_representable(config)
-    if not described.tie_word_embeddings:
+        if described["activation_fn"] == "gelu_python":
+            described["activation_fn"] = "gelu"
+        if described["pad_token_id"] is None:
+            described["pad_token_id"] = HARD_CODED["pad_token_id"]
+        described["max_positions"] = rows - 2
+        try:
+            # Their network has no dropout inside the feed-forward layer.
+            config = ModelConfig(**described, activation_dropout=0.0)
+        except ValueError as error:
+            raise ValueError(_in_their_words(str(error))) from error
+    reasons = [_in_their_words(reason) for reason in reasons_not_representable(config)]
+    if not tied:
         reasons.append("tie_word_embeddings is False, not True")
     # Nobody can know which network is meant.
     if reasons:
@@ -200,3 +222,15 @@ def read_mpnet_config(path: Path) -> ModelConfig:
             f"{'; '.join(reasons)}. annotated-mpnet exports such models; start from its .pt file"
         )
     return config
+
+
+def _in_their_words(message: str) -> str:
+    """Replace our names of fields, also as flags.
+
+    >>> _in_their_words("--attention-dropout is 2, not vocab_size")
+    'attention_probs_dropout_prob is 2, not vocab_size'
+    """
+    for ours, theirs in FIELDS.items():
+        either = ours.replace("_", "[-_]")
+        message = re.sub(rf"(?<![\w-])(--)?{either}\b", theirs, message)
+    return message

@@ -100,11 +100,11 @@ def read_pt_file(path: Path) -> LoadedWeights:
             f"{path} is not a training checkpoint: expected a dictionary with 'model' (fairseq) or "
             "'model_states' (annotated-mpnet); for a pytorch_model.bin, give its directory"
         )
-    found = {
-        PREFIX.sub("", str(name), count=1): each
-        for name, each in weights.items()
-        if isinstance(each, Tensor)
-    }
+    found: dict[str, Tensor] = {}
+    for name, each in weights.items():
+        name = PREFIX.sub("", str(name), count=1)
+        if isinstance(each, Tensor) and found.setdefault(name, each) is not each:
+            raise CheckpointError(f"{path} holds {repr(name)[:80]} twice, with different prefixes")
     found = without_second_names(found, {"lm_head.weight": f"{ENCODER}.embed_tokens.weight"}, path)
     told = _arguments(document)
     notes = []

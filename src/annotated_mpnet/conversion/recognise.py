@@ -19,6 +19,7 @@ not know theirs. Ids without their vocabulary are not a model, so a missing toke
 unless `--no-save-tokenizer` says that it is meant.
 """
 
+import os
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -42,6 +43,7 @@ from annotated_mpnet.conversion.foreign import (
     tokenizer_in,
 )
 from annotated_mpnet.conversion.hugging_face import HUB_NAME, download, read_hugging_face
+from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.conversion.pt_files import read_pt_file
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -92,6 +94,7 @@ def convert_checkpoint(
     Raises:
         CheckpointError, ConfigError, WriteError: see `load_any` and `export_to_hugging_face`.
     """
+    _refuse_harm_to_sources(Path(os.path.realpath(path)), Path(os.path.realpath(directory)))
     loaded = load_any(str(path))
     model = MPNetForPretraining(loaded.config)
     model.load_state_dict(loaded.tensors)
@@ -112,6 +115,20 @@ def convert_checkpoint(
     return report
 
 
+def _refuse_harm_to_sources(source: Path, target: Path) -> None:
+    """Refuse a target that would replace its source, or change a checkpoint."""
+    if os.path.lexists(source) and (target == source or target in source.parents):
+        raise ConfigError(
+            f"{target} is what is to be converted, or holds it; expected another directory"
+        )
+    # Also: it would be deleted with an old checkpoint.
+    for parent in target.parents:
+        if os.path.exists(parent / MANIFEST):
+            raise ConfigError(
+                f"{target} lies inside the checkpoint {parent}; expected a directory outside"
+            )
+
+
 def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerFast | None:
     """Return a network's tokenizer; None if it is unknown and not needed.
 
@@ -120,7 +137,8 @@ def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerFas
     try:
         if loaded.tokenizer is None:
             raise ConfigError("the tokenizer of these weights is unknown")
-        return load_tokenizer(loaded.tokenizer)
+        with quiet_transformers():
+            return load_tokenizer(loaded.tokenizer)
     except ConfigError as error:
         if needed:
             raise ConfigError(f"{error}; or export without one: --no-save-tokenizer") from error

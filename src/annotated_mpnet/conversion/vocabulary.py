@@ -16,7 +16,7 @@ tokens? Hashes of the files would refuse too much: transformers writes the same 
 ways, depending on its version.
 """
 
-from pathlib import Path
+import os
 
 from transformers import PreTrainedTokenizerFast
 
@@ -68,7 +68,7 @@ def check_vocabulary(
 
 def _tokenizer_beside(loaded: LoadedWeights) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that came with the weights, if it is on this machine and can be read."""
-    if loaded.tokenizer is None or not Path(loaded.tokenizer).is_dir():
+    if loaded.tokenizer is None or not os.path.isdir(loaded.tokenizer):
         return None
     try:
         return load_tokenizer(loaded.tokenizer)
