@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from annotated_mpnet.conversion.foreign import reading
 from annotated_mpnet.conversion.names import (
     reasons_not_representable,
     to_hugging_face,
@@ -99,7 +100,8 @@ def export_to_hugging_face(
     """
     reasons, bos, eos, size = reasons_not_representable(model.config), 0, 2, model.config.vocab_size
     if tokenizer is not None:
-        vocabulary = vocabulary_of(tokenizer)
+        with reading("the tokenizer"):
+            vocabulary = vocabulary_of(tokenizer)
         bos, eos, size = vocabulary.cls_id, vocabulary.sep_id, vocabulary.size
         if (problem := difference_to_weights(model.config, vocabulary)) is not None:
             reasons.append(f"{problem}: not its own tokenizer")
@@ -118,8 +120,10 @@ def export_to_hugging_face(
             to_mpnet_config(config, bos, eos).save_pretrained(staging)
             difference = compare_logits(staging, config, tensors)
             if tokenizer is not None and save_tokenizer:
-                _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
-                compare_tokenizers(staging, tokenizer)
+                with reading("the tokenizer"):
+                    with _writing(directory):
+                        _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
+                    compare_tokenizers(staging, tokenizer)
     return ExportReport(
         directory=directory,
         files=tuple(directory / path.name for path in sorted(target.iterdir())),

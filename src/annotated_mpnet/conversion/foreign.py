@@ -69,14 +69,13 @@ def reading(source: object) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        said = f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}"
         # PyTorch and the system report it in several ways.
-        too_large = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        reason = (
-            "does not fit into memory" if too_large else "is damaged, or not what its name says"
-        )
-        raise CheckpointError(
-            f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}; it {reason}"
-        ) from error
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            said += "; it does not fit into memory"
+        elif not isinstance(error, OSError):
+            said += "; it is damaged, or not what its name says"
+        raise CheckpointError(said) from error
 
 
 def expect_format(path: Path, wanted: str) -> None:

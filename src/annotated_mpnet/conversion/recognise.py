@@ -69,6 +69,8 @@ def load_any(path_or_name: str) -> LoadedWeights:
             return _read_directory(path)
         if path.is_file():
             return read_pt_file(path)
+        if os.path.lexists(path):
+            raise CheckpointError(f"{path_or_name!r} is neither a file nor a directory")
         if path.suffix != ".pt" and HUB_NAME.fullmatch(path_or_name) is not None:
             return read_hugging_face(download(path_or_name))
     raise CheckpointError(

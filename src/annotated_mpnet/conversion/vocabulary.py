@@ -20,7 +20,7 @@ import os
 
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.conversion.foreign import LoadedWeights
+from annotated_mpnet.conversion.foreign import LoadedWeights, reading
 from annotated_mpnet.conversion.proof import PROBE_TEXTS
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.mpnet.collator import Vocabulary
@@ -49,7 +49,8 @@ def check_vocabulary(
     own = _tokenizer_beside(loaded)
     problem = difference_to_weights(loaded.config, vocabulary_of(tokenizer))
     if problem is None and own is not None:
-        problem = _difference(tokenizer, own)
+        with reading(f"the tokenizer of {source}"):
+            problem = _difference(tokenizer, own)
     if problem is not None:
         way_out = f"--tokenizer-name {loaded.tokenizer}" if own is not None else "its own tokenizer"
         raise CheckpointError(
