@@ -212,7 +212,7 @@ def test_unexpected_tensor_is_named_with_its_text_escaped(masked_lm: Path) -> No
         ({"num_hidden_layers": 1}, "16 unexpected"),
         ({"max_position_embeddings": 514}, "position_embeddings.weight has shape"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64, not 32"),
-        ({"hidden_act": "relu"}, "activation_fn is relu, not gelu"),
+        ({"hidden_act": "relu"}, "hidden_act is relu, not gelu"),
         ({"pad_token_id": 0}, "pad_token_id is 0, not 1"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"num_attention_heads": 5}, "cannot be read.*not a multiple"),

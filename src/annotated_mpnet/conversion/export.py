@@ -5,7 +5,7 @@
     tokenizer.json, ...     so the directory is enough, offline
     pytorch_model.bin       on request, for readers without safetensors
 
-**All or nothing.** It is built beside its target and renamed when it is proved (`files/atomic.py`).
+**All or nothing.** It is built beside its target and renamed when it is proved (`files/output.py`).
 
 **Left out**: the optimizer's state, and rows of the embeddings that belong to no token, where the
 vocabulary was padded for matrix kernels (30,527 tokens in 30,592 rows, say).
@@ -20,9 +20,7 @@ and puts a mean over the tokens after the encoder.
 import copy
 import dataclasses
 import io
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +37,11 @@ from annotated_mpnet.conversion.names import (
 )
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
 from annotated_mpnet.conversion.vocabulary import difference_to_weights
-from annotated_mpnet.errors import ConfigError, WriteError
-from annotated_mpnet.files.atomic import replacing
+from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.text.tokenizer import vocabulary_of
+from annotated_mpnet.text.tokenizer import vocabulary_of, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -111,48 +109,24 @@ def export_to_hugging_face(
             "written. Train with what it can represent, or use the checkpoint as it is"
         )
     config, tensors = _cut_vocabulary(model, size)
-    with _writing(directory):
-        # A link to a directory stays a link.
-        target = Path(os.path.realpath(directory))
-        _check_target(target, overwrite)
-        with quiet_transformers(), replacing(target) as staging:
-            _write(staging, tensors, pytorch_bin)
-            to_mpnet_config(config, bos, eos).save_pretrained(staging)
-            difference = compare_logits(staging, config, tensors)
-            if tokenizer is not None and save_tokenizer:
-                with reading("the tokenizer"):
-                    with _writing(directory):
-                        _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
-                    compare_tokenizers(staging, tokenizer)
+    with (
+        output_directory(directory, HUGGING_FACE_MODEL, overwrite=overwrite) as staging,
+        quiet_transformers(),
+    ):
+        _write(staging, tensors, pytorch_bin)
+        to_mpnet_config(config, bos, eos).save_pretrained(staging)
+        difference = compare_logits(staging, config, tensors)
+        if tokenizer is not None and save_tokenizer:
+            with reading("the tokenizer"):
+                with write_errors(directory):
+                    write_tokenizer(_untruncated(tokenizer, config.max_positions), staging)
+                compare_tokenizers(staging, tokenizer)
     return ExportReport(
         directory=directory,
-        files=tuple(directory / path.name for path in sorted(target.iterdir())),
+        files=tuple(sorted(directory.iterdir())),
         max_difference=difference,
         vocabulary_cut=model.config.vocab_size - size,
     )
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a target that holds anything which the user did not ask to lose."""
-    # `lexists`: a dangling link is in the way too.
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir():
-        raise ConfigError(f"{target} is a file; expected a directory: choose another name")
-    if not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(
-            f"{target} is not empty; nothing was written. Choose another directory, or replace "
-            "what is there with --overwrite"
-        )
-    # A slip must not cost a home directory, nor one of our checkpoints, which has a config.json
-    # too.
-    if not (target / "config.json").is_file() or (target / "manifest.json").exists():
-        raise ConfigError(
-            f"{target} holds something other than a Hugging Face model, which --overwrite would "
-            "delete; choose another directory, or empty it yourself"
-        )
 
 
 def _cut_vocabulary(model: MPNetForPretraining, size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -164,24 +138,6 @@ def _cut_vocabulary(model: MPNetForPretraining, size: int) -> tuple[ModelConfig,
     for name in ("sentence_encoder.embed_tokens.weight", "lm_head.bias"):
         tensors[name] = tensors[name][:size]
     return dataclasses.replace(model.config, vocab_size=size), tensors
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turn a failed write into a `WriteError`, and nothing else.
-
-    tokenizers writes in Rust and raises a bare `Exception`: "No space left on device (os error
-    28)".
-    """
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise
-        raise WriteError(
-            f"{target} could not be written: {repr(str(error))[:80]}; nothing was left behind. "
-            "Free some space or fix this, or choose another directory"
-        ) from error
 
 
 def _write(staging: Path, tensors: Mapping[str, Tensor], pytorch_bin: bool) -> None:

@@ -45,7 +45,8 @@ from annotated_mpnet.conversion.foreign import (
 from annotated_mpnet.conversion.hugging_face import HUB_NAME, download, read_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.conversion.pt_files import read_pt_file
-from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.errors import CheckpointError, ConfigError, UserError
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, refuse_to_replace, write_errors
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
@@ -96,7 +97,9 @@ def convert_checkpoint(
     Raises:
         CheckpointError, ConfigError, WriteError: see `load_any` and `export_to_hugging_face`.
     """
-    _refuse_harm_to_sources(Path(os.path.realpath(path)), Path(os.path.realpath(directory)))
+    with write_errors(directory):  # before the weights are read
+        inputs = [path] if os.path.lexists(path) else []
+        refuse_to_replace(directory, HUGGING_FACE_MODEL, overwrite=overwrite, inputs=inputs)
     loaded = load_any(str(path))
     model = MPNetForPretraining(loaded.config)
     model.load_state_dict(loaded.tensors)
@@ -117,20 +120,6 @@ def convert_checkpoint(
     return report
 
 
-def _refuse_harm_to_sources(source: Path, target: Path) -> None:
-    """Refuse a target that would replace its source, or change a checkpoint."""
-    if os.path.lexists(source) and (target == source or target in source.parents):
-        raise ConfigError(
-            f"{target} is what is to be converted, or holds it; expected another directory"
-        )
-    # Also: it would be deleted with an old checkpoint.
-    for parent in target.parents:
-        if os.path.exists(parent / MANIFEST):
-            raise ConfigError(
-                f"{target} lies inside the checkpoint {parent}; expected a directory outside"
-            )
-
-
 def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerFast | None:
     """Return a network's tokenizer; None if it is unknown and not needed.
 
@@ -139,9 +128,9 @@ def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerFas
     try:
         if loaded.tokenizer is None:
             raise ConfigError("the tokenizer of these weights is unknown")
-        with quiet_transformers():
+        with reading("the tokenizer"), quiet_transformers():
             return load_tokenizer(loaded.tokenizer)
-    except ConfigError as error:
+    except UserError as error:
         if needed:
             raise ConfigError(f"{error}; or export without one: --no-save-tokenizer") from error
         return None

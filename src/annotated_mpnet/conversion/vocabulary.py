@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.conversion.foreign import LoadedWeights, reading
 from annotated_mpnet.conversion.proof import PROBE_TEXTS
-from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.errors import CheckpointError, UserError
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
@@ -72,8 +72,9 @@ def _tokenizer_beside(loaded: LoadedWeights) -> PreTrainedTokenizerFast | None:
     if loaded.tokenizer is None or not os.path.isdir(loaded.tokenizer):
         return None
     try:
-        return load_tokenizer(loaded.tokenizer)
-    except ConfigError:
+        with reading("the tokenizer"):
+            return load_tokenizer(loaded.tokenizer)
+    except UserError:
         return None
 
 

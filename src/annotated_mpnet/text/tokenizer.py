@@ -55,7 +55,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.collator import Vocabulary
@@ -132,7 +132,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         )
     # Parsers of damaged files raise anything, Rust's included.
     except Exception as error:
-        raise ConfigError(_why_not_loaded(name, local, error)) from error
+        what = "this directory holds no tokenizer that loads" if local else "the Hub has none"
+        raise ConfigError(
+            f"--tokenizer-name {shown_text(name)}: {what} ({shown_text(str(error))}); expected a "
+            "directory with a tokenizer.json and a tokenizer_config.json, or a Hub name"
+        ) from error
     # A slow tokenizer has no description as JSON, which `tokenizer_hash` and `_starts_word` read.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
@@ -143,6 +147,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_padding()
     _special_ids(tokenizer)  # raises now, and not after an hour of tokenising
     return tokenizer
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a tokenizer's files, in a directory that transformers 4 opens as well.
+
+    transformers 5 would name the class TokenizersBackend, which 4 does not know.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if description.get("tokenizer_class") == "TokenizersBackend":
+        description["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -251,17 +270,3 @@ def _hub_answers(name: str) -> bool:
     except Exception:
         return False
     return True
-
-
-def _why_not_loaded(name: str, local: bool, error: Exception) -> str:
-    """Return the one line for a tokenizer that does not load, with what the loader said in it."""
-    reason = shown_text(str(error))
-    if local:
-        return (
-            f"--tokenizer-name {shown_text(name)}: cannot load a tokenizer from this directory "
-            f"({reason}); expected a tokenizer.json and a tokenizer_config.json"
-        )
-    return (
-        f"--tokenizer-name {shown_text(name)}: not a directory, and the Hub does not provide it "
-        f"({reason}); give a directory: --tokenizer-name DIR"
-    )
