@@ -204,6 +204,9 @@ def test_exported_tokenizer_neither_cuts_nor_pads_and_keeps_all_ids(tmp_path: Pa
     assert opened.backend_tokenizer.truncation is None
     assert opened.backend_tokenizer.padding is None
     assert opened.model_max_length == MAX_POSITIONS
+    # The name that transformers 4 knows.
+    described = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert [opened(text)["input_ids"] for text in texts] == wanted
     assert tokenizer.backend_tokenizer.truncation == switched_on, "the caller's own was changed"
 

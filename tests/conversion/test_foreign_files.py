@@ -133,6 +133,27 @@ def test_tensor_whose_numbers_are_not_in_the_file_is_refused_before_any_memory_i
         refused(path, "numbers are not in the file|has shape")
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_tensor_of_another_type_is_refused_by_name(tmp_path: Path, kind: torch.dtype) -> None:
+    state = tiny_model().state_dict()
+    torch.save(
+        {"model": {**state, "lm_head.bias": torch.ones(VOCAB_SIZE, dtype=kind)}}, tmp_path / "a.pt"
+    )
+    refused(tmp_path / "a.pt", f"lm_head.bias.*found {kind}")
+
+
+def test_bfloat16_becomes_float32_and_what_is_too_large_for_float32_is_refused(
+    tmp_path: Path,
+) -> None:
+    state = tiny_model().bfloat16().state_dict()
+    torch.save({"model": state}, tmp_path / "a.pt")
+    found = load_any(str(tmp_path / "a.pt")).tensors["lm_head.bias"]
+    assert torch.equal(found, state["lm_head.bias"].float())
+    large = torch.full((VOCAB_SIZE,), 1e300, dtype=torch.float64)
+    torch.save({"model": {**state, "lm_head.bias": large}}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "lm_head.bias holds values that are not finite")
+
+
 def test_tensor_with_two_prefixes_is_refused(tmp_path: Path) -> None:
     state = tiny_model().state_dict()
     both = {**state, "decoder.lm_head.bias": state["lm_head.bias"] + 1}

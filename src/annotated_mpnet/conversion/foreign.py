@@ -11,7 +11,7 @@ A stranger's file may be anything. Three rules hold for all readers of this room
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -143,7 +143,9 @@ def checked(
     unexpected = [name for name in found if name not in expected]
     # Both lists in one message: side by side, a renamed tensor shows as what it is.
     if missing or unexpected:
-        parts = [f"{len(missing)} missing ({_listed(missing)})"] if missing else []
+        layers, wanted = _layers(found), _layers(expected)
+        parts = [f"{layers} layers, expected {wanted}"] if layers != wanted else []
+        parts += [f"{len(missing)} missing ({_listed(missing)})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({_listed(unexpected)})"] if unexpected else []
         raise CheckpointError(
             f"{source} does not hold the network that its configuration describes; of "
@@ -162,9 +164,11 @@ def checked(
             # A pickle may spread one number over a tensor of any size, or have none at all.
             if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.device.type != "cpu":
                 raise ValueError("its numbers are not in the file")
+            if not tensor.is_floating_point():
+                raise ValueError(f"expected floating-point numbers, found {tensor.dtype}")
             plain[name] = tensor.float().contiguous()
             # One NaN makes every logit of every sentence NaN from the first update.
-            if not tensor.is_floating_point() or not bool(torch.isfinite(plain[name]).all()):
+            if not bool(torch.isfinite(plain[name]).all()):
                 raise CheckpointError(
                     f"{source}: {name} holds values that are not finite numbers; the run that "
                     "wrote it had diverged, or the file is damaged: take an earlier one"
@@ -197,6 +201,11 @@ def without_second_names(
 def tokenizer_in(directory: Path) -> str | None:
     """Return the directory if it holds a tokenizer."""
     return str(directory) if any((directory / name).exists() for name in TOKENIZER_FILES) else None
+
+
+def _layers(names: Iterable[str]) -> int:
+    found = [re.search(r"\blayers?\.(\d+)\.", name) for name in names]
+    return len({layer[1] for layer in found if layer is not None})
 
 
 def _listed(names: list[str]) -> str:
