@@ -407,7 +407,7 @@ def test_a_model_that_hugging_face_cannot_represent_is_not_exported_and_the_log_
     result, said = run(config)
     assert result.export is None
     assert "no Hugging Face export" in said
-    assert "pre-norm" in said
+    assert "normalize_before is True" in said
     assert "is complete" in run(changed(config, resume=True))[1]
 
 

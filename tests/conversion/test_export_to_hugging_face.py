@@ -27,7 +27,7 @@ from annotated_mpnet.conversion import (
     ExportReport,
     export,
     export_to_hugging_face,
-    load_hugging_face,
+    load_any,
     reasons_not_representable,
 )
 from annotated_mpnet.errors import CheckpointError, ConfigError, WriteError
@@ -82,14 +82,14 @@ def test_export_gives_the_logits_of_encode_and_head(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"relative_attention_num_buckets": 64}, "64 relative position buckets, not 32"),
-        ({"relative_attention_num_buckets": 0}, "no relative position bias"),
-        ({"relative_attention_max_distance": 136}, "reach to distance 136, not 128"),
-        ({"normalize_before": True}, "pre-norm"),
-        ({"position_embedding": "sinusoidal"}, "sinusoidal, not learned"),
+        ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64, not 32"),
+        ({"relative_attention_num_buckets": 0}, "relative_attention_num_buckets is 0, not 32"),
+        ({"relative_attention_max_distance": 136}, "max_distance is 136, not 128"),
+        ({"normalize_before": True}, "normalize_before is True, not False"),
+        ({"position_embedding": "sinusoidal"}, "position_embedding is sinusoidal, not learned"),
         ({"activation_fn": "relu"}, "relu, not gelu"),
         ({"activation_fn": "gelu_accurate"}, "gelu_accurate, not gelu"),
-        ({"pad_token_id": 0}, "padding id is 0, not 1"),
+        ({"pad_token_id": 0}, "pad_token_id is 0, not 1"),
     ],
 )
 def test_what_hugging_face_cannot_represent_is_refused_with_the_reason(
@@ -106,7 +106,9 @@ def test_what_hugging_face_cannot_represent_is_refused_with_the_reason(
 
 def test_refusal_lists_all_reasons_at_once(tmp_path: Path) -> None:
     model = MPNetForPretraining(tiny_config(normalize_before=True, activation_fn="tanh"))
-    with pytest.raises(ConfigError, match=r"pre-norm.*; its activation is tanh") as refusal:
+    with pytest.raises(
+        ConfigError, match=r"activation_fn is tanh.*; normalize_before is True"
+    ) as refusal:
         export_to_hugging_face(model, tmp_path / "hf", tokenizer=None, overwrite=False)
     assert "\n" not in str(refusal.value)
 
@@ -140,7 +142,7 @@ def test_model_that_computes_no_numbers_is_not_exported(tmp_path: Path) -> None:
 # fault 75
 def test_export_import_export_gives_the_same_bytes(tmp_path: Path) -> None:
     exported(tmp_path / "first")
-    config, tensors, notes = load_hugging_face(str(tmp_path / "first"))
+    config, tensors, notes, _ = load_any(str(tmp_path / "first"))
     assert notes == []
     again = MPNetForPretraining(config)
     again.load_state_dict(tensors)
@@ -183,7 +185,9 @@ def test_padded_vocabulary_is_cut_back_to_the_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE - 1, VOCAB_SIZE + 128])
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path, vocab_size: int) -> None:
     model = tiny_model(tiny_config(vocab_size=vocab_size))
-    with pytest.raises(ConfigError, match=f"has {VOCAB_SIZE} ids and the model {vocab_size}"):
+    with pytest.raises(
+        ConfigError, match=f"weights have {vocab_size} tokens, the tokenizer {VOCAB_SIZE}"
+    ):
         exported(tmp_path / "hf", model)
     assert list(tmp_path.iterdir()) == []
 
@@ -200,6 +204,9 @@ def test_exported_tokenizer_neither_cuts_nor_pads_and_keeps_all_ids(tmp_path: Pa
     assert opened.backend_tokenizer.truncation is None
     assert opened.backend_tokenizer.padding is None
     assert opened.model_max_length == MAX_POSITIONS
+    # The name that transformers 4 knows.
+    described = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert [opened(text)["input_ids"] for text in texts] == wanted
     assert tokenizer.backend_tokenizer.truncation == switched_on, "the caller's own was changed"
 
@@ -269,7 +276,7 @@ def test_pytorch_bin_opens_in_readers_that_tie_nothing(tmp_path: Path) -> None:
     (tmp_path / "hf" / "model.safetensors").unlink()
     theirs = MPNetForMaskedLM.from_pretrained(tmp_path / "hf")
     assert weights.keys() == theirs.state_dict().keys()
-    _, tensors, _ = load_hugging_face(str(tmp_path / "hf"))
+    _, tensors, *_ = load_any(str(tmp_path / "hf"))
     assert all(torch.equal(each, tensors[name]) for name, each in tiny_model().state_dict().items())
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import MPNetForMaskedLM
 
-from annotated_mpnet.conversion.configuration import to_mpnet_config
-from annotated_mpnet.conversion.names import to_hugging_face
+from annotated_mpnet.conversion.names import to_hugging_face, to_mpnet_config
 from annotated_mpnet.conversion.proof import TOLERANCE, probe_batch
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining

@@ -99,9 +99,9 @@ def test_hugging_face_encoder_converts_and_its_fresh_head_is_said(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"relative_attention_num_buckets": 64}, "64 relative position buckets, not 32"),
-        ({"relative_attention_max_distance": 256}, "reach to distance 256, not 128"),
-        ({"normalize_before": True}, "pre-norm"),
+        ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64, not 32"),
+        ({"relative_attention_max_distance": 256}, "max_distance is 256, not 128"),
+        ({"normalize_before": True}, "normalize_before is True"),
         ({"position_embedding": "sinusoidal"}, "sinusoidal, not learned"),
         ({"activation_fn": "relu"}, "relu, not gelu"),
     ],

@@ -3,6 +3,7 @@
 import os
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers import MPNetConfig, PreTrainedTokenizerFast
 from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.text.tokenizer import write_tokenizer
 
 # In MPNet's order: four special tokens first, the mask last, and a second, useful [UNK].
 PIECES = [
@@ -119,4 +121,4 @@ def save_tiny_checkpoint(run: Path, update: int, name: str, model: MPNetForPretr
         model_tensors=model.state_dict(),
         optimizer_tensors=None,
     )
-    return save_checkpoint(run, name, checkpoint, tiny_tokenizer().save_pretrained)
+    return save_checkpoint(run, name, checkpoint, partial(write_tokenizer, tiny_tokenizer()))

@@ -14,8 +14,8 @@ Three programs have trained or run MPNet, and each stores the same numbers in an
     pre-norm or post-norm                     post-norm
     the padding id of the dictionary          1, hard-coded
 
-The first four lines are spelling: `names.py` translates tensors, `configuration.py` numbers. The
-others are about what can be expressed at all. Hugging Face accepts a configuration with 64 buckets,
+The first four lines are spelling, which `names.py` translates. The others are about what can be
+expressed at all. Hugging Face accepts a configuration with 64 buckets,
 builds a table of 64 rows, and uses 32 of them for the wrong distances: no missing tensor, no wrong
 shape, no warning, another network. So there are two rules:
 
@@ -30,11 +30,10 @@ What was made up (a head) or left out (a pooler) is said in `notes`.
 May be imported by runs/, demo/ and the command line.
 """
 
-from annotated_mpnet.conversion.configuration import reasons_not_representable
 from annotated_mpnet.conversion.export import ExportReport, export_to_hugging_face
-from annotated_mpnet.conversion.hugging_face import load_hugging_face
-from annotated_mpnet.conversion.pt_files import load_fairseq_checkpoint
-from annotated_mpnet.conversion.recognise import LoadedWeights, convert_checkpoint, load_any
+from annotated_mpnet.conversion.foreign import LoadedWeights
+from annotated_mpnet.conversion.names import reasons_not_representable
+from annotated_mpnet.conversion.recognise import convert_checkpoint, load_any
 
 __all__ = [
     "ExportReport",
@@ -42,7 +41,5 @@ __all__ = [
     "convert_checkpoint",
     "export_to_hugging_face",
     "load_any",
-    "load_fairseq_checkpoint",
-    "load_hugging_face",
     "reasons_not_representable",
 ]

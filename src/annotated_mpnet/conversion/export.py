@@ -5,7 +5,7 @@
     tokenizer.json, ...     so the directory is enough, offline
     pytorch_model.bin       on request, for readers without safetensors
 
-**All or nothing.** It is built beside its target and renamed when it is proved (`files/atomic.py`).
+**All or nothing.** It is built beside its target and renamed when it is proved (`files/output.py`).
 
 **Left out**: the optimizer's state, and rows of the embeddings that belong to no token, where the
 vocabulary was padded for matrix kernels (30,527 tokens in 30,592 rows, say).
@@ -20,28 +20,28 @@ and puts a mean over the tokens after the encoder.
 import copy
 import dataclasses
 import io
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.conversion.configuration import reasons_not_representable, to_mpnet_config
-from annotated_mpnet.conversion.names import to_hugging_face
+from annotated_mpnet.conversion.foreign import reading
+from annotated_mpnet.conversion.names import (
+    reasons_not_representable,
+    to_hugging_face,
+    to_mpnet_config,
+)
 from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
-from annotated_mpnet.errors import ConfigError, WriteError
-from annotated_mpnet.files.atomic import replacing
+from annotated_mpnet.conversion.vocabulary import difference_to_weights
+from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-
-LARGEST_PADDING = 128
-"""Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for matrix kernels. More rows without
-a token than that mean another tokenizer."""
+from annotated_mpnet.text.tokenizer import vocabulary_of, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def export_to_hugging_face(
     model: MPNetForPretraining,
     directory: Path,
     *,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerFast | None,
     overwrite: bool = False,
     pytorch_bin: bool = False,
     save_tokenizer: bool = True,
@@ -96,160 +96,71 @@ def export_to_hugging_face(
         CheckpointError: the export does not do what the model does. Nothing was left behind.
         WriteError: full disk, lost permission. Nothing was left behind.
     """
-    reasons = reasons_not_representable(model.config) + _tokenizer_reasons(model.config, tokenizer)
+    reasons, bos, eos, size = reasons_not_representable(model.config), 0, 2, model.config.vocab_size
+    if tokenizer is not None:
+        with reading("the tokenizer"):
+            vocabulary = vocabulary_of(tokenizer)
+        bos, eos, size = vocabulary.cls_id, vocabulary.sep_id, vocabulary.size
+        if (problem := difference_to_weights(model.config, vocabulary)) is not None:
+            reasons.append(f"{problem}: not its own tokenizer")
     if reasons:
         raise ConfigError(
             f"Hugging Face's MPNet cannot be this model: {'; '.join(reasons)}; nothing was "
             "written. Train with what it can represent, or use the checkpoint as it is"
         )
-    target = directory.resolve()
-    with _writing(target):
-        _check_target(target, overwrite)
-    config, tensors = _without_padded_vocabulary(model, tokenizer)
-    bos = _first_id(tokenizer, ("bos_token", "cls_token"), 0)
-    eos = _first_id(tokenizer, ("eos_token", "sep_token"), 2)
-    with ExitStack() as stack:
-        stack.enter_context(quiet_transformers())
-        with _writing(target):
-            staging = stack.enter_context(replacing(target))
-            _write(staging, tensors)
-            to_mpnet_config(config, bos, eos).save_pretrained(staging)
-            if pytorch_bin:
-                _write_pytorch_bin(staging, tensors)
-            if tokenizer is not None and save_tokenizer:
-                _untruncated(tokenizer, config.max_positions).save_pretrained(staging)
+    config, tensors = _cut_vocabulary(model, size)
+    with (
+        output_directory(directory, HUGGING_FACE_MODEL, overwrite=overwrite) as staging,
+        quiet_transformers(),
+    ):
+        _write(staging, tensors, pytorch_bin)
+        to_mpnet_config(config, bos, eos).save_pretrained(staging)
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
-            compare_tokenizers(staging, tokenizer)
-        with _writing(target):
-            stack.close()  # gives the export its name
+            with reading("the tokenizer"):
+                with write_errors(directory):
+                    write_tokenizer(_untruncated(tokenizer, config.max_positions), staging)
+                compare_tokenizers(staging, tokenizer)
     return ExportReport(
         directory=directory,
-        files=tuple(directory / path.name for path in sorted(target.iterdir())),
+        files=tuple(sorted(directory.iterdir())),
         max_difference=difference,
-        vocabulary_cut=model.config.vocab_size - config.vocab_size,
+        vocabulary_cut=model.config.vocab_size - size,
     )
 
 
-def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the size of the table that a tokenizer needs: its largest id, plus one.
-
-    Neither `vocab_size` (without added tokens) nor `len` (too small if ids were left out) is that.
-    Here a table of `len` = 6 rows would end before "a", which is id 7:
-
-    >>> from tokenizers import Tokenizer, models
-    >>> words = models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 7}, "<unk>")
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-    >>> _ = tokenizer.add_tokens(["b"])
-    >>> tokenizer.vocab_size, len(tokenizer), number_of_ids(tokenizer)
-    (5, 6, 8)
-    """
-    return 1 + max(tokenizer.get_vocab().values(), default=-1)
-
-
-def stands_for_no_token(rows: int, size: int) -> bool:
-    """Tell whether a table of `rows` is that of a tokenizer of `size` ids, padded.
-
-    A padded table has a round number of rows, and only a few too many. 30,527 rows are not BERT's
-    30,522 and five more: the five came first and moved all the others.
-
-    >>> stands_for_no_token(30592, 30527), stands_for_no_token(30527, 30522)
-    (True, False)
-    """
-    return size < rows < size + LARGEST_PADDING and rows % 8 == 0
-
-
-def _tokenizer_reasons(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Say why a tokenizer cannot be the one that the network was trained with, by its sizes."""
-    if tokenizer is None:
-        return []
-    reasons = []
-    size, rows = number_of_ids(tokenizer), config.vocab_size
-    if rows != size and not stands_for_no_token(rows, size):
-        reasons.append(f"the tokenizer has {size} ids and the model {rows}: not its own tokenizer")
-    if tokenizer.pad_token_id != config.pad_token_id:
-        reasons.append(
-            f"the tokenizer's padding id is {tokenizer.pad_token_id}, the model's "
-            f"{config.pad_token_id}"
-        )
-    return reasons
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a target that holds anything which the user did not ask to lose."""
-    # `lexists`: a dangling link is in the way too.
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir():
-        raise ConfigError(f"{target} is a file; expected a directory: choose another name")
-    if not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(
-            f"{target} is not empty; nothing was written. Choose another directory, or replace "
-            "what is there with --overwrite"
-        )
-    # A slip must not cost a home directory, nor one of our checkpoints, which has a config.json
-    # too.
-    if not (target / "config.json").is_file() or (target / "manifest.json").exists():
-        raise ConfigError(
-            f"{target} holds something other than a Hugging Face model, which --overwrite would "
-            "delete; choose another directory, or empty it yourself"
-        )
-
-
-def _without_padded_vocabulary(
-    model: MPNetForPretraining, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _cut_vocabulary(model: MPNetForPretraining, size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the network on the CPU, in float32, with a row for each token and no more.
 
     fill-mask picks ids from all logits, and could pick a row without a token.
     """
     tensors = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    size = model.config.vocab_size if tokenizer is None else number_of_ids(tokenizer)
     for name in ("sentence_encoder.embed_tokens.weight", "lm_head.bias"):
         tensors[name] = tensors[name][:size]
     return dataclasses.replace(model.config, vocab_size=size), tensors
 
 
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turn a failed write into a `WriteError`, and nothing else.
-
-    tokenizers writes in Rust and raises a bare `Exception`: "No space left on device (os error
-    28)".
-    """
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise
-        raise WriteError(
-            f"{target} could not be written: {repr(str(error))[:80]}; nothing was left behind. "
-            "Free some space or fix this, or choose another directory"
-        ) from error
-
-
-def _write(staging: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(staging: Path, tensors: Mapping[str, Tensor], pytorch_bin: bool) -> None:
+    # `clone`: q, k and v are views, and would each bring their whole matrix into a pickle.
+    theirs = {
+        name: each.clone(memory_format=torch.contiguous_format)
+        for name, each in to_hugging_face(tensors).items()
+    }
     # Through bytes, because only their owner may read the files of `save_file`. transformers
-    # refuses files that do not say "pt". `contiguous`: q, k and v are views into one matrix.
-    theirs = {name: each.contiguous() for name, each in to_hugging_face(tensors).items()}
+    # refuses files that do not say "pt".
     data = safetensors.torch.save(theirs, metadata={"format": "pt"})
     (staging / "model.safetensors").write_bytes(data)
+    if pytorch_bin:
+        # Old readers want the decoder's weight and bias by name; torch.save stores shared memory
+        # once.
+        theirs["lm_head.decoder.weight"] = theirs["mpnet.embeddings.word_embeddings.weight"]
+        theirs["lm_head.decoder.bias"] = theirs["lm_head.bias"]
+        buffer = io.BytesIO()
+        torch.save(theirs, buffer)
+        (staging / "pytorch_model.bin").write_bytes(buffer.getbuffer())
 
 
-def _first_id(
-    tokenizer: PreTrainedTokenizerBase | None, purposes: tuple[str, ...], default: int
-) -> int:
-    """Return the id of the first of these special tokens that the tokenizer has."""
-    if tokenizer is None:
-        return default
-    vocabulary = tokenizer.get_vocab()
-    tokens = [str(tokenizer.special_tokens_map.get(purpose)) for purpose in purposes]
-    return next((vocabulary[token] for token in tokens if token in vocabulary), default)
-
-
-def _untruncated(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> PreTrainedTokenizerBase:
+def _untruncated(tokenizer: PreTrainedTokenizerFast, max_positions: int) -> PreTrainedTokenizerFast:
     """Return a copy that truncates and pads only on request.
 
     `tokenizer.json` of all-mpnet-base-v2 does both, at 128 tokens.
@@ -258,20 +169,8 @@ def _untruncated(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> PreT
     plain.model_max_length = max_positions
     # The settings are kept twice: in the Rust object (tokenizer.json), and among the arguments
     # (tokenizer_config.json), from where they would come back.
-    if isinstance(plain, PreTrainedTokenizerFast):
-        plain.backend_tokenizer.no_truncation()
-        plain.backend_tokenizer.no_padding()
+    plain.backend_tokenizer.no_truncation()
+    plain.backend_tokenizer.no_padding()
     for setting in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
         plain.init_kwargs.pop(setting, None)
     return plain
-
-
-def _write_pytorch_bin(staging: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Old readers want the decoder's weight and bias by name; torch.save stores shared memory once.
-    # `clone`: q, k and v as views would each bring their whole matrix into the file.
-    theirs = {name: each.clone() for name, each in to_hugging_face(tensors).items()}
-    theirs["lm_head.decoder.weight"] = theirs["mpnet.embeddings.word_embeddings.weight"]
-    theirs["lm_head.decoder.bias"] = theirs["lm_head.bias"]
-    buffer = io.BytesIO()
-    torch.save(theirs, buffer)
-    (staging / "pytorch_model.bin").write_bytes(buffer.getbuffer())

@@ -17,67 +17,71 @@ random; that is why it is not used here. `pytorch_model.bin` is read with `weigh
 runs no code.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import safetensors.torch
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from annotated_mpnet.conversion.configuration import WAY_OUT, read_mpnet_config
-from annotated_mpnet.conversion.names import (
-    check_tensors,
+from annotated_mpnet.checkpoints.records import decode
+from annotated_mpnet.conversion.foreign import (
+    SAFETENSORS,
+    WAY_OUT,
+    LoadedWeights,
+    checked,
+    expect_format,
     expected_tensors,
-    to_hugging_face,
-    to_ours,
+    read_pickle,
+    reading,
+    tokenizer_in,
+    without_second_names,
 )
+from annotated_mpnet.conversion.names import read_mpnet_config, to_hugging_face, to_ours
 from annotated_mpnet.errors import CheckpointError
-from annotated_mpnet.mpnet.config import ModelConfig
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""`name` or `owner/name`, and no path that leads somewhere; see `locate`."""
-LARGEST_JSON = 1024 * 1024
-"""Bytes; a configuration has about one thousand."""
+"""`name` or `owner/name`; not `./name`, `/name` or `a/longer/path`."""
+SECOND_NAMES = {
+    "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
 
 
-def load_hugging_face(
-    directory_or_name: str,
-) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Read an MPNet of Hugging Face from a directory or, if there is none, from the Hub.
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    """Tensor -> file."""
 
-    Returns:
-        The network's configuration; its tensors in float32 under our names, complete; and notes
-        for the user. `mask_token_id` is the tokenizer's to tell, and has its default here.
+
+def download(name: str) -> Path:
+    """Return the directory of a model of the Hub; raises `CheckpointError`."""
+    # Configuration, weights, tokenizer; no code, no other framework's copy of the weights.
+    plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        path = Path(snapshot_download(name, allow_patterns=plain))
+        # Most repositories hold both formats; the pickle only where there is no other.
+        if not any(path.rglob("*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*/pytorch_model*.bin"])
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name!r} is not a directory, and the Hub does not provide it: {type(error).__name__} "
+            f"{' '.join(str(error).split())[:80]!r}; check name and connection, or give a directory"
+        ) from error
+    return path
+
+
+def read_hugging_face(directory: Path) -> LoadedWeights:
+    """Read a directory of Hugging Face or of sentence-transformers.
 
     Raises:
-        CheckpointError: not there, not an MPNet, not readable without running code, not complete,
-            or not a network that Hugging Face's own code would run as described.
+        CheckpointError: not an MPNet, not readable without running code, not complete, or not a
+            network that Hugging Face's own code would run as described.
     """
-    return read_directory(locate(directory_or_name))
-
-
-def locate(directory_or_name: str) -> Path:
-    """Return the directory that holds config.json and weights, downloaded if need be.
-
-    What is plainly a path is never looked up on the Hub:
-
-    >>> names = ["mpnet-base", "microsoft/mpnet-base", "./mpnet-base", "/mpnet-base", "my/old/run"]
-    >>> [HUB_NAME.fullmatch(name) is not None for name in names]
-    [True, True, False, False, False]
-    """
-    path = Path(directory_or_name)
-    if not path.is_dir():
-        path = _download(directory_or_name)
-    return _transformer_of(path)
-
-
-def read_directory(directory: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Read a directory that `locate` returned; see `load_hugging_face`."""
-    path = directory / "config.json"
-    config = read_mpnet_config(path, _read_json(path))
+    directory = _transformer_in(directory)
+    config = read_mpnet_config(directory / "config.json")
     path, found = _read_weights(directory)
     notes = []
     # Two things that are not pretrained: the numbers 0, 1, 2, ... that early versions saved, and a
@@ -89,134 +93,82 @@ def read_directory(directory: Path) -> tuple[ModelConfig, dict[str, Tensor], lis
 
     # File and expectation are compared in the file's language, so an error names what is in the
     # file.
-    expected = to_hugging_face(expected_tensors(config))
+    ours = expected_tensors(config)
     encoder_only = not any(name.startswith(("mpnet.", "lm_head.")) for name in found)
     if encoder_only:
         found = {f"mpnet.{name}": tensor for name, tensor in found.items()}
-        expected = {name: each for name, each in expected.items() if name.startswith("mpnet.")}
+        ours = {name: each for name, each in ours.items() if not name.startswith("lm_head.")}
         notes.append(f"{path}: an encoder without LM head; the head starts from fresh weights")
-    tensors = to_ours(check_tensors(_untied(found, str(path)), expected, str(path)))
+    found = without_second_names(found, SECOND_NAMES, path)
+    tensors = to_ours(checked(found, to_hugging_face(ours), path), ours)
     if encoder_only:
         tensors |= _fresh_head(tensors["sentence_encoder.embed_tokens.weight"])
-    return config, tensors, notes
+    # In a sentence-transformers directory, the tokenizer is where the network is.
+    return LoadedWeights(config, tensors, notes, tokenizer_in(directory))
 
 
-def read_safely(path: Path) -> object:
-    """Read a file of `torch.save` that holds plain data; no code in it is run.
-
-    Raises:
-        CheckpointError: it holds anything else (the message names it), or is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # Damaged bytes can make the unpickler raise anything.
-    except Exception as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise CheckpointError(
-                f"{path} cannot be read: {type(error).__name__} {repr(str(error))[:80]}; it is "
-                "damaged, or not a PyTorch file"
-            ) from error
-        raise CheckpointError(
-            f"{path} holds {repr(foreign[1])[:80]}, which takes code to rebuild; nothing was "
-            "run. If you trust it, save its plain tensors again where it was made: "
-            "torch.save({'args': vars(args), 'model': model.state_dict()}, 'plain.pt')"
-        ) from error
-
-
-def _download(name: str) -> Path:
-    if HUB_NAME.fullmatch(name) is None:
-        raise CheckpointError(f"{name!r} is neither a directory nor a Hub name; {WAY_OUT}")
-    # Configuration, weights, tokenizer; no code, no other framework's copy of the weights.
-    plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    try:
-        path = Path(snapshot_download(name, allow_patterns=plain))
-        # Most repositories hold both formats; the pickle only where there is no other.
-        if not any(path.rglob("*.safetensors")):
-            snapshot_download(name, allow_patterns=["pytorch_model.bin", "*/pytorch_model.bin"])
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{name!r} is not a directory, and the Hub does not provide it: {type(error).__name__} "
-            f"{' '.join(str(error).split())[:80]!r}; check name and connection, or give a directory"
-        ) from error
-    return path
-
-
-def _transformer_of(directory: Path) -> Path:
+def _transformer_in(directory: Path) -> Path:
     """Return where the network of a sentence-transformers directory is; other directories as given.
 
     modules.json lists what a sentence passes through: [Transformer in "", Pooling in "1_Pooling"].
     Older versions had the Transformer in 0_Transformer.
     """
-    if not (directory / "modules.json").is_file():
+    path = directory / "modules.json"
+    if not path.is_file():
         old_layout = directory / "0_Transformer"
         return old_layout if (old_layout / "config.json").is_file() else directory
-    modules = _read_json(directory / "modules.json")
-    for module in modules if isinstance(modules, list) else []:
-        if isinstance(module, dict) and str(module.get("type")).endswith("Transformer"):
+    for module in decode(path, list[dict[str, object]]):
+        if str(module.get("type")).endswith("Transformer"):
             # The path comes from a file: it must not lead out of its directory.
             inner = directory / str(module.get("path", ""))
             if inner.resolve().is_relative_to(directory.resolve()):
                 return inner
-    raise CheckpointError(
-        f"{directory / 'modules.json'} names no Transformer module inside the directory; {WAY_OUT}"
-    )
-
-
-def _read_json(path: Path) -> object:
-    # RecursionError: "[" a hundred thousand times.
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON} bytes")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {type(error).__name__} {repr(str(error))[:80]}; {WAY_OUT}"
-        ) from error
+    raise CheckpointError(f"{path} names no Transformer module inside the directory; {WAY_OUT}")
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Return the file that the weights are in, and the weights under the names that it has."""
-    path = directory / "model.safetensors"
-    if path.is_file():
-        try:
-            return path, safetensors.torch.load_file(path, device="cpu")
-        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    """Return the file (or index) that holds the weights, and them under the names that it has."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.is_file():
+            return path, _read_tensors(path)
+        if index.is_file():
+            return index, _read_shards(index)
+    raise CheckpointError(
+        f"{directory} has neither model.safetensors nor pytorch_model.bin, whole or in shards; "
+        f"{WAY_OUT}"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read a model that is spread over several files; the index says which."""
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(decode(index, _Index).weight_map.values())):
+        shard = index.parent / name
+        # The name comes from a file: it must not lead out of its directory.
+        if Path(name).name != name or not shard.is_file():
             raise CheckpointError(
-                f"{path} cannot be read: {type(error).__name__} {repr(str(error))[:80]}; it is "
-                "damaged, or not a safetensors file"
-            ) from error
-    path = directory / "pytorch_model.bin"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory} has neither model.safetensors nor pytorch_model.bin; {WAY_OUT}"
-        )
-    weights = read_safely(path)
+                f"{index} names the shard {repr(name)[:80]}, which is not a file in its directory; "
+                "download the model again"
+            )
+        for tensor_name, tensor in _read_tensors(shard).items():
+            if found.setdefault(tensor_name, tensor) is not tensor:
+                raise CheckpointError(
+                    f"{shard} holds {repr(tensor_name)[:80]}, which another shard of {index.name} "
+                    "holds too; download the model again"
+                )
+    return found
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        expect_format(path, SAFETENSORS)
+        with reading(path):
+            return safetensors.torch.load_file(path, device="cpu")
+    weights = read_pickle(path)
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path} holds no named tensors; {WAY_OUT}")
-    return path, {str(name): each for name, each in weights.items() if isinstance(each, Tensor)}
-
-
-def _untied(found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Drop the second names of tied tensors, if both names hold the same numbers.
-
-    Depending on the version that wrote it, a file has either name or both.
-
-    >>> list(_untied({"lm_head.decoder.bias": torch.zeros(3)}, "an old file"))
-    ['lm_head.bias']
-    """
-    kept = dict(found)
-    for second, first in (
-        ("lm_head.decoder.weight", "mpnet.embeddings.word_embeddings.weight"),
-        ("lm_head.decoder.bias", "lm_head.bias"),
-    ):
-        tensor = kept.pop(second, None)
-        if tensor is not None and not torch.equal(kept.setdefault(first, tensor), tensor):
-            raise CheckpointError(
-                f"{source}: {second} differs from {first}; MPNet's head shares them, so this is "
-                "another kind of model"
-            )
-    return kept
+    return {str(name): each for name, each in weights.items() if isinstance(each, Tensor)}
 
 
 def _fresh_head(table_VD: Tensor) -> dict[str, Tensor]:

@@ -40,13 +40,20 @@ import re
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
+import msgspec
 import torch
 from torch import Tensor
 
-from annotated_mpnet.conversion.hugging_face import read_safely
-from annotated_mpnet.conversion.names import check_tensors, expected_tensors
+from annotated_mpnet.conversion.foreign import (
+    LoadedWeights,
+    checked,
+    expected_tensors,
+    read_pickle,
+    reading,
+    tokenizer_in,
+    without_second_names,
+)
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.mpnet.config import ActivationName, ModelConfig
 
@@ -56,33 +63,36 @@ PREFIX = re.compile(r"(_orig_mod\.|module\.|decoder\.)*")
 MPNet is a language model, and the network of a language model is called its decoder."""
 METERS = ("AverageMeter", "StopwatchMeter", "TimeMeter")
 
-Arguments = Mapping[str, object]
-
 
 class _Meter:
     """Replaces fairseq's stopwatches, which are read and thrown away."""
 
 
-def load_fairseq_checkpoint(path: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Read a `.pt` file of fairseq or annotated-mpnet.
+class _Arguments(msgspec.Struct):
+    """What no shape shows. Defaults are fairseq's, or those of MPNet-base."""
 
-    Returns:
-        The network's configuration; its tensors in float32 under our names, complete; and notes
-        for the user. `mask_token_id` is the tokenizer's to tell, and has its default here.
+    encoder_attention_heads: int | None = None
+    max_positions: int | None = None
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    activation_fn: ActivationName = "gelu"
+    normalize_before: bool = False
+    relative_attention_max_distance: int | None = 128
+    tokenizer_name: str | None = None
+
+
+def read_pt_file(path: Path) -> LoadedWeights:
+    """Read a `.pt` file of fairseq or annotated-mpnet.
 
     Raises:
         CheckpointError: the file holds more than plain data (nothing of it is run), is damaged, or
             is not the whole of a network that we can represent.
     """
-    return read_pt_file(path)[:3]
-
-
-def read_pt_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str], Arguments]:
-    """Read a `.pt` file; also return the arguments of the run that wrote it."""
     # Allowed for this file only: PyTorch has one list for the whole process.
     stand_ins = [(_Meter, f"fairseq.meters.{name}") for name in METERS]
     with torch.serialization.safe_globals([Namespace, *stand_ins]):
-        document = read_safely(path)
+        document = read_pickle(path)
     document = document if isinstance(document, Mapping) else {}
     weights = document.get("model", document.get("model_states"))
     if not isinstance(weights, Mapping):
@@ -90,24 +100,24 @@ def read_pt_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor], list[str],
             f"{path} is not a training checkpoint: expected a dictionary with 'model' (fairseq) or "
             "'model_states' (annotated-mpnet); for a pytorch_model.bin, give its directory"
         )
-    found = {
-        PREFIX.sub("", str(name), count=1): each
-        for name, each in weights.items()
-        if isinstance(each, Tensor)
-    }
-    _untie(found, path)
-    arguments = _arguments(document)
+    found: dict[str, Tensor] = {}
+    for name, each in weights.items():
+        name = PREFIX.sub("", str(name), count=1)
+        if isinstance(each, Tensor) and found.setdefault(name, each) is not each:
+            raise CheckpointError(f"{path} holds {repr(name)[:80]} twice, with different prefixes")
+    found = without_second_names(found, {"lm_head.weight": f"{ENCODER}.embed_tokens.weight"}, path)
+    told = _arguments(document)
     notes = []
-    if not arguments:
+    if not told:
         notes.append(f"{path}: no arguments in the file; assumed gelu, post-norm, distance 128")
-    try:
+    with reading(path):
+        arguments = msgspec.convert(told, _Arguments)
         config = _config(found, arguments, path)
-    except (TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} does not describe an MPNet: {repr(str(error))[:200]}"
-        ) from error
     # The configuration was read from layer 0 and a few tables; layer 7 may be missing.
-    return config, check_tensors(found, expected_tensors(config), str(path)), notes, arguments
+    tensors = checked(found, expected_tensors(config), path)
+    # The directory first: a name may mean something else today, or need a connection.
+    tokenizer = tokenizer_in(path.parent / "tokenizer") or arguments.tokenizer_name
+    return LoadedWeights(config, tensors, notes, tokenizer)
 
 
 def stretched_distance(max_positions: int) -> int:
@@ -116,7 +126,7 @@ def stretched_distance(max_positions: int) -> int:
     return (scaled + 7) // 8 * 8
 
 
-def _arguments(document: Mapping[str, object]) -> Arguments:
+def _arguments(document: Mapping[str, object]) -> Mapping[str, object]:
     """Return the arguments in the file as a dictionary; empty if there are none.
 
     Three places, by age: `args`, a Namespace; `args`, a dictionary; `cfg`, a part per component.
@@ -133,26 +143,15 @@ def _arguments(document: Mapping[str, object]) -> Arguments:
     return arguments if isinstance(arguments, Mapping) else {}
 
 
-def _untie(found: dict[str, Tensor], path: Path) -> None:
-    """Drop the second name of the tied embedding from `found`, if both hold the same numbers."""
-    tied = found.pop("lm_head.weight", None)
-    table = found.get(f"{ENCODER}.embed_tokens.weight")
-    if tied is not None and table is not None and not torch.equal(tied, table):
-        raise CheckpointError(
-            f"{path}: lm_head.weight differs from the token embeddings, with which MPNet's head "
-            "shares it; this is another kind of model"
-        )
-
-
-def _config(found: Mapping[str, Tensor], arguments: Arguments, path: Path) -> ModelConfig:
+def _config(found: Mapping[str, Tensor], arguments: _Arguments, path: Path) -> ModelConfig:
     """Put together what the shapes show and what only the arguments tell.
 
-    >>> _config(expected_tensors(ModelConfig()), {}, Path("model.pt")) == ModelConfig()
+    >>> _config(expected_tensors(ModelConfig()), _Arguments(), Path()) == ModelConfig()
     True
 
     Raises:
         CheckpointError: a tensor that every MPNet has is missing, or nothing tells the heads.
-        TypeError, ValueError, IndexError: numbers that do not describe a network.
+        Exception: numbers that do not describe a network.
     """
     if f"{ENCODER}.final_layer_norm.weight" in found:
         raise CheckpointError(
@@ -160,17 +159,17 @@ def _config(found: Mapping[str, Tensor], arguments: Arguments, path: Path) -> Mo
             "embeddings and has a separate final norm: neither fairseq's network nor ours; train "
             "it again here, with or without --normalize-before"
         )
-    vocab_size, embed_dim = _shape(found, f"{ENCODER}.embed_tokens.weight", path)
-    table_rows, _ = _shape(found, f"{ENCODER}.embed_positions.weight", path)
-    ffn_dim, _ = _shape(found, f"{ENCODER}.layers.0.fc1.weight", path)
+    vocab_size, embed_dim = _shape(found, "embed_tokens", path)
+    table_rows, _ = _shape(found, "embed_positions", path)
+    ffn_dim, _ = _shape(found, "layers.0.fc1", path)
     # A gap among the layers shows as missing tensors later.
     numbers = [re.match(rf"{ENCODER}\.layers\.(\d+)\.", name) for name in found]
     layers = 1 + max(int(number[1]) for number in numbers if number is not None)
     # The bias table is heads wide.
-    buckets, heads = 0, arguments.get("encoder_attention_heads")
+    buckets, heads = 0, arguments.encoder_attention_heads
     if f"{ENCODER}.relative_attention_bias.weight" in found:
-        buckets, heads = _shape(found, f"{ENCODER}.relative_attention_bias.weight", path)
-    if not isinstance(heads, int):
+        buckets, heads = _shape(found, "relative_attention_bias", path)
+    if heads is None:
         raise CheckpointError(
             f"{path}: the number of attention heads shows neither in the tensors (there is no "
             "relative position bias) nor in 'args'; add it to the file: "
@@ -178,28 +177,33 @@ def _config(found: Mapping[str, Tensor], arguments: Arguments, path: Path) -> Mo
         )
     # rows = positions + padding id + 1. Without the positions, the padding id is 1, as in the
     # released weights.
-    told = arguments.get("max_positions")
-    pad_token_id = table_rows - told - 1 if isinstance(told, int) else 1
-    max_positions = table_rows - pad_token_id - 1
+    max_positions = arguments.max_positions
+    if max_positions is None:
+        max_positions = table_rows - 2
+    # Absent means fairseq, which has 128 in its code. None means annotated-mpnet's stretched one.
+    distance = arguments.relative_attention_max_distance
+    if distance is None:
+        distance = stretched_distance(max_positions)
     return ModelConfig(
         vocab_size=vocab_size,
         max_positions=max_positions,
-        pad_token_id=pad_token_id,
+        pad_token_id=table_rows - max_positions - 1,
         encoder_layers=layers,
         encoder_embed_dim=embed_dim,
         encoder_ffn_dim=ffn_dim,
         encoder_attention_heads=heads,
-        dropout=_number(arguments, "dropout", ModelConfig.dropout),
-        attention_dropout=_number(arguments, "attention_dropout", ModelConfig.attention_dropout),
-        activation_dropout=_number(arguments, "activation_dropout", ModelConfig.activation_dropout),
-        activation_fn=cast(ActivationName, arguments.get("activation_fn", "gelu")),
-        normalize_before=bool(arguments.get("normalize_before", False)),
+        dropout=arguments.dropout,
+        attention_dropout=arguments.attention_dropout,
+        activation_dropout=arguments.activation_dropout,
+        activation_fn=arguments.activation_fn,
+        normalize_before=arguments.normalize_before,
         relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=_max_distance(arguments, max_positions),
+        relative_attention_max_distance=distance,
     )
 
 
-def _shape(found: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, int]:
+def _shape(found: Mapping[str, Tensor], module: str, path: Path) -> tuple[int, int]:
+    name = f"{ENCODER}.{module}.weight"
     if name not in found or found[name].ndim != 2:
         raise CheckpointError(
             f"{path} has no matrix {name!r}, which every MPNet of fairseq has; it is another kind "
@@ -207,20 +211,3 @@ def _shape(found: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, int
         )
     rows, columns = found[name].shape
     return rows, columns
-
-
-def _number(arguments: Arguments, name: str, default: float) -> float:
-    value = arguments.get(name, default)
-    if not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}")
-    return value
-
-
-def _max_distance(arguments: Arguments, max_positions: int) -> int:
-    # Absent means fairseq, which has 128 in its code. None means annotated-mpnet's stretched one.
-    distance = arguments.get("relative_attention_max_distance", 128)
-    if distance is None:
-        return stretched_distance(max_positions)
-    if not isinstance(distance, int):
-        raise TypeError(f"relative_attention_max_distance is {distance!r}")
-    return distance

@@ -19,70 +19,61 @@ not know theirs. Ids without their vocabulary are not a model, so a missing toke
 unless `--no-save-tokenizer` says that it is meant.
 """
 
+import os
 from pathlib import Path
-from typing import NamedTuple
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.checkpoints.checkpoint import BEST, STATE, TOKENIZER, load_checkpoint
+from annotated_mpnet.checkpoints.checkpoint import (
+    BEST,
+    CONFIG,
+    MODEL,
+    STATE,
+    TOKENIZER,
+    load_checkpoint,
+)
+from annotated_mpnet.checkpoints.manifest import MANIFEST
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.conversion.export import ExportReport, export_to_hugging_face
-from annotated_mpnet.conversion.hugging_face import HUB_NAME, locate, read_directory
+from annotated_mpnet.conversion.foreign import (
+    LoadedWeights,
+    checked,
+    expected_tensors,
+    reading,
+    tokenizer_in,
+)
+from annotated_mpnet.conversion.hugging_face import HUB_NAME, download, read_hugging_face
+from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.conversion.pt_files import read_pt_file
-from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.errors import CheckpointError, ConfigError, UserError
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, refuse_to_replace, write_errors
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
 # Either is enough: a checkpoint that lost one of the two is damaged, not foreign.
-OURS = (STATE, "manifest.json")
+OURS = (STATE, MANIFEST)
 HUGGING_FACE = ("config.json", "modules.json", "0_Transformer")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-
-
-class LoadedWeights(NamedTuple):
-    """A network read from anywhere.
-
-    Attributes:
-        config: its numbers.
-        tensors: its state, complete, in float32, under our names.
-        notes: for the user: what was made up, what was left out.
-        tokenizer: directory or Hub name of its tokenizer; None if unknown.
-    """
-
-    config: ModelConfig
-    tensors: dict[str, Tensor]
-    notes: list[str]
-    tokenizer: str | None
 
 
 def load_any(path_or_name: str) -> LoadedWeights:
     """Read a network from a path, or a name on the Hub, of any of the kinds above.
 
-    >>> import torch
-    >>> from tempfile import TemporaryDirectory
-    >>> config = ModelConfig(vocab_size=99, encoder_embed_dim=24, encoder_ffn_dim=32)
-    >>> with TemporaryDirectory() as folder:
-    ...     state = {"model_states": MPNetForPretraining(config).state_dict()}
-    ...     torch.save({"args": {"tokenizer_name": "some/name"}, **state}, f"{folder}/old.pt")
-    ...     loaded = load_any(f"{folder}/old.pt")
-    >>> loaded.config == config, len(loaded.tensors), loaded.tokenizer
-    (True, 154, 'some/name')
-
     Raises:
         CheckpointError: none of these, damaged, or not a network that ours can be.
     """
     path = Path(path_or_name)
-    # A command written for annotated-mpnet names a file; here the same name is a directory.
-    if path.suffix == ".pt" and not path.exists() and path.with_suffix("").is_dir():
-        path = path.with_suffix("")
-    if path.is_dir():
-        return _load_directory(path)
-    if path.is_file():
-        return _load_pt_file(path)
-    if path.suffix != ".pt" and HUB_NAME.fullmatch(path_or_name) is not None:
-        return _load_hugging_face(path_or_name)
+    with reading(path_or_name):
+        # A command written for annotated-mpnet names a file; here the same name is a directory.
+        if path.suffix == ".pt" and not path.exists() and path.with_suffix("").is_dir():
+            path = path.with_suffix("")
+        if path.is_dir():
+            return _read_directory(path)
+        if path.is_file():
+            return read_pt_file(path)
+        if os.path.lexists(path):
+            raise CheckpointError(f"{path_or_name!r} is neither a file nor a directory")
+        if path.suffix != ".pt" and HUB_NAME.fullmatch(path_or_name) is not None:
+            return read_hugging_face(download(path_or_name))
     raise CheckpointError(
         f"{path_or_name!r} does not exist; expected a checkpoint, a run's directory, a Hugging "
         "Face model (directory or Hub name), or a .pt file of fairseq or annotated-mpnet"
@@ -106,6 +97,9 @@ def convert_checkpoint(
     Raises:
         CheckpointError, ConfigError, WriteError: see `load_any` and `export_to_hugging_face`.
     """
+    with write_errors(directory):  # before the weights are read
+        inputs = [path] if os.path.lexists(path) else []
+        refuse_to_replace(directory, HUGGING_FACE_MODEL, overwrite=overwrite, inputs=inputs)
     loaded = load_any(str(path))
     model = MPNetForPretraining(loaded.config)
     model.load_state_dict(loaded.tensors)
@@ -126,7 +120,7 @@ def convert_checkpoint(
     return report
 
 
-def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerBase | None:
+def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerFast | None:
     """Return a network's tokenizer; None if it is unknown and not needed.
 
     It is read even if it is not written: it tells how many rows of the vocabulary are tokens.
@@ -134,49 +128,33 @@ def _tokenizer_of(loaded: LoadedWeights, needed: bool) -> PreTrainedTokenizerBas
     try:
         if loaded.tokenizer is None:
             raise ConfigError("the tokenizer of these weights is unknown")
-        return load_tokenizer(loaded.tokenizer)
-    except ConfigError as error:
+        with reading("the tokenizer"), quiet_transformers():
+            return load_tokenizer(loaded.tokenizer)
+    except UserError as error:
         if needed:
             raise ConfigError(f"{error}; or export without one: --no-save-tokenizer") from error
         return None
 
 
-def _load_directory(path: Path) -> LoadedWeights:
+def _read_directory(path: Path) -> LoadedWeights:
     is_checkpoint = any((path / name).exists() for name in OURS)
     # The best one first, then the rest by number: checkpoint10 after checkpoint9.
     for checkpoint in [path] if is_checkpoint else [path / BEST, *newest_first(path)]:
         if checkpoint.is_dir():
-            return _load_ours(checkpoint)
+            return _read_checkpoint(checkpoint)
     if any((path / name).exists() for name in HUGGING_FACE):
-        return _load_hugging_face(str(path))
+        return read_hugging_face(path)
     raise CheckpointError(
         f"{path} holds no model: neither a checkpoint (manifest.json), nor a run "
         "(best_checkpoint), nor a Hugging Face model (config.json); for a .pt file, give the file"
     )
 
 
-def _load_ours(directory: Path) -> LoadedWeights:
+def _read_checkpoint(directory: Path) -> LoadedWeights:
     checkpoint = load_checkpoint(directory, with_optimizer=False)
-    tokenizer = _tokenizer_in(directory / TOKENIZER)
-    return LoadedWeights(checkpoint.model_config, dict(checkpoint.model_tensors), [], tokenizer)
-
-
-def _load_hugging_face(directory_or_name: str) -> LoadedWeights:
-    # In a sentence-transformers directory, the tokenizer is where the network is.
-    directory = locate(directory_or_name)
-    return LoadedWeights(*read_directory(directory), _tokenizer_in(directory))
-
-
-def _load_pt_file(path: Path) -> LoadedWeights:
-    config, tensors, notes, arguments = read_pt_file(path)
-    # The directory first: a name may mean something else today, or need a connection.
-    tokenizer = _tokenizer_in(path.parent / "tokenizer")
-    name = arguments.get("tokenizer_name")
-    if tokenizer is None and isinstance(name, str):
-        tokenizer = name
-    return LoadedWeights(config, tensors, notes, tokenizer)
-
-
-def _tokenizer_in(directory: Path) -> str | None:
-    """Return the directory if it holds a tokenizer."""
-    return str(directory) if any((directory / name).exists() for name in TOKENIZER_FILES) else None
+    config = checkpoint.model_config
+    # A right manifest says that no file has changed, not that they were made for each other.
+    with reading(directory / CONFIG):
+        expected = expected_tensors(config)
+    tensors = checked(checkpoint.model_tensors, expected, directory / MODEL)
+    return LoadedWeights(config, tensors, [], tokenizer_in(directory / TOKENIZER))

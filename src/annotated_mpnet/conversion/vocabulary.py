@@ -16,15 +16,20 @@ tokens? Hashes of the files would refuse too much: transformers writes the same 
 ways, depending on its version.
 """
 
-from pathlib import Path
+import os
 
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.conversion.export import stands_for_no_token
+from annotated_mpnet.conversion.foreign import LoadedWeights, reading
 from annotated_mpnet.conversion.proof import PROBE_TEXTS
-from annotated_mpnet.conversion.recognise import LoadedWeights
-from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.errors import CheckpointError, UserError
+from annotated_mpnet.mpnet.collator import Vocabulary
+from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
+
+LARGEST_PADDING = 128
+"""Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for matrix kernels. More rows without
+a token than that mean another tokenizer."""
 
 
 def check_vocabulary(
@@ -42,9 +47,10 @@ def check_vocabulary(
         CheckpointError: they do not belong together; names the tokenizer to use instead.
     """
     own = _tokenizer_beside(loaded)
-    problem = _difference_to_weights(loaded, tokenizer)
+    problem = difference_to_weights(loaded.config, vocabulary_of(tokenizer))
     if problem is None and own is not None:
-        problem = _difference(tokenizer, own)
+        with reading(f"the tokenizer of {source}"):
+            problem = _difference(tokenizer, own)
     if problem is not None:
         way_out = f"--tokenizer-name {loaded.tokenizer}" if own is not None else "its own tokenizer"
         raise CheckpointError(
@@ -63,23 +69,31 @@ def check_vocabulary(
 
 def _tokenizer_beside(loaded: LoadedWeights) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer that came with the weights, if it is on this machine and can be read."""
-    if loaded.tokenizer is None or not Path(loaded.tokenizer).is_dir():
+    if loaded.tokenizer is None or not os.path.isdir(loaded.tokenizer):
         return None
     try:
-        return load_tokenizer(loaded.tokenizer)
-    except ConfigError:
+        with reading("the tokenizer"):
+            return load_tokenizer(loaded.tokenizer)
+    except UserError:
         return None
 
 
-def _difference_to_weights(loaded: LoadedWeights, tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Compare the two numbers that a network knows of its tokenizer: size and padding id."""
-    vocabulary = vocabulary_of(tokenizer)
-    rows, padding = loaded.config.vocab_size, loaded.config.pad_token_id
-    if rows != vocabulary.size and not stands_for_no_token(rows, vocabulary.size):
-        return f"the weights have {rows} tokens, the tokenizer {vocabulary.size}"
+def difference_to_weights(config: ModelConfig, vocabulary: Vocabulary) -> str | None:
+    """Compare the two numbers that a network knows of its tokenizer: size and padding id.
+
+    A padded table has a round number of rows, and only a few too many. 30,527 rows are not BERT's
+    30,522 and five more: the five came first and moved all the others.
+    """
+    rows, size = config.vocab_size, vocabulary.size
+    padded = size < rows < size + LARGEST_PADDING and rows % 8 == 0
+    if rows != size and not padded:
+        return f"the weights have {rows} tokens, the tokenizer {size}"
     # Positions start after the padding id: another one is another row for every position.
-    if padding != vocabulary.pad_id:
-        return f"padding has the id {padding} in the weights, {vocabulary.pad_id} in the tokenizer"
+    if config.pad_token_id != vocabulary.pad_id:
+        return (
+            f"padding has the id {config.pad_token_id} in the weights, {vocabulary.pad_id} in the "
+            "tokenizer"
+        )
     return None
 
 

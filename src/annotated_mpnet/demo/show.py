@@ -30,6 +30,7 @@ from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.tokenizer import write_tokenizer
 
 VOCAB_SIZE = 8000
 """Of the demo's own tokenizer. MPNet's has 30,527 tokens, most of which never occur in four novels;
@@ -76,7 +77,7 @@ def prepare(config: PretrainingConfig, console: Console) -> None:
         # From the training text only: held-out text does not choose the vocabulary either.
         files = [DIRECTORY / "train" / f"{name}.txt" for name in TRAIN]
         tokenizer = train_wordpiece(files, VOCAB_SIZE)
-        tokenizer.save_pretrained(tokenizer_directory)
+        write_tokenizer(tokenizer, tokenizer_directory)
         say(console, f"a tokenizer of {len(tokenizer):,} pieces, learned from them")
 
 

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all. Any room may import it; it imports no other room."""
+"""Files and directories that are written whole or not at all. Any room may import it."""

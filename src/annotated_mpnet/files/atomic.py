@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -31,12 +31,18 @@ def write_file(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def beside(target: Path) -> tuple[Path, Path]:
+    """Return where `replacing` builds a directory, and where it puts the one that it replaces."""
+    return target.parent / f".tmp-{target.name}", target.parent / f".old-{target.name}"
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the name of `target` at the end of the block.
 
     It is built in a sibling, because a rename is atomic only within a file system. After an error
-    it is removed, and `target` is as it was. An older directory of that name steps aside first:
+    it is removed, with the parents that were made for it, and `target` is as it was. An older
+    directory of that name steps aside first:
 
         killed while it                 target, if free   target, if taken   beside it
         -----------------------------   ---------------   ----------------   -------------------
@@ -46,12 +52,11 @@ def replacing(target: Path) -> Iterator[Path]:
 
     The next call removes what is left over. Raises `OSError`.
     """
-    staging, previous = (
-        target.with_name(f"{prefix}{target.name}") for prefix in (".tmp-", ".old-")
-    )
+    staging, previous = beside(target)
+    made = [parent for parent in target.parents if not parent.exists()]
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
+        staging.mkdir(parents=True)
         yield staging
         # Synced before the rename: after a power cut, a name without contents would look complete.
         for path in (*staging.rglob("*"), staging):
@@ -60,6 +65,12 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.exists() and any(target.iterdir()):
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(target, previous)
+        elif target.exists() and target.samefile(os.curdir):
+            # The shell that started us would be left in a directory that is deleted.
+            for path in staging.iterdir():
+                os.rename(path, target / path.name)
+            staging.rmdir()
+            return
         try:
             os.rename(staging, target)
         except OSError:
@@ -69,5 +80,8 @@ def replacing(target: Path) -> Iterator[Path]:
         sync(target.parent)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # not empty: another process uses it
+            for parent in made:
+                parent.rmdir()
         raise
     shutil.rmtree(previous, ignore_errors=True)

@@ -132,6 +132,11 @@ class ModelConfig(ArchitectureConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         check_architecture(self)
+        if self.pad_token_id >= self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}; expected less than vocab_size "
+                f"{self.vocab_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

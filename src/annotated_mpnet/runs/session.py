@@ -61,6 +61,7 @@ from annotated_mpnet.signals import Stopped, listening
 from annotated_mpnet.streams.reservoir import StreamCounts, StreamState
 from annotated_mpnet.streams.streams import StreamLoader
 from annotated_mpnet.text.sequences import PackedSequences
+from annotated_mpnet.text.tokenizer import write_tokenizer
 from annotated_mpnet.tracking.report import REPORT
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import full_tensor, shard
@@ -383,7 +384,7 @@ class Session:
 
     def _save_tokenizer(self, directory: Path) -> None:
         # Into each checkpoint: the place it came from may be gone one day.
-        self.text.tokenizer.save_pretrained(directory)
+        write_tokenizer(self.text.tokenizer, directory)
 
     def _load_best(self) -> Checkpoint | None:
         """Load the best model from the disk, so what is tested is what is kept."""

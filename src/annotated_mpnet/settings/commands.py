@@ -60,7 +60,8 @@ class ConvertCommand:
     save_tokenizer: bool = True
     """Also write the tokenizer's files, to make the directory complete."""
     overwrite: bool = False
-    """Replace the directory if it exists. Otherwise an existing directory is an error."""
+    """Replace the directory if it holds a Hugging Face model and nothing else. Otherwise, a
+    directory that is not empty is an error."""
     pytorch_bin: bool = False
     """Also write pytorch_model.bin, for old readers."""
     debug: bool = False
@@ -73,17 +74,21 @@ class TokenizerCommand:
     """Learn a WordPiece tokenizer from text files, with MPNet's special tokens.
 
     They are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and `<mask>` at the end. Text is lower-cased
-    and stripped of accents, as BERT does.
+    and stripped of accents, as BERT does; the vowel signs of Indic scripts and Thai are kept.
     """
 
     files: list[Path]
     """Text: files or directories, in the formats of --train-dir."""
     vocab_size: int = 30527
-    """Number of tokens, special tokens included. MPNet has 30527; use fewer for a small text."""
+    """Number of tokens, 64 to 10000000, special tokens included. MPNet has 30527; use fewer for a
+    small text."""
+    text_field: str = "text"
+    """Column that holds the text in .jsonl, .parquet and .csv files."""
     output: Path
     """The directory to write. Pass it to pretrain-mpnet as --tokenizer-name."""
     overwrite: bool = False
-    """Replace the directory if it exists. Otherwise an existing directory is an error."""
+    """Replace the directory if it holds a tokenizer and nothing else. Otherwise, a directory that
+    is not empty is an error."""
     debug: bool = False
     """Write a debug log to standard error, including the libraries' messages and the traceback of
     an error."""

@@ -13,6 +13,16 @@ longest known piece first, `##` before a piece that continues a word.
 >>> text, [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 ('elan, 12 cats!', ['elan', ',', '12', 'cats', '!'])
 
+Two things are read in another way, for the sake of other languages. BERT removes *all* combining
+marks, which are accents in French, but vowels in Hindi and Thai and the difference between ka and
+ga in Japanese; here only U+0300 to U+036F are removed. And to BERT a word of more than 100 letters
+is unknown, as a sentence without spaces then is; here it is cut into parts of 100.
+
+>>> backend.normalizer.normalize_str("élan हिन्दी が")
+'elan हिन्दी が'
+>>> [len(piece) for piece, _ in backend.pre_tokenizer.pre_tokenize_str("ก" * 240)]
+[100, 100, 40]
+
 The trainer starts with letters, `c ##a ##t`, merges the neighbours that occur together most often,
 and repeats until the vocabulary is full:
 
@@ -28,14 +38,18 @@ and repeats until the vocabulary is full:
 >>> len(tokenizer), tokenizer.mask_token_id  # there was no more to learn
 (57, 56)
 
-A letter that the text does not have, here the b, makes its whole word unknown, as in BERT.
+A letter that the text does not have, here the b, makes its whole word unknown, as in BERT. So does
+a rare letter that a small vocabulary has no room for: how much of the text is unknown is measured
+at the end.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -46,9 +60,10 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import ConfigError, WriteError
-from annotated_mpnet.files.atomic import replacing
-from annotated_mpnet.text.sources import read_documents
+from annotated_mpnet.errors import ConfigError, DataError
+from annotated_mpnet.files.output import TOKENIZER, output_directory
+from annotated_mpnet.text.sources import Counts, read_documents, shown
+from annotated_mpnet.text.tokenizer import write_tokenizer
 
 LEADING = ("<s>", "<pad>", "</s>", "<unk>")
 """The first ids, in the order of fairseq's dictionary."""
@@ -56,26 +71,55 @@ LEADING = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
 """The last id: fairseq appends the mask after the words of its dictionary."""
 
+LONGEST_WORD = 100
+"""Letters. The search for the longest known piece takes quadratic time."""
 
-def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary from text files, one document per line.
+SMALLEST, LARGEST = 64, 10_000_000
+"""Tokens. With fewer, nearly all text would be unknown; more are a slip."""
+
+LETTERS_SHARE = 4
+"""A quarter of the vocabulary is for letters. Each takes two places, `a` and `##a`, so half is left
+for words, even in Chinese; rarer letters become unknown."""
+
+MEASURED = 1000
+"""Documents that are tokenized to measure the result, spread over the text."""
+
+MUCH_UNKNOWN = 0.01
+"""From this share of the text on, the user is warned."""
+
+
+def train_wordpiece(
+    files: Sequence[Path],
+    vocab_size: int,
+    text_field: str = "text",
+    counts: Counts | None = None,
+) -> PreTrainedTokenizerFast:
+    """Learn a vocabulary from text files, in the formats of `text/file_formats.py`.
 
     The same text gives the same vocabulary on any machine (`_alphabet`).
 
     Args:
         files: the text, read twice: for its letters, then for its pieces.
         vocab_size: V tokens, the five special ones included; small text may yield fewer.
+        text_field: the column that holds the text, in files with columns.
+        counts: updated.
 
     Raises:
-        ConfigError: the vocabulary is too small.
-        DataError: a file cannot be read.
+        ConfigError: the size makes no sense.
+        DataError: a file cannot be read, or there is no text.
     """
-    # Below that, nearly all text would be unknown.
-    if vocab_size < 64:
-        raise ConfigError(f"--vocab-size is {vocab_size}; expected at least 64")
-    # Each letter takes two places, `a` and `##a`, so half of the vocabulary is left for words, even
-    # in Chinese; rarer letters become unknown.
-    alphabet = _alphabet(files, vocab_size // 4)
+    if not SMALLEST <= vocab_size <= LARGEST:
+        raise ConfigError(
+            f"--vocab-size is {str(vocab_size)[:80]}; expected {SMALLEST} to {LARGEST}"
+        )
+    counts = Counts() if counts is None else counts
+    alphabet = _alphabet(_documents(files, text_field, counts), vocab_size // LETTERS_SHARE)
+    if not alphabet:
+        others = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+        raise DataError(
+            f"no text in {shown(files[0])}{others}: {counts}; expected a document on each line, or "
+            "in each row"
+        )
     learner = _bert_like(models.WordPiece(unk_token="<unk>"))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size - 1,  # one is left for the mask
@@ -85,10 +129,10 @@ def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokeniz
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    learner.train_from_iterator(_documents(files), trainer)
+    learner.train_from_iterator(_documents(files, text_field), trainer)
     # Only the learner's vocabulary is of use: it took the letters for special tokens.
     vocabulary = learner.get_vocab(with_added_tokens=True)
-    model = models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=100)
+    model = models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=LONGEST_WORD)
     backend = _bert_like(model)
     # The mask is new and gets the next id, V - 1.
     backend.add_special_tokens([*LEADING, MASK])
@@ -114,59 +158,104 @@ def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokeniz
 
 
 def train_tokenizer_files(
-    files: Sequence[Path], vocab_size: int, output: Path, *, overwrite: bool = False
-) -> PreTrainedTokenizerFast:
+    files: Sequence[Path],
+    vocab_size: int,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    text_field: str = "text",
+    skipped_files: int = 0,
+) -> str:
     """Learn a vocabulary and write the tokenizer to a directory, complete or not at all.
 
     Args:
-        files: the text, one document per line.
+        files: the text, read three times: for letters, for pieces, and to measure the result.
         vocab_size: tokens, the five special ones included.
         output: the directory; absent or empty, unless `overwrite`.
-        overwrite: replace the tokenizer there.
+        overwrite: replace the tokenizer there (`files/output.py`).
+        text_field: the column that holds the text, in files with columns.
+        skipped_files: found beside them, for the report.
+
+    Returns:
+        What was read and how well it is known, for the user.
 
     Raises:
-        ConfigError: the directory is not empty, or the vocabulary too small.
-        DataError: a file cannot be read.
+        ConfigError: the directory may not be replaced, or the size of the vocabulary makes no
+            sense.
+        DataError: a file cannot be read, or there is no text.
         WriteError: the directory cannot be written.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())) and not overwrite:
-        raise ConfigError(
-            f"--output {output} exists and is not empty; choose another directory, or replace what "
-            "is there with --overwrite"
+    counts = Counts(skipped_files=skipped_files)
+    # The directory first: that it cannot be written is known before the text is read.
+    with output_directory(output, TOKENIZER, overwrite=overwrite, inputs=files) as staging:
+        tokenizer = train_wordpiece(files, vocab_size, text_field, counts)
+        unknown, words, letters = _measure(tokenizer, files, text_field, counts.documents)
+        write_tokenizer(tokenizer, staging)
+    report = (
+        f"{counts}\n{output}: {len(tokenizer):,} tokens; the text has {1 / words:.2f} of them per "
+        f"word, with {letters:.1f} letters each, and {unknown:.2%} of it is unknown; use it with "
+        "--tokenizer-name"
+    )
+    if unknown >= MUCH_UNKNOWN:
+        report += (
+            f"\nwarning: {unknown:.1%} of the text becomes <unk>: it has more different letters "
+            f"than the {vocab_size // LETTERS_SHARE:,} that --vocab-size {vocab_size} has room "
+            "for; raise --vocab-size"
         )
-    tokenizer = train_wordpiece(files, vocab_size)
-    try:
-        with replacing(output) as staging:
-            tokenizer.save_pretrained(staging)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write --output {output}: {error.strerror}; free some space, or choose another "
-            "directory"
-        ) from error
-    return tokenizer
+    return report
 
 
 def _bert_like(model: models.WordPiece) -> Tokenizer:
-    """Return a tokenizer that reads text as BERT (uncased) does."""
+    """Return a tokenizer that reads text as BERT (uncased) does, but for marks and long words."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.BertNormalizer(strip_accents=False),
+            normalizers.NFD(),
+            normalizers.Replace(Regex("[\u0300-\u036f]+"), ""),
+            normalizers.NFC(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.BertPreTokenizer(),
+            pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), behavior="isolated"),
+        ]
+    )
     return tokenizer
 
 
-def _documents(files: Sequence[Path]) -> Iterator[str]:
-    return (document for path in files for document in read_documents(path))
+def _documents(
+    files: Sequence[Path], text_field: str, counts: Counts | None = None
+) -> Iterator[str]:
+    return (document for path in files for document in read_documents(path, counts, text_field))
 
 
-def _alphabet(files: Sequence[Path], most: int) -> list[str]:
+def _alphabet(documents: Iterator[str], most: int) -> list[str]:
     """Return the most frequent letters of the text, as BERT reads it, in order.
 
     Left alone, the trainer numbers `##a`, `##b`, ... in the order of a hash table, and the same
     text gives another vocabulary in each run.
     """
-    normalizer = normalizers.BertNormalizer()
+    normalizer = _bert_like(models.WordPiece(unk_token="<unk>")).normalizer
     counts: Counter[str] = Counter()
-    for document in _documents(files):
+    for document in documents:
         counts.update(normalizer.normalize_str(document))
     letters = [letter for letter in counts if not letter.isspace()]
     return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:most])
+
+
+def _measure(
+    tokenizer: PreTrainedTokenizerFast, files: Sequence[Path], text_field: str, documents: int
+) -> tuple[float, float, float]:
+    """Return the share of letters in unknown words, and the words and letters per token."""
+    every = max(1, documents // MEASURED)
+    letters = unknown = tokens = words = 0
+    for document in islice(_documents(files, text_field), 0, None, every):
+        encoding = tokenizer.backend_tokenizer.encode(document[:4000], add_special_tokens=False)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            letters += end - start
+            unknown += end - start if token == tokenizer.unk_token_id else 0
+        tokens += len(encoding)
+        words += len(set(encoding.word_ids))
+    return unknown / letters, words / tokens, letters / tokens
