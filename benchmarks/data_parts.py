@@ -149,6 +149,7 @@ def collate(name: str, tokens: int, batch_size: int, seconds: float) -> float:
 def random_vocabulary() -> Vocabulary:
     """Return a vocabulary whose tokens mean nothing, and form words as English ones do."""
     is_special_V = np.isin(np.arange(COLLATED_VOCABULARY), SPECIAL_IDS)
+    starts_word_V = np.random.default_rng(0).random(COLLATED_VOCABULARY) >= CONTINUED_SHARE
     return Vocabulary(
         size=COLLATED_VOCABULARY,
         pad_id=1,
@@ -157,7 +158,8 @@ def random_vocabulary() -> Vocabulary:
         sep_id=2,
         unk_id=3,
         is_special_V=is_special_V,
-        starts_word_V=np.random.default_rng(0).random(COLLATED_VOCABULARY) >= CONTINUED_SHARE,
+        starts_word_V=starts_word_V,
+        ends_word_V=np.zeros(COLLATED_VOCABULARY, dtype=np.bool_),
         random_ids=np.flatnonzero(~is_special_V),
     )
 

@@ -23,15 +23,15 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> collator.Vocabulary:
     """Tell what masking needs to know: the special tokens, and which tokens begin a word."""
     ids = tokenizer.get_vocab()
     size = max(ids.values()) + 1
-    is_special_V, starts_word_V = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
+    is_special_V, starts_V, ends_V = np.zeros((3, size), dtype=bool)
     is_special_V[tokenizer.all_special_ids] = True
     # WordPiece marks what continues a word, BPE and SentencePiece what begins one.
     mark = next((m for m in ("##", "Ġ", "▁") if any(each.startswith(m) for each in ids)), "")
     for token, number in ids.items():
-        starts_word_V[number] = token.startswith(mark) != (mark == "##")
+        starts_V[number] = token.startswith(mark) != (mark == "##")
     special = [getattr(tokenizer, f"{s}_token_id") for s in ("pad", "mask", "cls", "sep", "unk")]
     ordinary = np.flatnonzero(~is_special_V)
-    return collator.Vocabulary(size, *special, is_special_V, starts_word_V, random_ids=ordinary)
+    return collator.Vocabulary(size, *special, is_special_V, starts_V, ends_V, random_ids=ordinary)
 
 
 def main(text: str, tokenizer_name: str, updates: int = 300) -> None:

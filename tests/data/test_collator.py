@@ -25,6 +25,7 @@ VOCABULARY = Vocabulary(
     unk_id=3,
     is_special_V=IS_SPECIAL_V,
     starts_word_V=np.arange(97) % 4 != 0,
+    ends_word_V=np.arange(97) % 7 == 0,
     random_ids=np.flatnonzero(~IS_SPECIAL_V),
 )
 LENGTHS = st.lists(st.integers(3, MAX_TOKENS), min_size=1, max_size=8)
@@ -157,15 +158,23 @@ def test_plm_reads_the_original_and_predicts_the_same_tokens():
 
 
 def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
-    # Every token but the first continues a word, so there is only one word.
-    ids = np.array([0, *[8] * 40, 2])
-    whole = [p for p, *_ in predicted(collator()([NumberedSequence(ids, 0, 0)]), 0)]
-    single = [
-        p for p, *_ in predicted(collator(whole_word_mask=False)([NumberedSequence(ids, 0, 0)]), 0)
-    ]
-    assert sorted(whole) == list(range(35, 41))
-    assert len(single) == 6
-    assert sorted(single) != list(range(min(single), min(single) + 6))
+    # Words of two tokens, at 1 and 2, 3 and 4, ...; six tokens are predicted.
+    ids = np.array([0, *[9, 8] * 20, 2])
+    whole, single = (
+        {p for p, *_ in predicted(collator(whole_word_mask=each)([NumberedSequence(ids, 0, 0)]), 0)}
+        for each in (True, False)
+    )
+    assert len(whole) == len(single) == 6
+    assert len({(position + 1) // 2 for position in whole}) == 3
+    assert len({(position + 1) // 2 for position in single}) > 3
+
+
+def test_a_word_ends_after_a_token_that_ends_one():
+    # 32 and 36 continue a word, 28 does too, but ends it: words of three tokens.
+    ids = np.array([0, *[32, 36, 28] * 13, 2])
+    found = {p for p, *_ in predicted(collator()([NumberedSequence(ids, 0, 0)]), 0)}
+    assert len(found) == 6
+    assert len({(position - 1) // 3 for position in found}) == 2
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"index": 9}])

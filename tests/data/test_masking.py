@@ -31,7 +31,7 @@ def choose(
 ) -> list[list[int]]:
     """Return the predicted positions of each sequence in order, numbered from `first`."""
     starts_BL, predictable_BL = tables(sequences, width)
-    draws_UBL = np.zeros((4, *starts_BL.shape))
+    draws_UBL = np.zeros((5, *starts_BL.shape))
     for i, sequence in enumerate(sequences):
         draws_UBL[:, i, : len(sequence)] = draw(7, "mask", 0, first + i, len(sequence))
     # Everything is one document, padding included.
@@ -104,7 +104,7 @@ def test_documents_that_share_a_sequence_are_masked_as_if_alone(documents, pred_
     numbers = np.repeat([*range(1, len(documents) + 1), 0], [*lengths, padding])
     document_BL = numbers[None]
     draws = [draw(7, "mask", 0, i, length) for i, length in enumerate(lengths)]
-    draws_UBL = np.concatenate([*draws, np.zeros((4, padding))], axis=1)[:, None]
+    draws_UBL = np.concatenate([*draws, np.zeros((5, padding))], axis=1)[:, None]
     count_BN = count_predicted(count_in_documents(predictable_BL, document_BL), pred_prob)
     word_BL = find_words(starts_BL, predictable_BL)
     chosen = choose_predicted(word_BL, document_BL, count_BN, draws_UBL)[0].tolist()
@@ -147,7 +147,7 @@ def test_pieces_of_a_word_are_predicted_in_random_order():
 def corrupted(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
     if random_ids is None:
         random_ids = np.arange(100, 200)
-    draws_UBP = np.random.default_rng(5).random((4, *original_BP.shape))
+    draws_UBP = np.random.default_rng(5).random((5, *original_BP.shape))
     return corrupt(
         original_BP,
         draws_UBP,
@@ -186,3 +186,20 @@ def test_random_numbers_differ_by_sequence_epoch_seed_and_stream_only():
     assert (draw(1, "mask", 0, 0, 8) == numbers).all()
     for other in [(2, "mask", 0, 0), (1, "eval", 0, 0), (1, "mask", 1, 0), (1, "mask", 0, 1)]:
         assert not np.isin(draw(*other, 8), numbers).any()
+
+
+def test_a_word_that_is_too_long_is_cut_anywhere() -> None:
+    # One word of 20 tokens, of which each of 3000 sequences predicts three: 450 for each position,
+    # 3000 / 380 for each ordered pair. Bounds of five standard deviations.
+    chosen = np.array(choose([START + CONTINUE * 19] * 3000, 0.15))
+    counts = np.bincount(chosen.ravel(), minlength=20)
+    assert np.abs(counts - 450).max() < 5 * np.sqrt(3000 * 0.15 * 0.85)
+    pairs = np.bincount(chosen[:, 0] * 20 + chosen[:, 1], minlength=400).reshape(20, 20)
+    assert np.abs(pairs[~np.eye(20, dtype=bool)] - 3000 / 380).max() < 5 * np.sqrt(3000 / 380)
+
+
+def test_no_position_of_a_word_is_predicted_more_often_than_another() -> None:
+    # Four words of five tokens: 15 % of 20 is less than one of them.
+    chosen = np.array(choose([(START + CONTINUE * 4) * 4] * 3000, 0.15))
+    counts = np.bincount(chosen.ravel(), minlength=20)
+    assert np.abs(counts - 450).max() < 5 * np.sqrt(3000 * 0.15 * 0.85)

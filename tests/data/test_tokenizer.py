@@ -1,14 +1,19 @@
 import json
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import toy_tokenizer
 from huggingface_hub import HfApi
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.mpnet.masking import find_words
+from annotated_mpnet.text.tokenization import Tokenise
 from annotated_mpnet.text.tokenizer import (
+    BYTES,
     check_for_export,
     load_tokenizer,
     tokenizer_hash,
@@ -119,6 +124,47 @@ def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(direc
     assert vocabulary.starts_word_V[added]
 
 
+@pytest.mark.parametrize("number", [200_000, 2 * 10**8, 2**32 - 1])
+def test_a_huge_id_is_refused_by_name_before_memory_is_taken(directory, number):
+    file = directory / "tokenizer.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description["model"]["vocab"]["far"] = number
+    file.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"token 'far' has the id {number}, and there are"):
+        load_tokenizer(str(directory))
+
+
+def test_many_ids_without_tokens_are_refused(directory):
+    file = directory / "tokenizer.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = description["model"]["vocab"]
+    vocabulary |= {f"t{number}": 10 * number for number in range(100, 20_000)}
+    file.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'t19999' has the id 199990"):
+        load_tokenizer(str(directory))
+
+
+def test_special_tokens_that_belong_to_text_are_tokens_like_others(directory):
+    tokenizer = toy_tokenizer.word_piece()
+    before = vocabulary_of(tokenizer).random_ids
+    plain_hash = tokenizer_hash(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<url>", "<user>"]})
+    tokenizer.save_pretrained(directory)
+    loaded = load_tokenizer(str(directory))
+    vocabulary = vocabulary_of(loaded)
+    url, user = loaded.convert_tokens_to_ids(["<url>", "<user>"])
+    assert not vocabulary.is_special_V[[url, user]].any()
+    assert vocabulary.starts_word_V[url]
+    assert vocabulary.ends_word_V[url]
+    assert np.array_equal(vocabulary.random_ids, before)
+    assert tokenizer_hash(loaded) != plain_hash
+    table = pa.table({"text": ["tall <url> <mask>"], "document": [0]})
+    ids = Tokenise(loaded)(table).to_pydict()["input_ids"][0]
+    assert loaded.convert_ids_to_tokens(ids)[:2] == ["tall", "<url>"]
+    assert vocabulary.mask_id not in ids
+    assert loaded("tall <url>", add_special_tokens=False).input_ids == ids[:2]
+
+
 # Row 28 of the fault matrix.
 
 
@@ -190,6 +236,15 @@ def test_missing_directory_is_named(tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    "name", ["~nouser", "~nouser/tokenizer", "/" + "x" * 300, "./" + "x/" * 3000]
+)
+def test_a_path_that_cannot_be_looked_at_is_one_line(name):
+    with pytest.raises(ConfigError, match="which is not a directory") as caught:
+        load_tokenizer(name)
+    assert len(str(caught.value)) < 250
+
+
 def test_unreachable_hub_name_leads_to_a_directory(monkeypatch):
     def no_network(*_: object, **__: object) -> None:
         raise ConnectionError
@@ -238,3 +293,122 @@ def test_slow_tokenizer_is_refused_by_its_class(tmp_path):
     CanineTokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="CanineTokenizer, which is not a fast tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """Return the words of a text as masking finds them."""
+    vocabulary = vocabulary_of(tokenizer)
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids = np.array([encoding.ids])
+    starts = vocabulary.starts_word_V[ids]
+    starts[:, 1:] |= vocabulary.ends_word_V[ids[:, :-1]]
+    word_BL = find_words(starts, ~vocabulary.is_special_V[ids])
+    limits = [encoding.offsets[start][0] for start in np.unique(word_BL)] + [len(text)]
+    return [text[start:end] for start, end in pairwise(limits)]
+
+
+def letters_in_bytes(text: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that knows all bytes, the letters of a text, and ĠĊ."""
+    pieces = [*toy_tokenizer.SPECIALS.values(), *BYTES, "ĠĊ"]
+    merges = [("Ġ", "Ċ")]
+    written = {byte: letter for letter, byte in BYTES.items()}
+    for character in sorted(set(text)):
+        known, *rest = [written[bytes([byte])] for byte in character.encode()]
+        for letter in rest:
+            merges.append((known, letter))
+            known += letter
+            pieces.append(known)
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    backend = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges))))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **toy_tokenizer.SPECIALS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one two", ["one", " two"]),
+        ("one\ntwo\n\nthree", ["one", "\n", "two", "\n", "\n", "three"]),
+        ("a\tb\r\nc", ["a", "\t", "b", "\r", "\n", "c"]),
+        ("a \nb", ["a", " \n", "b"]),
+        ("don’t", ["don’t"]),
+        ("日本GPU語", ["日", "本", "GPU", "語"]),
+        ("かタﾀ。x", ["か", "タ", "ﾀ", "。", "x"]),
+        ("ไทย ลาว", ["ไ", "ท", "ย", " ", "ล", "า", "ว"]),
+        ("កម្មမြ", ["ក", "ម", "្", "ម", "မ", "ြ"]),
+        ("हिन्दी Việt ქარ", ["हिन्दी", " Việt", " ქარ"]),
+        ("𠀀𠀁", ["𠀀", "𠀁"]),
+    ],
+)
+def test_words_of_byte_level_bpe_end_where_they_do_in_the_text(text, words):
+    assert words_of(letters_in_bytes(text), text) == words
+
+
+@pytest.mark.parametrize(
+    ("piece", "begins"),
+    [
+        (b"\xe6", True),  # one of many Chinese characters
+        (b"\xe6\x97", True),
+        (b"\x97\xa5", False),  # the end of a character
+        (b"\xe0\xb8", True),  # Thai
+        (b"\xe0\xa4", False),  # Devanagari
+        (b"\xe0", False),  # may become either
+        (b"\xe2\x80", False),  # a curly quote, or a space
+        (b"\xe1\xbb", False),  # a Vietnamese letter
+        (b"\xe1", False),
+    ],
+)
+def test_a_piece_of_a_character_begins_a_word_if_the_character_does(piece, begins):
+    written = {byte: letter for letter, byte in BYTES.items()}
+    name = "".join(written[bytes([byte])] for byte in piece)
+    tokenizer = toy_tokenizer.byte_level()
+    model = models.BPE({**tokenizer.get_vocab(), name: 99}, [], unk_token="<unk>")
+    tokenizer.backend_tokenizer.model = model
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.starts_word_V[99] == begins
+    assert not vocabulary.ends_word_V[99]
+
+
+def test_a_byte_level_letter_is_the_byte_that_the_library_writes_so():
+    assert set(BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
+    for letter, byte in BYTES.items():
+        if byte < b"\x80":
+            (written, _), *_ = pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(
+                byte.decode()
+            )
+            assert written == letter
+
+
+def test_words_of_sentence_piece_without_spaces():
+    pieces = ["▁", "▁the", "日本", "語", "G", "PU", "ไทย", "<0x0A>", "<0xE3>", "<0x81>"]
+    vocabulary = [*toy_tokenizer.SPECIALS.values(), *pieces]
+    model = models.Unigram([(each, -1.0) for each in vocabulary], unk_id=3, byte_fallback=True)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **toy_tokenizer.SPECIALS)
+    words = words_of(tokenizer, "the日本語GPUไทย")
+    assert words == ["the", "日本", "語", "GPU", "ไทย"]
+    vocabulary = vocabulary_of(tokenizer)
+    number = tokenizer.convert_tokens_to_ids("<0x0A>")
+    assert vocabulary.starts_word_V[number]
+    assert vocabulary.ends_word_V[number]
+    # The space is the beginning of the word after it.
+    assert not vocabulary.ends_word_V[tokenizer.convert_tokens_to_ids("▁")]
+
+
+def test_words_of_word_piece_without_spaces():
+    pieces = [*toy_tokenizer.SPECIALS.values(), "ก", "##ข", "##ab", "##c", "a"]
+    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **toy_tokenizer.SPECIALS)
+    assert words_of(tokenizer, "กขabc ac") == ["ก", "ข", "abc ", "ac"]
+
+
+def test_words_of_bpe_that_marks_their_end():
+    pieces = [*toy_tokenizer.SPECIALS.values(), "u", "n", "b</w>", "n</w>", "un"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    model = models.BPE(vocabulary, [("u", "n")], unk_token="<unk>", end_of_word_suffix="</w>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **toy_tokenizer.SPECIALS)
+    assert words_of(tokenizer, "unb unun b") == ["unb ", "unun ", "b"]

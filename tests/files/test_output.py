@@ -128,7 +128,7 @@ def test_the_current_directory_is_filled_and_stays_where_it_is(
         write(Path(), overwrite=True)
     with pytest.raises(ConfigError, match="something other"):
         write(Path(".."), overwrite=True)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="mount point"):
         write(Path("/"), overwrite=True)
 
 

@@ -68,3 +68,14 @@ def test_what_is_marked_is_what_would_be_dropped_and_keeps_its_size(dtype: torch
     kept = draw_kept(values, 0.3)
     assert 0 < kept.sum() < kept.numel()
     assert torch.equal(marked, torch.where(kept, values, -values))
+
+
+@pytest.mark.parametrize("p", [0.99999, 0.999999, 0.9999999, 1 - 2**-53])
+def test_a_probability_next_to_one_still_keeps_some(p: float) -> None:
+    torch.manual_seed(0)
+    assert threshold(p) < 2**16
+    dropped = dropout(torch.ones(10), p)
+    assert dropped.isfinite().all()
+    torch.testing.assert_close(
+        draw_kept(torch.empty(2**20), p).float().mean().item(), 1 / 2**16, atol=2e-5, rtol=0
+    )

@@ -8,6 +8,10 @@ A slip of `--output` must not cost a home directory, so what is there decides:
     what this command writes, and nothing else   refused        replaced
     anything else in it, also hidden files       refused        refused
     a file, a link that leads to any of these    refused        refused
+    a mount point, the current directory         (1)            refused
+
+(1) The current directory is filled if it is empty; renaming would leave a shell in a deleted one. A
+    mount point is refused: it has no name to give away.
 
 A directory that holds what the command reads, and any place inside a checkpoint, are refused too.
 Links are followed, so no name gets around this.
@@ -102,6 +106,10 @@ def refuse_to_replace(
                 f"{_shown(output)} is inside the checkpoint {_shown(parent)}; choose a directory "
                 "outside"
             )
+    if os.path.ismount(target):
+        raise ConfigError(
+            f"{_shown(output)} is a mount point, which cannot be replaced; name a directory in it"
+        )
     # `lexists`: a dangling link is in the way too.
     if os.path.lexists(output) and not os.path.isdir(target):
         raise ConfigError(f"{_shown(output)} is a file; expected a directory: choose another name")

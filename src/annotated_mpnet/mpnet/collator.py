@@ -7,7 +7,8 @@ one sequence, seven words of which one is predicted:
 >>> vocabulary = Vocabulary(
 ...     size=20, pad_id=1, mask_id=19, cls_id=0, sep_id=2, unk_id=3,
 ...     is_special_V=np.isin(np.arange(20), [0, 1, 2, 3, 19]),
-...     starts_word_V=np.ones(20, dtype=np.bool_), random_ids=np.arange(4, 19))
+...     starts_word_V=np.ones(20, dtype=np.bool_), ends_word_V=np.ones(20, dtype=np.bool_),
+...     random_ids=np.arange(4, 19))
 >>> collator = DataCollatorForMaskedPermutedLanguageModeling(
 ...     vocabulary, ObjectiveConfig(rand_prob=0.0, keep_prob=0.0), max_tokens=9, seed=1)
 >>> ids = np.array([0, 11, 12, 13, 14, 15, 16, 17, 2])
@@ -51,7 +52,7 @@ tensor([[  12,   15, -100],
 
 Next: `mpnet/randomness.py`, where the random numbers come from.
 
-    N documents of a sequence, and the padding   U the four random numbers of a token
+    N documents of a sequence, and the padding   U the five random numbers of a token
 """
 
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ class Vocabulary:
         unk_id: replaces text that the vocabulary cannot spell.
         is_special_V: (V,) bool. Never predicted, never a random replacement.
         starts_word_V: (V,) bool. Begins a word.
+        ends_word_V: (V,) bool. Ends a word, so whatever comes next begins one.
         random_ids: the ids that random replacements are drawn from: all that exist and are not
             special.
     """
@@ -95,6 +97,7 @@ class Vocabulary:
     unk_id: int
     is_special_V: npt.NDArray[np.bool_]
     starts_word_V: npt.NDArray[np.bool_]
+    ends_word_V: npt.NDArray[np.bool_]
     random_ids: npt.NDArray[np.int64]
 
 
@@ -189,7 +192,7 @@ class DataCollatorForMaskedPermutedLanguageModeling:
         self, sequences: Sequence[NumberedSequence], document_BL: masking.Ints
     ) -> masking.Floats:
         """Return the random numbers of each token, (U, B, L); padding draws none."""
-        draws_UBL = np.zeros((4, *document_BL.shape))
+        draws_UBL = np.zeros((5, *document_BL.shape))
         for i, each in enumerate(sequences):
             start = 0
             for number, length in enumerate(np.bincount(document_BL[i])[1:].tolist(), start=1):
@@ -207,6 +210,7 @@ class DataCollatorForMaskedPermutedLanguageModeling:
         starts_BL = np.ones_like(predictable_BL)
         if self.objective.whole_word_mask:
             starts_BL = self.vocabulary.starts_word_V[input_ids_BL]
+            starts_BL[:, 1:] |= self.vocabulary.ends_word_V[input_ids_BL[:, :-1]]
         word_BL = masking.find_words(starts_BL, predictable_BL)
         predictable_BN = masking.count_in_documents(predictable_BL, document_BL)
         count_BN = masking.count_predicted(predictable_BN, self.objective.pred_prob)

@@ -56,8 +56,8 @@ def dropout(values: Tensor, p: float) -> Tensor:
 
 
 def threshold(p: float) -> int:
-    """Return how many of the random values drop a number."""
-    return round(p * LEVELS)
+    """Return how many of the random values drop a number: not all of them, however large p is."""
+    return min(round(p * LEVELS), LEVELS - 1)
 
 
 def scale(p: float) -> float:

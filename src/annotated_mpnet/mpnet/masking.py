@@ -7,8 +7,7 @@ and 10 % stay as they are. A Python loop over tokens could not feed a GPU; here 
 **Choosing.** Permute the *words* of a sequence and predict the last P tokens of the result. Every
 token takes the random key of its word's first token, and a stable sort by key is the permuted
 sentence: words in random order, each in one piece. Special tokens get the key -1 and come first.
-At most one word is cut, where the last P tokens begin. In this sentence, `un ##bel ##ie ##va
-##bly` is one word:
+In this sentence, `un ##bel ##ie ##va ##bly` is one word:
 
 >>> sentence = "<s> an un ##bel ##ie ##va ##bly tall </s>".split()
 >>> predictable_BL = np.array([[token not in ("<s>", "</s>") for token in sentence]])
@@ -17,18 +16,21 @@ At most one word is cut, where the last P tokens begin. In this sentence, `un ##
 >>> word_BL  # "an" begins at position 1, "unbelievably" at 2, "tall" at 7
 array([[-1,  1,  2,  2,  2,  2,  2,  7, -1]])
 
-Let the words' keys be 0.3, 0.9 and 0.5. The permuted sentence is `<s> </s> an tall un ##bel ##ie
-##va ##bly`, and with P = 3 its last three tokens are predicted. They are then shuffled among
-themselves, here by the keys 0.8, 0.2 and 0.6; otherwise the pieces of a word would always be
-predicted from left to right.
+Let the words' keys be 0.3, 0.9 and 0.5: the long word comes last. With P = 3 it is cut, as at most
+one word is, where the last P tokens begin. Were its tokens in their natural order, the beginning of
+a long word would never be predicted, and in a text without spaces that is nearly everything. So
+each word is shuffled first, here by the keys 0.1, 0.7, 0.2, 0.5 and 0.9, which gives `un ##ie ##va
+##bel ##bly`: the last three are predicted. Then these are shuffled among themselves, here by the
+keys 0.8, 0.2 and 0.6 of `##bel ##va ##bly`: the order in which they are predicted.
 
->>> draws_UBL = np.zeros((4, 1, 9))
+>>> draws_UBL = np.zeros((5, 1, 9))
 >>> draws_UBL[WORD_KEY, 0, [1, 2, 7]] = [0.3, 0.9, 0.5]
->>> draws_UBL[ORDER_KEY, 0, 4:7] = [0.8, 0.2, 0.6]
+>>> draws_UBL[CUT_KEY, 0, 2:7] = [0.1, 0.7, 0.2, 0.5, 0.9]
+>>> draws_UBL[ORDER_KEY, 0, [3, 5, 6]] = [0.8, 0.2, 0.6]
 >>> document_BL = np.ones((1, 9), dtype=np.int64)
 >>> positions_BP = choose_predicted(word_BL, document_BL, np.array([[0, 3]]), draws_UBL)
 >>> positions_BP, [sentence[position] for position in positions_BP[0]]
-(array([[5, 6, 4]]), ['##va', '##bly', '##ie'])
+(array([[5, 6, 3]]), ['##va', '##bly', '##bel'])
 
 **Documents.** Documents may share a sequence without seeing each other. Each is then masked as if
 it were alone: counted, permuted and shuffled by itself. This takes no loop either, only a sort by
@@ -37,7 +39,7 @@ document before the sort by key. Documents are numbered from 1; 0 is padding.
 Next: `mpnet/collator.py`, which makes batches with this.
 
     N documents of a sequence, and the padding as document 0
-    U the four random numbers of a token: WORD_KEY, ORDER_KEY, KIND, REPLACEMENT
+    U the five random numbers of a token: WORD_KEY, ORDER_KEY, KIND, REPLACEMENT, CUT_KEY
 """
 
 import numpy as np
@@ -49,12 +51,12 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-WORD_KEY, ORDER_KEY, KIND, REPLACEMENT = range(4)
+WORD_KEY, ORDER_KEY, KIND, REPLACEMENT, CUT_KEY = range(5)
 """What a token's random numbers are for. Only the first token of a word uses its WORD_KEY."""
 
 
 def draw(seed: int, stream: str, epoch: int, index: int, length: int, document: int = 1) -> Floats:
-    """Return the random numbers of one document, (4, length), in [0, 1).
+    """Return the random numbers of one document, (U, length), in [0, 1).
 
     They depend on the position in the run and on nothing else: not on the other sequences of the
     batch, on padding, on the number of workers or on a resume. fairseq: MPNet's collater draws from
@@ -70,7 +72,7 @@ def draw(seed: int, stream: str, epoch: int, index: int, length: int, document: 
             document alone in its sequence is masked alike with every `--packing`.
     """
     position = (epoch, index) if document == 1 else (epoch, index, document)
-    return fold_in(seed, stream, *position).random((4, length))
+    return fold_in(seed, stream, *position).random((5, length))
 
 
 def count_predicted(predictable: Ints, pred_prob: float) -> Ints:
@@ -117,7 +119,7 @@ def choose_predicted(word_BL: Ints, document_BL: Ints, count_BN: Ints, draws_UBL
 
     >>> document_BL = np.array([[1, 1, 1, 1, 2, 2, 2, 2]])
     >>> word_BL = np.array([[-1, 1, 2, -1, -1, 5, 6, -1]])
-    >>> draws_UBL = np.zeros((4, 1, 8))
+    >>> draws_UBL = np.zeros((5, 1, 8))
     >>> draws_UBL[WORD_KEY, 0] = [0, 0.9, 0.1, 0, 0, 0.2, 0.3, 0]
     >>> choose_predicted(word_BL, document_BL, np.array([[0, 1, 1]]), draws_UBL)
     array([[1, 6]])
@@ -131,17 +133,21 @@ def choose_predicted(word_BL: Ints, document_BL: Ints, count_BN: Ints, draws_UBL
     Returns:
         (B, P), with P the most that a sequence predicts. Empty slots are -1 and come last.
     """
-    # Keys lie in [-1, 1), so adding twice the document's number keeps documents apart. The sort is
-    # stable: the tokens of a word stay together even if two words draw the same key.
     key_BL = np.take_along_axis(draws_UBL[WORD_KEY], np.maximum(word_BL, 0), axis=1)
     key_BL[word_BL < 0] = -1.0
-    permuted_BL = np.argsort(key_BL + 2 * document_BL, axis=1, kind="stable")
+    # The tokens of a word have the same key, so a stable sort leaves them in the order in which it
+    # finds them: a random one. Keys lie in [-1, 1), so adding twice the document's number keeps
+    # documents apart.
+    random_BL = np.argsort(draws_UBL[CUT_KEY], axis=1)
+    key_BL = np.take_along_axis(key_BL + 2 * document_BL, random_BL, axis=1)
+    sorted_BL = np.argsort(key_BL, axis=1, kind="stable")
+    permuted_BL = np.take_along_axis(random_BL, sorted_BL, axis=1)
 
     # The last tokens of each document are predicted.
     length_BN = count_in_documents(np.ones(document_BL.shape, dtype=np.bool_), document_BL)
     begin_BN = np.cumsum(length_BN, axis=1) - count_BN
-    sorted_BL = np.take_along_axis(document_BL, permuted_BL, axis=1)
-    begin_BL = np.take_along_axis(begin_BN, sorted_BL, axis=1)
+    permuted_document_BL = np.take_along_axis(document_BL, permuted_BL, axis=1)
+    begin_BL = np.take_along_axis(begin_BN, permuted_document_BL, axis=1)
     is_predicted_BL = np.arange(word_BL.shape[1]) >= begin_BL
 
     # Move them to the left, then shuffle those of each document among themselves.
@@ -169,7 +175,8 @@ def corrupt(
     One random number decides. Below `rand_prob` the token becomes a random one of `random_ids`, in
     the next `keep_prob` it stays, otherwise it becomes a mask:
 
-    >>> draws_UBP = np.array([[[0.0] * 3], [[0.0] * 3], [[0.05, 0.15, 0.2]], [[0.5, 0.0, 0.0]]])
+    >>> draws_UBP = np.zeros((5, 1, 3))
+    >>> draws_UBP[[KIND, REPLACEMENT], 0] = [0.05, 0.15, 0.2], [0.5, 0.0, 0.0]
     >>> corrupt(np.array([[50, 51, 52]]), draws_UBP, mask_id=99, random_ids=np.arange(10, 20),
     ...         rand_prob=0.1, keep_prob=0.1)
     array([[15, 51, 99]])

@@ -189,11 +189,12 @@ def train_tokenizer_files(
     # The directory first: that it cannot be written is known before the text is read.
     with output_directory(output, TOKENIZER, overwrite=overwrite, inputs=files) as staging:
         tokenizer = train_wordpiece(files, vocab_size, text_field, counts)
-        unknown, per_word = _measure(tokenizer, files, text_field, counts.documents)
+        unknown, words, letters = _measure(tokenizer, files, text_field, counts.documents)
         write_tokenizer(tokenizer, staging)
     report = (
-        f"{counts}\n{output}: {len(tokenizer):,} tokens; the text takes {per_word:.2f} per word, "
-        f"and {unknown:.2%} of it is unknown; use it with --tokenizer-name"
+        f"{counts}\n{output}: {len(tokenizer):,} tokens; the text has {1 / words:.2f} of them per "
+        f"word, with {letters:.1f} letters each, and {unknown:.2%} of it is unknown; use it with "
+        "--tokenizer-name"
     )
     if unknown >= MUCH_UNKNOWN:
         report += (
@@ -246,20 +247,15 @@ def _alphabet(documents: Iterator[str], most: int) -> list[str]:
 
 def _measure(
     tokenizer: PreTrainedTokenizerFast, files: Sequence[Path], text_field: str, documents: int
-) -> tuple[float, float]:
-    """Return which share of the letters is in unknown words, and the tokens per word."""
+) -> tuple[float, float, float]:
+    """Return the share of letters in unknown words, and the words and letters per token."""
     every = max(1, documents // MEASURED)
-    sample = islice(_documents(files, text_field), 0, None, every)
     letters = unknown = tokens = words = 0
-    for document in sample:
+    for document in islice(_documents(files, text_field), 0, None, every):
         encoding = tokenizer.backend_tokenizer.encode(document[:4000], add_special_tokens=False)
-        lengths = [end - start for start, end in encoding.offsets]
-        letters += sum(lengths)
-        unknown += sum(
-            length
-            for length, token in zip(lengths, encoding.ids, strict=True)
-            if token == tokenizer.unk_token_id
-        )
-        tokens += len(lengths)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            letters += end - start
+            unknown += end - start if token == tokenizer.unk_token_id else 0
+        tokens += len(encoding)
         words += len(set(encoding.word_ids))
-    return unknown / max(letters, 1), tokens / max(words, 1)
+    return unknown / letters, words / tokens, letters / tokens

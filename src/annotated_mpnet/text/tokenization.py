@@ -20,7 +20,7 @@ in 16,384 characters is split.
 take these for the special tokens. So whatever special token comes out of text becomes the unknown
 token. (annotated-mpnet reads them as the real ones.)
 
->>> from tokenizers import models, pre_tokenizers
+>>> from tokenizers import Tokenizer, models, pre_tokenizers
 >>> words = ["<s>", "<pad>", "</s>", "<unk>", "to", "be", "or", "not", "<mask>"]
 >>> whole_words = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
 >>> backend = Tokenizer(whole_words)
@@ -52,12 +52,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.mpnet.collator import Ids
 from annotated_mpnet.text.cutting import Ragged
-from annotated_mpnet.text.tokenizer import vocabulary_of
+from annotated_mpnet.text.tokenizer import reader_of_text, vocabulary_of
 
 LONGEST_PIECE = 2**14
 """Characters of a document that are tokenised together: nearly all documents of a web crawl are one
@@ -207,7 +206,7 @@ class Tokenise:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         vocabulary = vocabulary_of(tokenizer)
         # A copy, because `encode_special_tokens` below would change the caller's tokenizer.
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend = reader_of_text(tokenizer)
         self.is_special_V = vocabulary.is_special_V
         self.unk_id = vocabulary.unk_id
 
