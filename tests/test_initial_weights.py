@@ -338,7 +338,7 @@ def test_same_vocabulary_under_another_normalizer_is_refused(
 ) -> None:
     hf = exported(text, tmp_path / "hf")
     description = json.loads((hf / "tokenizer.json").read_text(encoding="utf-8"))
-    description["normalizer"]["lowercase"] = False
+    description["normalizer"]["normalizers"][0]["lowercase"] = False
     (hf / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"cut the text .* into other tokens"):
         started(config, text, hf)

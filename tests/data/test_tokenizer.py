@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import toy_tokenizer
 from huggingface_hub import HfApi
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
@@ -394,6 +394,15 @@ def test_words_of_sentence_piece_without_spaces():
     assert vocabulary.ends_word_V[number]
     # The space is the beginning of the word after it.
     assert not vocabulary.ends_word_V[tokenizer.convert_tokens_to_ids("▁")]
+
+
+def test_words_of_sentence_piece_that_writes_the_space_last():
+    pieces = [*toy_tokenizer.SPECIALS.values(), "sh", "ip▁", "came▁", "▁"]
+    model = models.Unigram([(each, -1.0) for each in pieces], unk_id=3)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **toy_tokenizer.SPECIALS)
+    assert words_of(tokenizer, "ship came ship ") == ["ship ", "came ", "ship "]
 
 
 def test_words_of_word_piece_without_spaces():

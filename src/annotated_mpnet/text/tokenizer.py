@@ -309,9 +309,10 @@ def _word_limits(
         # such a script.
         completed = [(text + 2 * rest).decode(errors="replace") for rest in (b"\x80", b"\xbf")]
         starts_V[number] = letters[:1].isspace() or all(map(WITHOUT_SPACES.search, completed))
-        # A plain space belongs to the word after it.
-        last = letters[-1:].strip(" ")
-        ends_V[number] = last.isspace() or WITHOUT_SPACES.match(last) is not None
+        # A space alone belongs to the word after it.
+        ends_V[number] = letters.strip(" ") != "" and (
+            letters[-1].isspace() or WITHOUT_SPACES.match(letters[-1]) is not None
+        )
     return starts_V, ends_V
 
 
@@ -331,7 +332,7 @@ def _piece_reader(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], bytes] 
     def text_of(piece: str) -> bytes:
         end = b""
         if ends and piece.endswith(ends):
-            piece, end = piece.removesuffix(ends), b"\n"
+            piece, end = piece.removesuffix(ends), b" "
         if is_byte_level:
             return b"".join(BYTES.get(letter, letter.encode()) for letter in piece) + end
         if continues:
