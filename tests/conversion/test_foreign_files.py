@@ -321,6 +321,7 @@ def test_path_that_cannot_be_looked_at_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused("x" * 300, "File name too long")
+    refused("a\0b", "null byte|does not exist")
     with pytest.raises(WriteError, match="File name too long"):
         export_to_hugging_face(tiny_model(), tmp_path / ("x" * 300), tokenizer=None)
 

@@ -5,7 +5,7 @@ A stranger's file may be anything. Three rules hold for all readers of this room
 1. No code in it is run. `weights_only` unpickles a harmless subset; JSON and safetensors are data.
 2. Whatever goes wrong is one line that names the file (`reading`).
 3. A network is exactly the tensors that its configuration describes, or it is refused
-   (`checked`): a network with a few random layers trains on without complaint and is only worse.
+   (`checked`). A network with a few random layers trains without complaint and is only worse.
    Shapes are compared before any memory is allocated for them.
 """
 
@@ -135,6 +135,11 @@ def checked(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path
 ) -> dict[str, Tensor]:
     """Return the tensors in float32 if they are exactly what is expected, and finite.
+
+    Args:
+        found: in a file, under its names.
+        expected: under the same names, perhaps on the `meta` device.
+        source: for the messages.
 
     Raises:
         CheckpointError: names what is missing, unexpected, of another shape, or not finite.

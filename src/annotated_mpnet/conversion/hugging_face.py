@@ -13,8 +13,7 @@ MPNetForMaskedLM and has no head):
     bert.encoder...                            BERT                       an error
 
 HF: `from_pretrained` on another architecture's directory warns and draws the missing weights at
-random; that is why it is not used here. `pytorch_model.bin` is read with `weights_only=True`, which
-runs no code.
+random; that is why it is not used here.
 """
 
 import re

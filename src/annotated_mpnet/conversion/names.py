@@ -110,7 +110,6 @@ HARD_CODED = {
 }
 """What Hugging Face's MPNet always has, under our names."""
 
-
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
@@ -215,7 +214,7 @@ def read_mpnet_config(path: Path) -> ModelConfig:
     reasons = [_in_their_words(reason) for reason in reasons_not_representable(config)]
     if not tied:
         reasons.append("tie_word_embeddings is False, not True")
-    # Nobody can know which network is meant.
+    # The file does not say which of the two its authors trained.
     if reasons:
         raise CheckpointError(
             f"{path} contradicts Hugging Face's own MPNet, which computes with other values: "
