@@ -11,6 +11,7 @@ from annotated_mpnet.checkpoints.checkpoint import TrainState
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.report import ReportFacts, write_report
+from annotated_mpnet.tracking.sinks import drop_metrics_after, read_metrics
 
 FACTS = ReportFacts(
     config=PretrainingConfig(optimization=OptimizationConfig(lr=0.003)),
@@ -172,3 +173,22 @@ def test_a_file_that_cannot_be_written_or_read_is_a_warning(directory: Path, nam
     assert name in warning
     # Without the picture there is still the page.
     assert (directory / "report.md" in written) == (name == "loss.png")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": 1e999}', '{"step": 8, "train/bits": 1e999}', '{"step": 8, "valid/bits": NaN}'),
+        *("[" * 100_000, '{"step": 8, "train/bits": ' + "9" * 400 + "}", '{"step": null}', "7"),
+        *('{"step": 8, "valid/bits": {}}', '{"step": 8, "perf/mfu": [1]}', '{"step": "8"', "\xff"),
+        *('{"step": -1e3}', '{"step": true}', '{"step": 8, "memory/peak_gb": "x"}'),
+    ],
+)
+def test_a_strange_line_of_metrics_costs_at_most_the_report(directory: Path, line: str) -> None:
+    with (directory / "metrics.jsonl").open("ab") as file:
+        file.write(line.encode("latin-1") + b"\n")
+    warnings: list[str] = []
+    write_report(directory, FACTS, warnings.append)
+    assert (directory / "report.md").exists() or warnings
+    drop_metrics_after(4, directory / "metrics.jsonl")
+    assert all(record["step"] <= 4 for record in read_metrics(directory / "metrics.jsonl"))

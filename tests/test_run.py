@@ -199,6 +199,33 @@ def test_resuming_a_complete_run_makes_what_is_missing(
     assert "is complete" in run(changed(config, resume=True))[1]
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b"[model]\n", b"\xff\xfe", b"objective = 1\noptimization = 2\n", b"[" * 9999]
+)
+def test_a_damaged_config_toml_stops_no_resume(
+    text: TinyText, tmp_path: Path, damage: bytes
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    (tmp_path / "run" / "config.toml").write_bytes(damage)
+    _, said = run(changed(config, resume=True))
+    assert "config.toml cannot be compared with the settings now" in said
+    assert "resuming from" in said
+    assert (tmp_path / "run" / "config.toml").read_text().startswith("[model]\nencoder_layers")
+
+
+def test_files_of_the_users_in_the_export_stay_there(text: TinyText, tmp_path: Path) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    (tmp_path / "run" / "hf" / "thesis.tex").write_text("mine")
+    before = tree(tmp_path / "run" / "hf")
+    result, said = run(changed(config, resume=True))
+    assert "warning: no Hugging Face export: " in said
+    assert "thesis.tex" in said
+    assert result.export is None
+    assert tree(tmp_path / "run" / "hf") == before
+
+
 def test_a_run_that_is_extended_has_no_report_until_it_is_finished_again(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

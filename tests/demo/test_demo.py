@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from annotated_mpnet.cli import parse_pretrain
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
 from annotated_mpnet.demo.show import VOCAB_SIZE, prepare, run_demo
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.text.learn_tokenizer import train_wordpiece
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.tokenizer import tokenizer_hash
@@ -85,3 +85,23 @@ def test_the_first_100_batches_are_what_they_always_were(
         for tensor in (batch.input_ids, batch.predicted_positions, batch.predicted_ids):
             digest.update(tensor.numpy().astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "5153d4e2b9b0b901"
+
+
+def test_demos_that_start_together_leave_each_others_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = parse_pretrain(["--preset", "demo"]).settings
+    prepare(settings, Console(file=io.StringIO()))
+    files = sorted(path for path in DIRECTORY.rglob("*") if path.is_file())
+    made = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
+    # Read by another demo at this moment: neither emptied nor replaced.
+    novel = DIRECTORY / "train" / f"{TRAIN[0]}.txt"
+    novel_bytes = novel.read_bytes()
+    (DIRECTORY / "valid.txt").write_text("half a nov")
+    prepare(settings, Console(file=io.StringIO()))
+    for path, (content, number) in made.items():
+        assert path.read_bytes() == content, path
+        if path.name not in ("valid.txt", ".lock"):
+            assert path.stat().st_ino == number, path
+    assert novel.read_bytes() == novel_bytes

@@ -223,3 +223,64 @@ def test_leaving_frees_the_directory_after_an_error_too(tmp_path: Path) -> None:
     with RunDirectory(tmp_path):
         pass
     assert (tmp_path / LOCK).read_text() == ""
+
+
+# What others have put there.
+
+
+@pytest.mark.parametrize(
+    "name", [LOCK, ENVIRONMENT, "config.toml", "log.txt", "metrics.jsonl", "report.md", "loss.png"]
+)
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "directory"])
+def test_what_is_not_a_regular_file_is_refused_and_not_written_through(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    important = tmp_path / "important"
+    important.write_text("days of work")
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(important if kind == "link" else tmp_path / "nothing")
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with pytest.raises(CheckpointError, match=f"{name} is (a link|not a regular file)"):
+            refuse_taken_directory(path.parent, resume, overwrite)
+        with pytest.raises(CheckpointError, match=f"{name} is (a link|not a regular file)"):
+            RunDirectory(path.parent, resume, overwrite).__enter__()
+    assert important.read_text() == "days of work"
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["hf/thesis.tex", "checkpoint10/notes.md", "best_checkpoint/figures/a.png", "hf/.git/x"],
+)
+def test_overwrite_refuses_to_delete_what_no_run_wrote(tmp_path: Path, where: str) -> None:
+    finish_run(tmp_path)
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).write_text("mine")
+    before = bytes_of(tmp_path)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"holds what no run writes.*nothing was deleted"):
+            refuse_taken_directory(tmp_path, resume=False, overwrite=True)
+        with pytest.raises(CheckpointError, match=r"holds what no run writes.*nothing was deleted"):
+            RunDirectory(tmp_path, overwrite=True).__enter__()
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_first_save_that_fails_promises_no_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for earlier, said in ((False, "it is the first one.*--overwrite"), (True, "are intact")):
+        if earlier:
+            save(tmp_path, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr("annotated_mpnet.checkpoints.checkpoint.save_file", full)
+            with pytest.raises(WriteError, match=said):
+                save(tmp_path, 10)

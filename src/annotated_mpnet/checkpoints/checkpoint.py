@@ -300,6 +300,8 @@ def _explain(target: Path, checkpoint: Checkpoint, number: int) -> str:
         message += f", free {shutil.disk_usage(target.parent).free / 1e6:.0f} MB"
     except OSError:  # the disk itself is gone
         message += f"; the free space of {target.parent} is unknown"
+    if not any(target.parent.glob(f"*/{STATE}")):
+        return f"{message}; it is the first one: make room or fix that, and start with --overwrite"
     return (
         f"{message}; earlier checkpoints are intact: make room or fix that, and continue with "
         "--resume"

@@ -25,6 +25,7 @@ one. Against an attacker, nothing here is a pickle and no name may lead out of t
 import hashlib
 import importlib.metadata
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -96,6 +97,9 @@ def library_versions() -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
+    if "torch" in sys.modules:
+        # With the build: 2.11.0+cu130 computes other numbers than 2.11.0+cpu.
+        versions["torch"] = str(sys.modules["torch"].__version__)
     return versions
 
 

@@ -19,7 +19,8 @@ checkpoint's *identity*. Nothing would crash without this check: with twice the 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,3 +122,34 @@ def _differences(
         for name in sorted({*saved, *current})
         if saved.get(name) != current.get(name)
     }
+
+
+def changed_settings(path: Path, now: str, defaults: str) -> Iterator[str]:
+    """Yield the changed settings that decide an update and may change.
+
+    An unset setting has no line in a `config.toml`; nor has one that there was not yet, so the
+    default is no change.
+
+    Args:
+        path: the `config.toml` of the previous start.
+        now: what the present one will be.
+        defaults: the same with no setting given.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    new, default = tomllib.loads(now), tomllib.loads(defaults)
+    try:
+        old = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = {group: dict(old[group]) for group in ("objective", "optimization")}
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"no tables of settings: {error!r}") from error
+    for group, before in tables.items():
+        for name in sorted(before.keys() | new[group].keys()):
+            was, will_be = before.get(name), new[group].get(name)
+            if was == will_be or (was is None and will_be == default[group].get(name)):
+                continue
+            is_start = name in ("head_bias", "relative_bias_init")
+            effect = ": no effect, the weights are loaded" if is_start else ""
+            yield f"{name} was {str(was)[:80]} and is {will_be}{effect}"

@@ -29,6 +29,9 @@ with another run's id, which is random, written first, and in the manifest of ea
 **Order on entering**: check without writing; lock; check again, because another process may have
 entered in between; clean up after a killed process; delete, if asked to; only then write. A refused
 run leaves no trace, not even a lock file.
+
+What is written by its name is never a link, a FIFO or a directory: in a shared directory, a link
+`.lock` to another file would have that file emptied.
 """
 
 import os
@@ -45,12 +48,24 @@ import msgspec
 import torch
 from filelock import FileLock, Timeout
 
-from annotated_mpnet.checkpoints.checkpoint import REPLACED, TEMPORARY, owner
-from annotated_mpnet.checkpoints.manifest import library_versions
+from annotated_mpnet.checkpoints.checkpoint import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    REPLACED,
+    STATE,
+    STREAM,
+    STREAM_TENSORS,
+    TEMPORARY,
+    TOKENIZER,
+    owner,
+)
+from annotated_mpnet.checkpoints.manifest import MANIFEST, library_versions
 from annotated_mpnet.checkpoints.records import decode, short, to_json
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name, recover
 from annotated_mpnet.errors import CheckpointError, WriteError
 from annotated_mpnet.files.atomic import write_file
+from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
 
 # `--overwrite` deletes these, so a new file of a run must be added here.
 ENVIRONMENT = "environment.json"
@@ -58,6 +73,12 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 FILES = ("config.toml", "log.txt", METRICS, "report.md", "loss.png")
 EXPORT = "hf"
+CHECKPOINT = Kind(
+    "a checkpoint",
+    MANIFEST,
+    f"{MODEL} {OPTIMIZER} {STATE} {CONFIG} {STREAM} {STREAM_TENSORS} {MANIFEST}",
+    directories=TOKENIZER,
+)
 
 
 class RunDirectory:
@@ -93,8 +114,8 @@ class RunDirectory:
 
     def __exit__(self, *error: object) -> None:
         """Release the lock. Its file stays: deleted, it could be locked by two processes."""
-        with suppress(OSError):  # the directory may be gone
-            os.truncate(self.path / LOCK, 0)
+        with suppress(OSError), open(self.path / LOCK, "w", opener=_no_link):
+            pass  # emptied, if the directory is still there
         self._lock.release()
 
     def write(self, name: str, text: str) -> None:
@@ -108,6 +129,7 @@ class RunDirectory:
             ) from error
 
     def _enter(self) -> None:
+        _refuse_odd_files(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         # "In use" is the better message, but a refusal must not create the lock file.
         if (self.path / LOCK).exists() or self._is_admitted():
@@ -135,7 +157,9 @@ class RunDirectory:
             # Not from the seed: two runs of the same command are two runs.
             self.run_id = uuid.uuid4().hex
             write_file(self.path / ENVIRONMENT, to_json(_environment(self.run_id)).encode())
-        (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        with open(self.path / LOCK, "w", opener=_no_link) as file:
+            file.write(holder)
 
     def _is_admitted(self) -> bool:
         return self._resume or self._overwrite or not holds_run(self.path)
@@ -151,8 +175,26 @@ def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> No
             f"--checkpoint-dir {directory} cannot be made: {nearest} is not a directory; choose "
             "another path"
         )
+    _refuse_odd_files(directory)
     if not (resume or overwrite) and holds_run(directory):
         raise _taken(directory)
+    if overwrite and not resume and holds_run(directory):
+        _refuse_foreign(directory)
+
+
+def _refuse_odd_files(directory: Path) -> None:
+    for name in (*FILES, ENVIRONMENT, LOCK):
+        path = directory / name
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            kind = "a link" if path.is_symlink() else "not a regular file"
+            raise CheckpointError(
+                f"{path} is {kind}; a run writes a file of that name: move it away, or choose "
+                "another --checkpoint-dir"
+            )
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def nothing_to_resume(directory: Path) -> CheckpointError:
@@ -206,6 +248,7 @@ def _delete_run(directory: Path) -> None:
             f"--overwrite: {directory} has no {ENVIRONMENT}, so a run may not have written what "
             "is there; nothing was deleted: do it by hand, or choose another directory"
         )
+    _refuse_foreign(directory)
     run_id = None
     with suppress(CheckpointError):  # damaged, but still a run's
         run_id = _read_run_id(directory)
@@ -220,6 +263,19 @@ def _delete_run(directory: Path) -> None:
             path.unlink()
     # Last: a deletion that was interrupted can be repeated only with an id.
     (directory / ENVIRONMENT).unlink()
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Refuse to delete directories of a run into which somebody has put other files."""
+    for path in _named(directory):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        kind = HUGGING_FACE_MODEL if path.name == EXPORT else CHECKPOINT
+        if foreign := kind.foreign_in(path):
+            raise CheckpointError(
+                f"--overwrite: {path} holds what no run writes: {', '.join(foreign[:3])}; nothing "
+                "was deleted: move it away, or choose another --checkpoint-dir"
+            )
 
 
 class _RunId(msgspec.Struct):

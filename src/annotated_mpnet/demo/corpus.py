@@ -23,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 
 from annotated_mpnet.errors import WriteError
+from annotated_mpnet.files.atomic import write_if_changed
 
 TRAIN = ("emma", "mansfieldpark", "prideprejudice", "sensesensibility")
 VALID = "northangerabbey"
@@ -36,8 +37,8 @@ paths."""
 def unpack(directory: Path) -> None:
     """Write the novels as `train/*.txt`, `valid.txt` and `test.txt` below a directory.
 
-    Files of these names are replaced. After an earlier demo they have the same bytes, so the packed
-    text is found in the cache.
+    A file that has the right bytes is left alone, so the packed text is found in the cache, and a
+    demo that reads it at this moment is not disturbed. Others of these names are replaced.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -61,7 +62,8 @@ def unpack(directory: Path) -> None:
     try:
         (directory / "train").mkdir(parents=True, exist_ok=True)
         for name, target in targets.items():
-            target.write_bytes(lzma.decompress((packed / f"{name}.txt.xz").read_bytes()))
+            novel = lzma.decompress((packed / f"{name}.txt.xz").read_bytes())
+            write_if_changed(target, novel)
     except OSError as error:
         raise WriteError(
             f"cannot write the demo's text to {directory}: {error.strerror}; start the demo in a "

@@ -17,7 +17,9 @@ minutes reaches (`presets/demo.toml`), one of 75. Each bit below the plateau hal
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from filelock import FileLock
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -25,6 +27,8 @@ from annotated_mpnet.checkpoints.run_directory import refuse_taken_directory
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
 from annotated_mpnet.demo.masks import find_gaps, guess, table_of
+from annotated_mpnet.files.atomic import write_if_changed
+from annotated_mpnet.files.output import write_errors
 from annotated_mpnet.runs.initial_weights import build_model
 from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.runs.texts import read_text
@@ -67,17 +71,31 @@ def prepare(config: PretrainingConfig, console: Console) -> None:
     """Write the novels and the tokenizer where the preset expects them, unless the user named
     others.
 
-    Both are the same bytes each time, so a second demo finds the packed text in the cache.
+    Both are the same bytes each time, so a second demo finds the packed text in the cache. Of
+    several that start at once, one writes and the others wait.
     """
-    if config.data.train_dir == DIRECTORY / "train":
+    own_text = config.data.train_dir == DIRECTORY / "train"
+    own_tokenizer = config.data.tokenizer_name == str(DIRECTORY / "tokenizer")
+    if own_text or own_tokenizer:
+        with write_errors(DIRECTORY):
+            DIRECTORY.mkdir(parents=True, exist_ok=True)
+            with FileLock(DIRECTORY / ".lock"):
+                _prepare(own_text, own_tokenizer, console)
+
+
+def _prepare(own_text: bool, own_tokenizer: bool, console: Console) -> None:
+    if own_text:
         unpack(DIRECTORY)
         say(console, f"six novels by Jane Austen: {DIRECTORY}")
-    tokenizer_directory = DIRECTORY / "tokenizer"
-    if config.data.tokenizer_name == str(tokenizer_directory):
+    if own_tokenizer:
         # From the training text only: held-out text does not choose the vocabulary either.
         files = [DIRECTORY / "train" / f"{name}.txt" for name in TRAIN]
         tokenizer = train_wordpiece(files, VOCAB_SIZE)
-        write_tokenizer(tokenizer, tokenizer_directory)
+        with TemporaryDirectory() as folder:
+            write_tokenizer(tokenizer, Path(folder))
+            (DIRECTORY / "tokenizer").mkdir(exist_ok=True)
+            for file in sorted(Path(folder).iterdir()):
+                write_if_changed(DIRECTORY / "tokenizer" / file.name, file.read_bytes())
         say(console, f"a tokenizer of {len(tokenizer):,} pieces, learned from them")
 
 

@@ -31,6 +31,12 @@ def write_file(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Leave a file alone that has the right bytes: another process may be reading it."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_file(path, data)
+
+
 def beside(target: Path) -> tuple[Path, Path]:
     """Return where `replacing` builds a directory, and where it puts the one that it replaces."""
     return target.parent / f".tmp-{target.name}", target.parent / f".old-{target.name}"

@@ -41,18 +41,22 @@ class Kind:
         name: for messages.
         decisive: the file without which a directory is not one of these.
         files: all that may be in it.
+        directories: the names of those that may be in it.
     """
 
     name: str
     decisive: str
     files: str
+    directories: str = ""
 
     def foreign_in(self, directory: Path) -> list[str]:
         """Return the names in a directory that this command would not have written, sorted."""
         return sorted(
             path.name
             for path in directory.iterdir()
-            if path.name not in self.files.split() or path.is_symlink() or not path.is_file()
+            if path.is_symlink()
+            or path.name not in (self.directories if path.is_dir() else self.files).split()
+            or not (path.is_dir() or path.is_file())
         )
 
 

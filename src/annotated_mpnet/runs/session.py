@@ -22,7 +22,6 @@ at once, after training, so it cannot influence any choice. The same model is ex
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,12 +41,14 @@ from annotated_mpnet.checkpoints.checkpoint import (
 from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors
 from annotated_mpnet.checkpoints.resume import (
     Resumable,
+    changed_settings,
     compare_identity,
     compare_model_config,
     newest_valid_checkpoint,
 )
 from annotated_mpnet.checkpoints.run_directory import EXPORT, RunDirectory, nothing_to_resume
 from annotated_mpnet.checkpoints.saving import Saver, streams_from
+from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import OptimizationConfig
@@ -311,28 +312,15 @@ class Session:
                 tracker.say(f"{dropped} lines of metrics after it were dropped")
         return state, streams
 
-    def _changed_settings(self, settings: str) -> Iterator[str]:
-        """Yield the changed settings that decide an update and may change.
-
-        Compares the `config.toml` of the previous start, which has not been replaced yet, with what
-        the present one will be. An unset setting has no line there.
-        """
+    def _changed_settings(self, settings: str) -> list[str]:
         assert self.directory is not None
         path = self.directory.path / "config.toml"
-        if not path.exists():
-            return
-        before = tomllib.loads(path.read_text(encoding="utf-8"))
-        now = tomllib.loads(settings)
-        defaults = tomllib.loads(to_toml(PretrainingConfig()))
-        for group in ("objective", "optimization"):
-            for name in sorted(before[group].keys() | now[group].keys()):
-                old, new = before[group].get(name), now[group].get(name)
-                is_start = name in ("head_bias", "relative_bias_init")
-                # Runs from before there was this setting have no line for it either.
-                if old == new or (old is None and new == defaults[group].get(name)):
-                    continue
-                effect = ": no effect, the weights are loaded" if is_start else ""
-                yield f"{name} was {old} and is {new}{effect}"
+        try:
+            return list(changed_settings(path, settings, to_toml(PretrainingConfig())))
+        # The checkpoints are whole, and the file is only used to say what has changed.
+        except (OSError, ValueError) as error:
+            self.tracker.warn(f"{path} cannot be compared with the settings now: {error}")
+            return []
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy rank 0's means and step counts into the optimizers of all ranks, as their shards.
@@ -396,15 +384,22 @@ class Session:
         self.tracker.say(f"best model: {path}, after update {best.state.update}")
         return best
 
-    def _write_export(self, tensors: dict[str, Tensor]) -> Path:
-        """Write `hf/`, which is proven to compute the same logits, over an earlier export."""
+    def _write_export(self, tensors: dict[str, Tensor]) -> Path | None:
+        """Write `hf/`, which is proven to compute the same logits, over an earlier export.
+
+        With files of the user's in it, `hf/` is left as it is.
+        """
         assert self.directory is not None
         # A network of its own on the CPU: that of the loop may be sharded or compiled.
         model = MPNetForPretraining(self.trainer.model.config)
         model.load_state_dict(tensors)
-        report = conversion.export_to_hugging_face(
-            model, self.directory.path / EXPORT, tokenizer=self.text.tokenizer, overwrite=True
-        )
+        try:
+            report = conversion.export_to_hugging_face(
+                model, self.directory.path / EXPORT, tokenizer=self.text.tokenizer, overwrite=True
+            )
+        except ConfigError as error:
+            self.tracker.warn(f"no Hugging Face export: {error}")
+            return None
         self.tracker.say(
             f"Hugging Face model: {report.directory} (logits agree to {report.max_difference:.0e})"
         )

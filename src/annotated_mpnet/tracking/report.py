@@ -32,6 +32,7 @@ from annotated_mpnet.checkpoints.checkpoint import BEST, TrainState
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name
 from annotated_mpnet.checkpoints.run_directory import METRICS
 from annotated_mpnet.errors import without_password
+from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.tracking.display import duration
 from annotated_mpnet.tracking.plateau import MARGIN_BITS, left_at
@@ -106,10 +107,11 @@ def write_report(directory: Path, facts: ReportFacts, warn: Callable[[str], None
             picture = f"(No picture: {reason})"
             warn(f"could not draw {PICTURE}: {reason}")
         page = _page(directory, facts, records, left, picture)
-        (directory / REPORT).write_text(page, encoding="utf-8", errors="backslashreplace")
+        write_file(directory / REPORT, page.encode(errors="backslashreplace"))
         written.append(directory / REPORT)
-    except OSError as error:
-        warn(f"could not write {REPORT}: {error}")
+    # Whatever was read from `metrics.jsonl`, the run is finished.
+    except Exception as error:
+        warn(f"could not write {REPORT}: {' '.join(str(error).split())[:200]}")
     return written
 
 

@@ -125,7 +125,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     lines = path.read_bytes().splitlines()
     records = [json.loads(line) for line in lines if _step_of(line) >= 0]
     return [
-        {name: value for name, value in record.items() if isinstance(value, int | float)}
+        {
+            name: float(value)
+            for name, value in record.items()
+            if isinstance(value, int | float) and abs(value) < 1e300
+        }
         for record in records
     ]
 
@@ -134,7 +138,8 @@ def _step_of(line: bytes) -> int:
     """Return the update of a line of metrics; -1 if the line is broken."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    # A step of 1e999 is an OverflowError, a hundred thousand brackets a RecursionError.
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return -1
 
 
