@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "streams": {"mpnet", "errors", "settings", "text"},
     "training": {"mpnet", "errors", "settings", "text", "streams", "fast", "signals"},
     "checkpoints": {"mpnet", "errors", "files", "settings", "streams", "training"},
-    "tracking": {"mpnet", "errors", "settings", "training", "checkpoints"},
+    "tracking": {"mpnet", "errors", "files", "settings", "training", "checkpoints"},
     "conversion": {"mpnet", "errors", "files", "settings", "text", "checkpoints"},
     "runs": {
         "mpnet",
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "demo": {
         "mpnet",
         "errors",
+        "files",
         "settings",
         "text",
         "training",

@@ -173,16 +173,13 @@ def _convert(arguments: Sequence[str]) -> None:
 def _train_tokenizer(arguments: Sequence[str]) -> None:
     command = parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
     from annotated_mpnet.text.learn_tokenizer import train_tokenizer_files
-    from annotated_mpnet.text.sources import Counts, find_text_files
 
-    found = Counts()
     report = train_tokenizer_files(
-        [file for path in command.files for file in find_text_files(path, "FILES", found)],
+        command.files,
         command.vocab_size,
         command.output,
         overwrite=command.overwrite,
         text_field=command.text_field,
-        skipped_files=found.skipped_files,
     )
     with redirect_stdout(_Spoken()):
         print(report)

@@ -677,7 +677,10 @@ def test_stored_checkpoint_of_the_first_version_still_means_what_it_meant() -> N
 
 def test_stored_checkpoint_of_the_first_version_still_resumes(tmp_path: Path) -> None:
     config = golden_config(tmp_path, GOLDEN / "tokenizer")
-    _, said = run(changed(config, resume_checkpoint=GOLDEN))
+    # Its last words were cut at their end; today they are cut anywhere.
+    with pytest.raises(CheckpointError, match="masking"):
+        run(changed(config, resume_checkpoint=GOLDEN))
+    _, said = run(changed(config, resume_checkpoint=GOLDEN, allow_change="masking"))
     assert "after update 4" in said
     run(changed(config, checkpoint_dir=tmp_path / "whole"))
     resumed, whole = (load_checkpoint(tmp_path / name / "checkpoint6") for name in ("run", "whole"))

@@ -11,7 +11,7 @@ A slip of `--output` must not cost a home directory, so what is there decides:
     a mount point, the current directory         (1)            refused
 
 (1) The current directory is filled if it is empty; renaming would leave a shell in a deleted one. A
-    mount point is refused: it has no name to give away.
+    mount point cannot be renamed.
 
 A directory that holds what the command reads, and any place inside a checkpoint, are refused too.
 Links are followed, so no name gets around this.

@@ -155,7 +155,7 @@ def identity_of(
         "masking": (
             f"{objective.input_mode}, predicted {objective.pred_prob:g}, kept "
             f"{objective.keep_prob:g}, random {objective.rand_prob:g}, whole words "
-            f"{objective.whole_word_mask}"
+            f"{objective.whole_word_mask}{', cut anywhere' * objective.whole_word_mask}"
         ),
         "world-size": "any" if isinstance(text.train, PackedSequences) else world_size,
     }

@@ -62,7 +62,7 @@ from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError, DataError
 from annotated_mpnet.files.output import TOKENIZER, output_directory
-from annotated_mpnet.text.sources import Counts, read_documents, shown
+from annotated_mpnet.text.sources import Counts, find_text_files, read_documents, shown
 from annotated_mpnet.text.tokenizer import write_tokenizer
 
 LEADING = ("<s>", "<pad>", "</s>", "<unk>")
@@ -158,23 +158,22 @@ def train_wordpiece(
 
 
 def train_tokenizer_files(
-    files: Sequence[Path],
+    text: Sequence[Path],
     vocab_size: int,
     output: Path,
     *,
     overwrite: bool = False,
     text_field: str = "text",
-    skipped_files: int = 0,
 ) -> str:
     """Learn a vocabulary and write the tokenizer to a directory, complete or not at all.
 
     Args:
-        files: the text, read three times: for letters, for pieces, and to measure the result.
+        text: files and directories, read three times: for letters, for pieces, and to measure the
+            result.
         vocab_size: tokens, the five special ones included.
         output: the directory; absent or empty, unless `overwrite`.
         overwrite: replace the tokenizer there (`files/output.py`).
         text_field: the column that holds the text, in files with columns.
-        skipped_files: found beside them, for the report.
 
     Returns:
         What was read and how well it is known, for the user.
@@ -185,7 +184,8 @@ def train_tokenizer_files(
         DataError: a file cannot be read, or there is no text.
         WriteError: the directory cannot be written.
     """
-    counts = Counts(skipped_files=skipped_files)
+    counts = Counts()
+    files = [file for path in text for file in find_text_files(path, "FILES", counts)]
     # The directory first: that it cannot be written is known before the text is read.
     with output_directory(output, TOKENIZER, overwrite=overwrite, inputs=files) as staging:
         tokenizer = train_wordpiece(files, vocab_size, text_field, counts)

@@ -138,17 +138,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     starts_word_V, ends_word_V = _word_limits(tokenizer, pieces, size)
     # A token that was added later is a word of its own.
     starts_word_V[list(added)] = ends_word_V[list(added)] = True
+    special_ids = pad_id, mask_id, cls_id, sep_id, unk_id
     return Vocabulary(
-        size=size,
-        pad_id=pad_id,
-        mask_id=mask_id,
-        cls_id=cls_id,
-        sep_id=sep_id,
-        unk_id=unk_id,
-        is_special_V=is_special_V,
-        starts_word_V=starts_word_V,
-        ends_word_V=ends_word_V,
-        random_ids=random_ids,
+        size, *special_ids, is_special_V, starts_word_V, ends_word_V, random_ids=random_ids
     )
 
 

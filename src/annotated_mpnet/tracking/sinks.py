@@ -126,7 +126,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     records = [json.loads(line) for line in lines if _step_of(line) >= 0]
     return [
         {
-            name: float(value)
+            name: value
             for name, value in record.items()
             if isinstance(value, int | float) and abs(value) < 1e300
         }
