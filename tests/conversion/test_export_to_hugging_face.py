@@ -216,7 +216,7 @@ def test_tokenizer_that_changes_when_it_is_saved_fails_the_export(
 ) -> None:
     other = tiny_tokenizer()
     other.add_tokens(["sea"])
-    monkeypatch.setattr(export, "_untruncated", lambda tokenizer, max_positions: other)
+    monkeypatch.setattr(export, "write_tokenizer", lambda tokenizer, to: other.save_pretrained(to))
     with pytest.raises(CheckpointError, match="--no-save-tokenizer"):
         exported(tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []

@@ -35,13 +35,13 @@ from annotated_mpnet.conversion.names import (
     to_hugging_face,
     to_mpnet_config,
 )
-from annotated_mpnet.conversion.proof import compare_logits, compare_tokenizers, quiet_transformers
-from annotated_mpnet.conversion.vocabulary import difference_to_weights
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.conversion.proof import compare_logits, quiet_transformers
+from annotated_mpnet.conversion.vocabulary import difference_to_weights, tokenizer_difference
+from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.text.tokenizer import vocabulary_of, write_tokenizer
+from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,19 @@ def export_to_hugging_face(
         to_mpnet_config(config, bos, eos).save_pretrained(staging)
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
+            plain = _untruncated(tokenizer, config.max_positions)
             with reading("the tokenizer"):
                 with write_errors(directory):
-                    write_tokenizer(_untruncated(tokenizer, config.max_positions), staging)
-                compare_tokenizers(staging, tokenizer)
+                    write_tokenizer(plain, staging)
+                opened = load_tokenizer(str(staging))
+                # Twice: neither has a token that the other lacks.
+                problem = tokenizer_difference(plain, opened, special=True)
+                problem = problem or tokenizer_difference(opened, plain, special=True)
+            if problem is not None:
+                raise CheckpointError(
+                    f"the tokenizer changes when it is saved and opened again: {problem}; nothing "
+                    "was left behind. Export without it (--no-save-tokenizer)"
+                )
     return ExportReport(
         directory=directory,
         files=tuple(sorted(directory.iterdir())),

@@ -28,14 +28,13 @@ zeros, so two swapped norms are the same network. That is why the list of reason
 names and the check of shapes stay. The proof grows stronger with training, which moves weights
 apart: it shows most where a mistake costs most.
 
-Logits at padded positions are not compared: neither program promises anything about them. The
-tokenizer is opened again too, and must give some difficult texts the same ids. It costs both
-networks in memory at once (0.9 GB for MPNet-base).
+Logits at padded positions are not compared: neither program promises anything about them. It costs
+both networks in memory at once (0.9 GB for MPNet-base). The tokenizer is opened again too, and
+compared in `vocabulary.py`.
 
     B batch   L tokens of a sentence   V vocabulary
 """
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +42,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from annotated_mpnet.errors import CheckpointError
@@ -54,13 +53,6 @@ TOLERANCE = 1e-4
 """Largest difference of a logit between the two networks, in float32."""
 PROBE_LENGTH = 160
 """Tokens of the longest sentence: beyond distance 91 all relative positions are alike."""
-# Case, punctuation, a contraction, accents, an eszett, digits, another script, an emoji, a tab, and
-# an empty text. The mask, which must stay one token, is added below.
-PROBE_TEXTS = (
-    "MPNet sees each position once: as a token, or as a mask.",
-    "Don't PANIC -- it's only naïve Straße №5, 東京 and 🙂\tin one line.",
-    "",
-)
 
 
 @contextmanager
@@ -128,25 +120,3 @@ def probe_batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
     # mask.
     ids_BL += ids_BL >= config.pad_token_id
     return torch.where(real_BL, ids_BL, config.pad_token_id), real_BL.long()
-
-
-def compare_tokenizers(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Check that a saved tokenizer, opened again, gives the same ids.
-
-    The vocabulary alone would not show whether "Straße" is lower-cased or "naïve" loses its dots.
-
-    Raises:
-        CheckpointError: it has another vocabulary, or gives a text other ids.
-    """
-    opened = AutoTokenizer.from_pretrained(directory)
-    # A copy, because a call may change a fast tokenizer's settings of truncation and padding.
-    original = copy.deepcopy(tokenizer)
-    texts = [*PROBE_TEXTS, f"a {tokenizer.mask_token} b"]
-    same = opened.get_vocab() == original.get_vocab() and all(
-        opened(text)["input_ids"] == original(text)["input_ids"] for text in texts
-    )
-    if not same:
-        raise CheckpointError(
-            "the tokenizer gives other ids when it is saved and opened again; nothing was left "
-            "behind. Export without it (--no-save-tokenizer)"
-        )

@@ -77,7 +77,7 @@ class _Arguments(msgspec.Struct):
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
     activation_fn: ActivationName = "gelu"
-    normalize_before: bool = False
+    normalize_before: bool | None = False
     relative_attention_max_distance: int | None = 128
     tokenizer_name: str | None = None
 
@@ -196,7 +196,7 @@ def _config(found: Mapping[str, Tensor], arguments: _Arguments, path: Path) -> M
         attention_dropout=arguments.attention_dropout,
         activation_dropout=arguments.activation_dropout,
         activation_fn=arguments.activation_fn,
-        normalize_before=arguments.normalize_before,
+        normalize_before=bool(arguments.normalize_before),
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=distance,
     )

@@ -21,7 +21,6 @@ import os
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.conversion.foreign import LoadedWeights, reading
-from annotated_mpnet.conversion.proof import PROBE_TEXTS
 from annotated_mpnet.errors import CheckpointError, UserError
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.mpnet.config import ModelConfig
@@ -30,6 +29,13 @@ from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 LARGEST_PADDING = 128
 """Rows. Vocabularies are padded to a multiple of 8, 64 or 128 for matrix kernels. More rows without
 a token than that mean another tokenizer."""
+# Case, punctuation, a contraction, accents, an eszett, digits, another script, an emoji, a tab, and
+# an empty text. The mask, which must stay one token, is added below.
+PROBE_TEXTS = (
+    "MPNet sees each position once: as a token, or as a mask.",
+    "Don't PANIC -- it's only naïve Straße №5, 東京 and 🙂\tin one line.",
+    "",
+)
 
 
 def check_vocabulary(
@@ -50,7 +56,7 @@ def check_vocabulary(
     problem = difference_to_weights(loaded.config, vocabulary_of(tokenizer))
     if problem is None and own is not None:
         with reading(f"the tokenizer of {source}"):
-            problem = _difference(tokenizer, own)
+            problem = tokenizer_difference(tokenizer, own)
     if problem is not None:
         way_out = f"--tokenizer-name {loaded.tokenizer}" if own is not None else "its own tokenizer"
         raise CheckpointError(
@@ -97,8 +103,15 @@ def difference_to_weights(config: ModelConfig, vocabulary: Vocabulary) -> str | 
     return None
 
 
-def _difference(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
-    """Say how two tokenizers differ, as far as it matters to weights; None if they do not.
+def tokenizer_difference(
+    ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast, *, special: bool = False
+) -> str | None:
+    """Say how two tokenizers differ for the tokens of the second; None if they do not.
+
+    Args:
+        ours: without truncation and padding; it may have more tokens.
+        theirs: the same.
+        special: compare also what they add before and after a text; packing adds its own.
 
     >>> from tokenizers import Tokenizer, models
     >>> special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>"}
@@ -107,9 +120,9 @@ def _difference(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) 
     ...     ids = {word: i for i, word in enumerate([*special.values(), *words])}
     ...     words = Tokenizer(models.WordLevel(ids, "<unk>"))
     ...     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
-    >>> _difference(numbering("a", "the", "of"), numbering("a", "of", "the"))
-    "2 of 8 tokens have another id, among them 'of': 6 in the weights, 7 in the tokenizer"
-    >>> _difference(numbering("a", "of"), numbering("a", "of")) is None
+    >>> tokenizer_difference(numbering("a", "the", "of"), numbering("a", "of", "the"))
+    "2 of 8 tokens have another id, among them 'of': 6 in one, 7 in the other"
+    >>> tokenizer_difference(numbering("a", "of"), numbering("a", "of")) is None
     True
     """
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
@@ -118,8 +131,7 @@ def _difference(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) 
         token = min(moved, key=their_ids.__getitem__)
         return (
             f"{len(moved)} of {len(their_ids)} tokens have another id, among them "
-            f"{repr(token)[:80]}: {their_ids[token]} in the weights, {our_ids.get(token)} in the "
-            "tokenizer"
+            f"{repr(token)[:80]}: {their_ids[token]} in one, {our_ids.get(token)} in the other"
         )
     # Not the unknown token: MPNet's vocabulary has two, and files disagree on which is meant.
     our_special, their_special = (
@@ -128,12 +140,12 @@ def _difference(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) 
     )
     if our_special != their_special:
         return (
-            f"begin, padding, end and mask have the ids {their_special} in the weights, "
-            f"{our_special} in the tokenizer"
+            f"begin, padding, end and mask have the ids {their_special} in one, {our_special} in "
+            "the other"
         )
-    for probe in PROBE_TEXTS:
+    for probe in (*PROBE_TEXTS, f"a {ours.mask_token} b"):
         our_tokens, their_tokens = (
-            each.backend_tokenizer.encode(probe, add_special_tokens=False).ids
+            each.backend_tokenizer.encode(probe, add_special_tokens=special).ids
             for each in (ours, theirs)
         )
         if our_tokens != their_tokens:
