@@ -153,14 +153,7 @@ class Session:
 
         The report is written last. A larger --total-updates makes a finished run unfinished.
         """
-        return self.world.on_rank_0(
-            lambda: (
-                state.update >= self.optimization.total_updates
-                and not state.evaluation_due
-                and self._has(REPORT)
-                and (self._has(EXPORT) or not self.run.export_hf or bool(self._cannot_export()))
-            )
-        )
+        return self.world.on_rank_0(lambda: self._is_finished(state))
 
     def train(self) -> TrainState:
         """Run the loop from where the run stands to the last update.
@@ -263,6 +256,14 @@ class Session:
             if text is not None
         ]
 
+    def _is_finished(self, state: TrainState) -> bool:
+        return (
+            state.update >= self.optimization.total_updates
+            and not state.evaluation_due
+            and self._has(REPORT)
+            and (self._has(EXPORT) or not self.run.export_hf or bool(self._cannot_export()))
+        )
+
     def _has(self, name: str) -> bool:
         return self.directory is not None and (self.directory.path / name).exists()
 
@@ -302,7 +303,7 @@ class Session:
         losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
         state = dataclasses.replace(checkpoint.state, identity=self.identity)
         streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
-        if not self.is_finished(state):
+        if not self._is_finished(state):
             for change in [*changes, *self._changed_settings(settings)]:
                 tracker.say(f"changed since the run began: {change}")
             for loss in losses:
