@@ -197,11 +197,13 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, mo
 def test_small_text_is_tokenised_in_one_process_unless_asked_for(monkeypatch):
     processes = tokenising._processes
     monkeypatch.setattr(tokenising.os, "cpu_count", lambda: 8)
-    assert processes(0, text_bytes=100, items=100) is None
+    assert processes(0, text_bytes=100, items=100) == 1
     assert processes(4, text_bytes=100, items=100) == 4
     assert processes(4, text_bytes=100, items=3) == 3
-    assert processes(4, text_bytes=100, items=1) is None
+    assert processes(4, text_bytes=100, items=1) == 1
+    assert processes(4, text_bytes=100, items=0) == 1
     assert processes(0, text_bytes=10**9, items=100) == 8
+    assert processes(1024, text_bytes=100, items=10**6) == tokenising.MOST_PROCESSES
 
 
 def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):

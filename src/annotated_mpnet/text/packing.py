@@ -180,7 +180,7 @@ def _pack(job: _Job, scratch: Path) -> None:
     write_text(job.source.documents(counts), text)
     if counts.documents == 0:
         raise DataError(f"no text in it: {counts}; expected one document per line or row")
-    tokens = tokenise(text, scratch / "tokens.arrow", job.tokenizer, job.num_workers)
+    tokens, dropped = tokenise(text, scratch / "tokens.arrow", job.tokenizer, job.num_workers)
     text.unlink()
     # A Chinese corpus and an English vocabulary, for example.
     if len(tokens) == 0:
