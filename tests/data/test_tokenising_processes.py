@@ -57,7 +57,7 @@ def never_ends() -> None:
 
 def test_27_a_process_that_is_killed_ends_the_run_with_one_line(tmp_path, monkeypatch):
     in_the_second(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(OutOfMemoryError, match="exit code -9.*--num-workers 1"):
+    with pytest.raises(OutOfMemoryError, match=r"exit code -9.*--num-workers 1"):
         pack(tmp_path)
     monkeypatch.undo()
     pack(tmp_path)
