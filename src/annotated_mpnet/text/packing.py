@@ -162,13 +162,9 @@ def _packed_before(packed: Path) -> PackedSequences | None:
     except FileNotFoundError:
         log.debug("%s: to be packed", packed)
         return None
-    except ValueError:
+    except ValueError as error:
         # On standard error, and not in the plan, which rank 0 prints: any rank may find it.
-        log.warning(
-            "the packed text in %r is damaged, or was written by an older version; it is packed "
-            "again",
-            str(packed),
-        )
+        log.warning("packing the text again, since %r cannot be used: %s", str(packed), error)
         return None
     log.debug("%s: packed before", packed)
     return sequences

@@ -115,7 +115,7 @@ class PackingReport:
                 f"warning: {self.unknown:.0%} of the tokens are unknown, and nothing is learned "
                 "from them; does --tokenizer-name suit the text? (train-mpnet-tokenizer makes one)"
             )
-        if whole_word_mask and self.words < FEW_WORDS * self.rows:
+        elif whole_word_mask and self.words < FEW_WORDS * self.rows:
             yield (
                 f"warning: a sequence has {self.words / self.rows:.1f} words as this tokenizer "
                 "marks them, too few to predict whole words; give --no-whole-word-mask"
@@ -214,8 +214,10 @@ class PackedSequences:
         """
         with path.open("rb") as file:
             size = max(0, path.stat().st_size - CHECKSUM_BYTES)
-            if _checksum(file, path.stem, size) != file.read():
-                raise ValueError("wrong checksum")
+            expected, found = _checksum(file, path.stem, size), file.read()
+        if found != expected:
+            is_older = found.endswith(b"ARROW1")  # as Arrow's files end
+            raise ValueError("an older version wrote it" if is_older else "its checksum is wrong")
         mapped = pa.memory_map(str(path)).read_buffer()
         table = pa.ipc.open_file(pa.BufferReader(mapped.slice(0, size)))
         _, metadata = table.get_batch_with_custom_metadata(table.num_record_batches - 1)
