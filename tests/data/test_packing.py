@@ -284,7 +284,7 @@ def test_few_words_in_a_sequence_are_warned_about_where_whole_words_are_predicte
     assert list(packed.report.warnings(whole_word_mask=False)) == []
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("num_workers", [2, 3, 100])
 def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
     monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 4)
     text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))

@@ -13,7 +13,7 @@ import toy_tokenizer
 
 from annotated_mpnet.errors import OutOfMemoryError, WriteError
 from annotated_mpnet.signals import Stopped, listening
-from annotated_mpnet.text import tokenization
+from annotated_mpnet.text import packing, tokenization
 from annotated_mpnet.text.packing import pack_sequences
 from waiting import HUNG
 
@@ -118,3 +118,37 @@ def test_52_processes_end_with_their_parent(tmp_path, monkeypatch):
     ended.start()
     ended.join(HUNG)
     assert not ended.is_alive()
+
+
+def test_of_two_that_pack_the_same_text_at_once_one_packs_and_the_other_finds_it(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "a.txt").write_text("tall tale\n" * 20)
+    begun, say_begun = os.pipe()
+    go_on, say_go_on = os.pipe()
+    packed = packing._pack
+
+    def pack_when_told(*arguments: object) -> None:
+        os.write(say_begun, b".")
+        os.read(go_on, 1)
+        packed(*arguments)
+
+    def pack_alone() -> None:
+        tokenizer = toy_tokenizer.word_piece()
+        pack_sequences([tmp_path / "a.txt"], tokenizer, 8, cache_dir=tmp_path / "cache")
+
+    monkeypatch.setattr(packing, "_pack", pack_when_told)
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=pack_alone) for _ in range(2)]
+    for process in both:
+        process.start()
+    os.read(begun, 1)
+    # A second one that packs would find the pipe closed, and say that it has begun.
+    os.write(say_go_on, b".")
+    os.close(say_go_on)
+    os.close(say_begun)
+    for process in both:
+        process.join(HUNG)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert os.read(begun, 1) == b""
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock", ".arrow"}
