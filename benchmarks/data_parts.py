@@ -87,7 +87,7 @@ def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[st
     write_text(LocalFiles.find(text, "--text").documents(Counts()), folder / "text.arrow")
     found["reading"] = time.perf_counter() - start
     start = time.perf_counter()
-    table = tokenise(folder / "text.arrow", folder / "tokens.arrow", tokenizer, num_workers=1)
+    table, _ = tokenise(folder / "text.arrow", folder / "tokens.arrow", tokenizer, num_workers=1)
     found["tokenising"] = time.perf_counter() - start
     for packing in PACKINGS:
         start = time.perf_counter()

@@ -1,11 +1,20 @@
 """What holds for every test: few threads, no network, honest shape suffixes."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator
 
 from waiting import HUNG
 
+# Tests send signals. A shell lets `pytest &` ignore Ctrl-C, and what is ignored stays ignored.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # Before anything imports torch or a Hugging Face library: they read these once.
 UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = tempfile.TemporaryDirectory(prefix="annotated-mpnet-tests-")

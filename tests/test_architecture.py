@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "signals": {"errors"},
     "fast": {"mpnet", "errors"},
     "settings": {"mpnet", "errors"},
-    "text": {"mpnet", "errors", "files", "settings"},
+    "text": {"mpnet", "errors", "files", "settings", "signals"},
     "streams": {"mpnet", "errors", "settings", "text"},
     "training": {"mpnet", "errors", "settings", "text", "streams", "fast", "signals"},
     "checkpoints": {"mpnet", "errors", "files", "settings", "streams", "training"},

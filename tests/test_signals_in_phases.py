@@ -36,7 +36,7 @@ from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.signals import SIGNALS
+from annotated_mpnet.signals import SIGNALS, StopRequest, listening
 from annotated_mpnet.tracking.report import REPORT
 from ranks import arguments_of
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
@@ -518,3 +518,15 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     run(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
     ends = [decided(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with listening(request := StopRequest()), listening():
+            signal.raise_signal(number)
+        assert request.number is None
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

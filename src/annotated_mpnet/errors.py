@@ -47,7 +47,7 @@ class WriteError(UserError):
 
 
 class OutOfMemoryError(UserError):
-    """A batch does not fit into the memory of the device or the machine."""
+    """A batch does not fit into memory, or a process was killed, most likely for lack of it."""
 
     exit_code = 7
 

@@ -11,6 +11,9 @@ two updates, after saving a checkpoint. Further signals change nothing. SIGKILL 
 moment (`checkpoints/checkpoint.py`). Schedulers send it about half a minute after SIGTERM, so an
 update and a checkpoint should take less than that.
 
+A signal that was ignored when the program started stays ignored: `nohup` starts programs so that
+they outlive their terminal, and a shell starts `command &` so that Ctrl-C is for others.
+
 >>> request = StopRequest()
 >>> with listening(request):
 ...     for update in range(1000):
@@ -97,14 +100,16 @@ def listening(handler: StopRequest | None = None) -> Iterator[None]:
     >>> inner is request, outer is stop_at_once, signal.getsignal(signal.SIGINT) is before
     (True, True, True)
 
-    Does nothing outside the main thread, where Python does not allow signal handlers.
+    A signal that is ignored stays ignored. Does nothing outside the main thread, where Python does
+    not allow signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = [signal.signal(number, handler or stop_at_once) for number in SIGNALS]
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = [signal.signal(number, handler or stop_at_once) for number in heard]
     try:
         yield
     finally:
-        for number, old in zip(SIGNALS, previous, strict=True):
+        for number, old in zip(heard, previous, strict=True):
             signal.signal(number, old)

@@ -14,6 +14,7 @@ class Listed:
 
     texts: tuple[str, ...]
     fingerprint: str = "listed"
+    skipped_files: int = 0
 
     def documents(self, counts: Counts) -> Iterator[str]:
         for text in self.texts:

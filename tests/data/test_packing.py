@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from annotated_mpnet.errors import DataError, WriteError
 from annotated_mpnet.text import packing
 from annotated_mpnet.text import tokenization as tokenising
+from annotated_mpnet.text.hold_out import WithoutTexts
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.sequences import PackedSequences
-from annotated_mpnet.text.sources import Counts
+from annotated_mpnet.text.sources import Counts, LocalFiles
+from annotated_mpnet.text.tokenizer import vocabulary_of
 
 TOKENIZER = toy_tokenizer.word_piece()
 CLS, SEP, UNK = (TOKENIZER.convert_tokens_to_ids(each) for each in ("<s>", "</s>", "<unk>"))
@@ -174,15 +177,114 @@ def test_leftovers_of_a_killed_packing_are_swept_away(tmp_path):
     assert rows_of(again) == rows_of(packed)
 
 
-def test_cut_off_cache_is_packed_anew(tmp_path):
-    rows = rows_of(pack(tmp_path, "tall tale\n"))
-    (cached,) = (tmp_path / "cache").glob("*.arrow")
-    for size in (0, 7, 100):
-        cached.write_bytes(cached.read_bytes()[:size])
-        assert rows_of(pack(tmp_path, "tall tale\n")) == rows
+@pytest.fixture
+def cached(tmp_path) -> tuple[Path, list[list[int]]]:
+    """Return a cache and its sequences."""
+    rows = rows_of(pack(tmp_path, "tall tale\n" * 20))
+    (path,) = (tmp_path / "cache").glob("*.arrow")
+    return path, rows
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
+def test_every_flipped_bit_of_the_cache_is_found(cached):
+    path, _ = cached
+    good = path.read_bytes()
+    PackedSequences(path)
+    generator = np.random.default_rng(0)
+    for place in generator.choice(8 * len(good), 300, replace=False):
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="its checksum is wrong"):
+            PackedSequences(path)
+
+
+DAMAGES = {
+    "empty": lambda good: b"",
+    "one byte": lambda good: good[:1],
+    "half": lambda good: good[: len(good) // 2],
+    "a byte less": lambda good: good[:-1],
+    "a byte more": lambda good: good + b"\0",
+    "written before there were checksums": lambda good: good[:-16],
+    "zeroed": lambda good: bytes(len(good)),
+    "zeroed block": lambda good: good[:512] + bytes(64) + good[576:],
+    "zeroed end": lambda good: good[:-100] + bytes(100),
+    "one id": lambda good: good.replace(np.int32(TALL).tobytes(), np.int32(TALL + 1).tobytes(), 1),
+}
+TALL = TOKENIZER.convert_tokens_to_ids("tall")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_packed_again_and_the_user_is_told(tmp_path, cached, damage, caplog):
+    path, rows = cached
+    good = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](good))
+    assert path.read_bytes() != good
+    again = pack(tmp_path, "tall tale\n" * 20)
+    assert rows_of(again) == rows
+    assert path.read_bytes() == good
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"packing the text again, since '{path}' cannot be used: ")
+    assert said.endswith("version wrote it" if "before" in damage else "checksum is wrong")
+
+
+def test_a_cache_under_the_name_of_another_text_is_not_used(tmp_path, cached):
+    path, rows = cached
+    other = pack(tmp_path, "tale\n")
+    path.with_stem(other.fingerprint).write_bytes(path.read_bytes())
+    assert text_of(pack(tmp_path, "tale\n")) == ["tale"]
+    assert rows_of(pack(tmp_path, "tall tale\n" * 20)) == rows
+
+
+def test_skipped_files_are_those_of_this_start(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("tall tale\n" * 20)
+
+    def skipped() -> list[int]:
+        source = LocalFiles.find(tmp_path / "text", "--train-dir")
+        return [
+            pack_sequences(
+                each, TOKENIZER, 8, cache_dir=tmp_path / "cache"
+            ).report.counts.skipped_files
+            for each in (source, WithoutTexts(source, frozenset({1})))
+        ]
+
+    assert skipped() == [0, 0]
+    (tmp_path / "text" / "notes.md").write_text("tall")
+    assert skipped() == [1, 1]
+    (tmp_path / "text" / "notes.md").unlink()
+    assert skipped() == [0, 0]
+
+
+def test_unknown_tokens_are_counted_also_in_documents_that_are_dropped(tmp_path):
+    # Of eight tokens three are unknown: one of a dropped document.
+    first = pack(tmp_path, "tall ç é\nb c\nç\na b\n")
+    for packed in (first, pack(tmp_path, "tall ç é\nb c\nç\na b\n")):
+        assert packed.report.unknown == 3 / 8
+        assert ", 37.5% unknown; 1 documents without" in str(packed.report)
+        (warning,) = packed.report.warnings(whole_word_mask=False)
+        assert warning.startswith("warning: 38% of the tokens are unknown")
+    assert pack(tmp_path, "a b c d\n").report.unknown == 0
+    report = pack(tmp_path, "a\n" * 5000 + "a ç\n").report
+    assert "<0.1% unknown" in str(report)
+    assert list(report.warnings(whole_word_mask=False)) == []
+
+
+def test_few_words_in_a_sequence_are_warned_about_where_whole_words_are_predicted(tmp_path):
+    packed = pack(tmp_path, ("un" + "bel" * 30 + "\n") * 5, max_tokens=32)
+    starts = vocabulary_of(TOKENIZER).starts_word_V
+    rows = rows_of(packed)
+    # A word begins after a special token too, even if the sequence begins in the middle of it.
+    words = sum(
+        sum(bool(starts[b]) or a in (CLS, SEP) for a, b in pairwise(row) if b not in (CLS, SEP))
+        for row in rows
+    )
+    assert packed.report.words == words
+    (warning,) = packed.report.warnings(whole_word_mask=True)
+    assert "--no-whole-word-mask" in warning
+    assert list(packed.report.warnings(whole_word_mask=False)) == []
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 100])
 def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
     monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 4)
     text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))
@@ -197,11 +299,13 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, mo
 def test_small_text_is_tokenised_in_one_process_unless_asked_for(monkeypatch):
     processes = tokenising._processes
     monkeypatch.setattr(tokenising.os, "cpu_count", lambda: 8)
-    assert processes(0, text_bytes=100, items=100) is None
+    assert processes(0, text_bytes=100, items=100) == 1
     assert processes(4, text_bytes=100, items=100) == 4
     assert processes(4, text_bytes=100, items=3) == 3
-    assert processes(4, text_bytes=100, items=1) is None
+    assert processes(4, text_bytes=100, items=1) == 1
+    assert processes(4, text_bytes=100, items=0) == 1
     assert processes(0, text_bytes=10**9, items=100) == 8
+    assert processes(1024, text_bytes=100, items=10**6) == tokenising.MOST_PROCESSES
 
 
 def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):

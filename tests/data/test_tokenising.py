@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Encoding, Tokenizer
 
-from annotated_mpnet.text import tokenization
 from annotated_mpnet.text.cutting import Ragged
 from annotated_mpnet.text.tokenization import (
     LONGEST_PIECE,
@@ -42,7 +41,7 @@ def test_pieces_lose_and_repeat_nothing(text, longest):
 def tokens_of(directory: Path, documents: list[str], **options: object) -> pa.Table:
     write_text(documents, directory / "text.arrow")
     tokenizer = toy_tokenizer.word_piece()
-    return tokenise(directory / "text.arrow", directory / "tokens.arrow", tokenizer, 1)
+    return tokenise(directory / "text.arrow", directory / "tokens.arrow", tokenizer, 1)[0]
 
 
 def spelled(windows: list[Ragged]) -> list[str]:
@@ -95,7 +94,7 @@ class Recording:
 def test_a_line_of_two_megabytes_reaches_the_tokenizer_in_short_pieces(
     tmp_path, monkeypatch, text, tokens
 ):
-    monkeypatch.setattr(tokenization, "Tokenizer", Recording)
+    monkeypatch.setattr("annotated_mpnet.text.tokenizer.Tokenizer", Recording)
     monkeypatch.setattr(Recording, "longest", 0)
     document = text * (2 * 10**6 // len(text))
     (window,) = windows_of(tokens_of(tmp_path, [document]), at_least=2**62)

@@ -94,10 +94,12 @@ def plan(
 
     if isinstance(text.train, PackedSequences):
         yield f"training text: {text.train.report}"
+        yield from text.train.report.warnings(config.objective.whole_word_mask)
     else:
         yield f"training text: stream of {text.train.fingerprint}"
     if text.valid is not None:
         yield f"validation text: {text.valid.report}"
+        yield from text.valid.report.warnings(config.objective.whole_word_mask)
     else:
         yield "no validation text (--valid-file, --valid-fraction): the last model is the best"
     per_update = optimization.batch_size * optimization.update_freq * world_size

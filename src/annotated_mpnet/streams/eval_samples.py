@@ -43,6 +43,7 @@ class Samples:
     """
 
     texts: tuple[str, ...]
+    skipped_files = 0  # not of a search
 
     @property
     def fingerprint(self) -> str:

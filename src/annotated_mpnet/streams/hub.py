@@ -114,6 +114,8 @@ class DatasetStream:
 class DownloadedDataset:
     """A dataset on disk, as a source of documents."""
 
+    skipped_files = 0  # not of a search
+
     def __init__(
         self, dataset: datasets.Dataset, text_field: str, fingerprint: str, min_text_length: int
     ) -> None:

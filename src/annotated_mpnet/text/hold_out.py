@@ -63,6 +63,11 @@ class PartByHash:
         """Name the documents of this part."""
         return f"{self.source.fingerprint}, {self.fraction!r} held out: {self.held_out}"
 
+    @property
+    def skipped_files(self) -> int:
+        """As in the source."""
+        return self.source.skipped_files
+
     def documents(self, counts: Counts) -> Iterator[str]:
         """Yield the documents of this part; count the others as left out.
 
@@ -101,6 +106,11 @@ class WithoutTexts:
         """Name the documents that remain."""
         left_out = hashlib.sha256(repr(sorted(self.hashes)).encode()).hexdigest()
         return f"{self.source.fingerprint}, without {left_out}"
+
+    @property
+    def skipped_files(self) -> int:
+        """As in the source."""
+        return self.source.skipped_files
 
     def documents(self, counts: Counts) -> Iterator[str]:
         """Yield the documents that remain; count the others as left out.

@@ -73,6 +73,10 @@ class DocumentSource(Protocol):
     def fingerprint(self) -> str:
         """Name the documents: equal fingerprints mean equal documents in equal order."""
 
+    @property
+    def skipped_files(self) -> int:
+        """How many files the search for the documents has skipped."""
+
     def documents(self, counts: Counts) -> Iterator[str]:
         """Yield the documents and update the counts.
 

@@ -37,24 +37,34 @@ token. (annotated-mpnet reads them as the real ones.)
 A piece of unknown tokens alone holds nothing to predict and is dropped: above, the second one.
 
 **Processes** gain what the threads of the tokenizers library cannot: the time that Python spends
-around its calls. Each takes a contiguous share of the pieces, so their number changes nothing.
+around its calls. Each takes a contiguous share of the pieces and writes its tokens to a file of its
+own, so their number changes nothing. There is no queue and no lock that a killed process could
+leave locked. Only the parent obeys signals. It ends the others, and the run if one of them was
+killed; a pipe ends them if the parent was.
 
     N pieces, or documents   V vocabulary
 """
 
+import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from itertools import chain
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
+from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from annotated_mpnet.errors import OutOfMemoryError
 from annotated_mpnet.mpnet.collator import Ids
+from annotated_mpnet.signals import Stopped, StopRequest, listening
 from annotated_mpnet.text.cutting import Ragged
 from annotated_mpnet.text.tokenizer import reader_of_text, vocabulary_of
 
@@ -70,6 +80,11 @@ TOKENISED_AT_ONCE = 256
 
 WORTH_PROCESSES = 64 * 2**20
 """Bytes of text for which several processes are worth their start."""
+
+MOST_PROCESSES = 64
+"""Unless there are more CPUs: each takes memory and open files, and gains nothing without a CPU."""
+
+TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("document", pa.int64())])
 
 
 def pieces(document: str, longest: int = LONGEST_PIECE) -> list[str]:
@@ -103,29 +118,40 @@ def write_text(documents: Iterable[str], target: Path) -> None:
 
 def tokenise(
     text: Path, target: Path, tokenizer: PreTrainedTokenizerFast, num_workers: int
-) -> pa.Table:
-    """Write the tokens of each piece to `target`, in order, and return them memory-mapped.
+) -> tuple[pa.Table, int]:
+    """Write the tokens of each piece to files, in order, and return them memory-mapped.
+
+    Args:
+        text: from `write_text`.
+        target: the name of the files, to which the number of a process is added.
+        tokenizer: from `load_tokenizer`.
+        num_workers: processes; 0 for as many as are worth it.
 
     Returns:
-        The columns "input_ids", a list of int32 for each piece, and "document".
+        The columns "input_ids", a list of int32 for each piece, and "document"; and the number of
+        tokens in pieces that were dropped.
+
+    Raises:
+        OutOfMemoryError: a process was killed.
+        Stopped: by a signal, after all processes have ended.
     """
-    dataset = datasets.Dataset.from_file(str(text))
-    # Otherwise the first batch of each process would decide the types.
-    features = {"input_ids": datasets.List(datasets.Value("int32"))}
-    features |= {"document": datasets.Value("int64")}
-    # A fixed fingerprint, because `datasets` would pickle the tokenizer to compute one.
-    tokens = dataset.with_format("arrow").map(
-        Tokenise(tokenizer),
-        batched=True,
-        batch_size=TOKENISED_AT_ONCE,
-        remove_columns=["text"],
-        features=datasets.Features(features),
-        num_proc=_processes(num_workers, text.stat().st_size, len(dataset)),
-        cache_file_name=str(target),
-        new_fingerprint="tokens",
-        desc="Tokenising",
-    )
-    return tokens.data.table
+    source = pa.ipc.open_stream(pa.memory_map(str(text))).read_all()
+    processes = _processes(num_workers, text.stat().st_size, len(source))
+    ends = [len(source) * each // processes for each in range(processes + 1)]
+    shares = [
+        (source.slice(start, end - start), target.with_name(f"{target.name}.{number}"))
+        for number, (start, end) in enumerate(pairwise(ends))
+    ]
+    to_tokens = Tokenise(tokenizer)
+    with tqdm(total=len(source), desc="Tokenising", unit=" pieces") as bar:
+        if processes == 1:
+            for done in _write_share(*shares[0], to_tokens):
+                bar.update(done)
+            dropped = to_tokens.dropped
+        else:
+            dropped = _in_processes(shares, to_tokens, bar.update)
+    written = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for _, file in shares]
+    return pa.concat_tables(written), dropped
 
 
 def count_documents(tokens: pa.Table) -> int:
@@ -201,12 +227,18 @@ def _split(documents: Ragged, at_least: int, keep: int) -> Iterator[Ragged]:
 
 
 class Tokenise:
-    """Makes tokens of text; a class, because `datasets.map` pickles it for its processes."""
+    """Makes tokens of text.
+
+    Attributes:
+        dropped: tokens so far in pieces that were dropped, all of them unknown.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         vocabulary = vocabulary_of(tokenizer)
         # A copy, because `encode_special_tokens` below would change the caller's tokenizer.
         self.backend = reader_of_text(tokenizer)
+        self.backend.encode_special_tokens = True
+        self.dropped = 0
         self.is_special_V = vocabulary.is_special_V
         self.unk_id = vocabulary.unk_id
 
@@ -223,8 +255,6 @@ class Tokenise:
 
     def _encode(self, texts: list[str]) -> tuple[Ragged, npt.NDArray[np.bool_]]:
         """Return the tokens of the pieces that hold a predictable one, and which these are."""
-        # Here, because the switch is not pickled.
-        self.backend.encode_special_tokens = True
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         ids = np.fromiter(
@@ -235,7 +265,112 @@ class Tokenise:
         special = self.is_special_V[ids]
         ids[special] = self.unk_id
         kept = _any_in_each(~special, lengths)
+        self.dropped += int(lengths[~kept].sum())
         return Ragged(ids[np.repeat(kept, lengths)], lengths[kept]), kept
+
+
+def _write_share(source: pa.Table, target: Path, to_tokens: Tokenise) -> Iterator[int]:
+    """Write the tokens of pieces; yield how many pieces are done with each batch."""
+    with target.open("wb") as file, pa.ipc.new_stream(file, TOKENS) as writer:
+        for batch in source.to_batches(max_chunksize=TOKENISED_AT_ONCE):
+            writer.write_table(to_tokens(pa.Table.from_batches([batch])))
+            yield len(batch)
+
+
+def _in_processes(
+    shares: Sequence[tuple[pa.Table, Path]], to_tokens: Tokenise, report: Callable[[int], object]
+) -> int:
+    """Write each share in a process of its own; return how many tokens were dropped.
+
+    Args:
+        shares: the arguments of `_write_share`.
+        to_tokens: its last argument.
+        report: called with the number of pieces that were done.
+    """
+    # Forked: nothing is pickled, and nothing is imported again.
+    context = multiprocessing.get_context("fork")
+    workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    dropped = {}
+    leash = os.pipe()
+    # Signals are only noted, here and in the workers, which inherit the handlers and never look.
+    with listening(request := StopRequest()):
+        try:
+            for share in shares:
+                receiver, sender = context.Pipe(duplex=False)
+                worker = context.Process(target=_work, args=(*share, to_tokens, sender, leash))
+                worker.start()
+                sender.close()  # the worker's is the last one, so the pipe ends when it dies
+                workers[receiver] = worker
+            waiting = set(workers)
+            while waiting and request.number is None:
+                ready = wait(waiting, timeout=0.1)  # which a signal does not end
+                for receiver in waiting.intersection(ready):
+                    said = _receive(receiver)
+                    if said is None:
+                        waiting.remove(receiver)
+                        _check_end(workers[receiver])
+                    else:
+                        done, dropped[receiver] = said
+                        report(done)
+        finally:
+            for each in workers.values():
+                each.kill()
+            for receiver, each in workers.items():
+                each.join()
+                receiver.close()
+            for descriptor in leash:
+                os.close(descriptor)
+    if request.number is not None:
+        signal.raise_signal(request.number)  # to whoever listened before
+        raise Stopped(request.number)
+    return sum(dropped.values())
+
+
+def _work(
+    source: pa.Table,
+    target: Path,
+    to_tokens: Tokenise,
+    sender: Connection,
+    leash: tuple[int, int],
+) -> None:
+    """Tokenise a share. Sends what is done, or an error, to the parent."""
+    # The processes are the threads.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # While a process has the end that writes, reading waits. Only the parent keeps it.
+    os.close(leash[1])
+    threading.Thread(target=_end_with_parent, args=leash[:1], daemon=True).start()
+    try:
+        for done in _write_share(source, target, to_tokens):
+            sender.send((done, to_tokens.dropped))
+    except BaseException as error:
+        error.add_note(traceback.format_exc())
+        sender.send(error)
+
+
+def _end_with_parent(leash: int) -> None:
+    os.read(leash, 1)
+    os._exit(1)
+
+
+def _receive(receiver: Connection) -> tuple[int, int] | None:
+    """Return the next message of a worker, None if it has ended; raise the error that it met."""
+    try:
+        said = receiver.recv()
+    except (EOFError, OSError):  # after the last message, or within one
+        return None
+    if isinstance(said, BaseException):
+        raise said
+    return said[0], said[1]
+
+
+def _check_end(worker: multiprocessing.process.BaseProcess) -> None:
+    """Raise an error if a worker did not end by itself."""
+    worker.join()
+    if worker.exitcode:
+        raise OutOfMemoryError(
+            f"a process that tokenises text was killed (exit code {worker.exitcode}), as happens "
+            "when memory runs out; start again with fewer processes, as with --num-workers 1"
+        )
 
 
 def _any_in_each(
@@ -284,14 +419,12 @@ def _in_batches(documents: Iterable[str]) -> Iterator[tuple[list[str], list[int]
         yield texts, numbers
 
 
-def _processes(num_workers: int, text_bytes: int, items: int) -> int | None:
-    """Return how many processes tokenise; None for this one alone.
+def _processes(num_workers: int, text_bytes: int, items: int) -> int:
+    """Return how many processes tokenise; with 1, it is this one.
 
     >>> _processes(0, text_bytes=2**20, items=500), _processes(4, text_bytes=100, items=3)
-    (None, 3)
+    (1, 3)
     """
-    wanted = num_workers
-    if wanted == 0:
-        wanted = (os.cpu_count() or 1) if text_bytes >= WORTH_PROCESSES else 1
-    wanted = min(wanted, items)
-    return wanted if wanted > 1 else None
+    cpus = os.cpu_count() or 1
+    wanted = num_workers or (cpus if text_bytes >= WORTH_PROCESSES else 1)
+    return max(1, min(wanted, items, max(cpus, MOST_PROCESSES)))
