@@ -100,12 +100,54 @@ def test_11_bytes_that_are_not_utf8_in_the_last_file_are_found_before_training(t
 
 @pytest.mark.parametrize(
     "content",
-    [np.random.default_rng(0).bytes(4096), "tall tale\n".encode("utf-16"), gzip.compress(b"tall")],
-    ids=["random", "UTF-16", "gzip"],
+    [
+        np.random.default_rng(0).bytes(4096),
+        "tall tale\n".encode("utf-16-le"),
+        gzip.compress(np.random.default_rng(0).bytes(4096)),
+    ],
+    ids=["random", "UTF-16 without a mark", "random, compressed"],
 )
 def test_12_binary_files_are_refused(tmp_path, text, content):
     (text / "c.txt").write_bytes(content)
     refused(tmp_path, r"c.txt' is not (UTF-8|text): line \d+, byte \d+")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("tall tale\n".encode("utf-16"), "is UTF-16; .*iconv -f UTF-16 -t UTF-8"),
+        ("tall tale\n".encode("utf-32"), "is UTF-32; .*iconv -f UTF-32 -t UTF-8"),
+        (b"\xfe\xff\0t\0a", "is UTF-16"),
+        (b"PK\x03\x04rest", "is a zip archive .*unpack it"),
+        (b"%PDF-1.7 rest", "is a PDF file"),
+        (b"PAR1rest", r"is a Parquet file; give it the ending \.parquet"),
+        (b"ARROW1\0\0", r"is an Arrow file; give it the ending \.arrow"),
+    ],
+)
+def test_12_a_file_says_what_it_is_by_its_first_bytes(tmp_path, text, content, said):
+    (text / "c.txt").write_bytes(content)
+    refused(tmp_path, f"c.txt' {said}")
+
+
+def test_a_search_takes_no_file_of_a_run_a_checkpoint_a_tokenizer_or_a_model(tmp_path, text):
+    before = LocalFiles.find(text, "--train-dir")
+    for names, vocabulary in (
+        (("run/config.toml", "run/environment.json", "run/metrics.jsonl"), "run/log.txt"),
+        (("run2/metrics.jsonl", "run2/environment.json"), "run2/log.txt"),
+        (("run/checkpoint5/state.json", "run/checkpoint5/manifest.json"), "run/checkpoint5/a.txt"),
+        (("tok/tokenizer_config.json", "tok/tokenizer.json"), "tok/vocab.txt"),
+        (("hf/config.json", "hf/model.safetensors"), "hf/merges.txt"),
+        # The run in the directory of the text itself, and a tokenizer there.
+        (("environment.json", "config.toml", "tokenizer_config.json"), "vocab.txt"),
+        (("log.txt", "metrics.jsonl", "checkpoint5/state.json", "checkpoint5/manifest.json"), ""),
+    ):
+        for name in filter(None, [*names, vocabulary]):
+            (text / name).parent.mkdir(parents=True, exist_ok=True)
+            (text / name).write_text('{"step": 1}\n')
+    after = LocalFiles.find(text, "--train-dir")
+    assert after.paths == before.paths
+    assert after.fingerprint == before.fingerprint
+    assert after.skipped_files > before.skipped_files == 0
 
 
 MEASURE = """

@@ -1,13 +1,16 @@
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from annotated_mpnet.errors import DataError
-from annotated_mpnet.text.sources import Counts, read_documents
+from annotated_mpnet.text.sources import Counts, LocalFiles, read_documents
 
 DOCUMENTS = ["one", 'two\nlines, "quoted"', "three\u2028still three", "vier ä"]
 
@@ -73,10 +76,120 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path):
     file.write_text('{"text": "one"}\n{}\n{"text": "\\ud800"}\n')
     assert list(read_documents(file)) == ["one"]
     file = tmp_path / "c.csv"
-    file.write_text("id,text\n1,one\n2\n\n3,two,three\n4,four\n")
+    file.write_text("id,text\n1,one\n\n2,\n4,four\n")
     counts = Counts()
     assert list(read_documents(file, counts)) == ["one", "four"]
-    assert (counts.not_text, counts.blank_lines) == (2, 1)
+    assert (counts.not_text, counts.blank_lines) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text\nOn Monday.\nOn Friday, all, went.\n", "line 3 has 3 fields, and .* 1"),
+        ("a.csv", "id,text\n1,one\n2\n", "line 3 has 1 fields, and the first line names 2: '2'"),
+        ("a.tsv", "id\ttext\n1\tone\tmore\n", "line 2 has 3 fields"),
+        ("a.csv.gz", "text\na,b\n", "line 2 has 2 fields"),
+    ],
+)
+def test_a_row_of_another_width_is_refused_with_line_and_fields(tmp_path, name, content, said):
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError, match=said + ".*put quotes around"):
+        list(read_documents(tmp_path / name))
+
+
+TWO = ["one, two", "three"]
+INNER = {
+    ".txt": "one, two\nthree\n",
+    ".jsonl": '{"text": "one, two"}\n{"text": "three"}\n',
+    ".csv": 'id,text\n1,"one, two"\n2,three\n',
+    ".tsv": "id\ttext\n1\tone, two\n2\tthree\n",
+    ".json": '[{"text": "one, two"},\n {"id": 2, "text": "three"}]',
+}
+
+
+def compress(kind: str, data: bytes) -> bytes:
+    if kind == ".zst":
+        return pa.compress(data, codec="zstd", asbytes=True)
+    return {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[kind](data)
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("ending", INNER)
+def test_every_format_is_read_compressed_or_not_whatever_the_name_says(
+    tmp_path, ending, compression
+):
+    data = compress(compression, INNER[ending].encode())
+    # By the first bytes: a name without the second ending is read too.
+    for name in (f"a{ending}{compression}", f"b{ending}"):
+        (tmp_path / name).write_bytes(data)
+        assert list(read_documents(tmp_path / name)) == TWO
+    if compression:
+        long = compress(compression, "".join(f"document {i * i}\n" for i in range(3000)).encode())
+        for cut in (long[: len(long) // 2], long[:-1], long[:9], b"no archive at all"):
+            (tmp_path / f"c.txt{compression}").write_bytes(cut)
+            with pytest.raises(DataError, match="is damaged or cut off"):
+                list(read_documents(tmp_path / f"c.txt{compression}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ('[{"text": "one, two"}, {"text": "three"}]', TWO),
+        (json.dumps([{"text": each} for each in TWO], indent=1), TWO),
+        ('{"text": "one, two"}\n{"text": "three"}\n', TWO),
+        ('["one, two", "three"]', TWO),
+        ('{\n "text": "one, two"\n}', ["one, two"]),
+        ('\n\n[{"text": "one, two"}, {"text": null}, {"text": "three"}]\n', TWO),
+        ("", []),
+    ],
+)
+def test_json_is_an_array_or_lines(tmp_path, content, documents):
+    (tmp_path / "a.json").write_text(content)
+    assert list(read_documents(tmp_path / "a.json")) == documents
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"title": "x"}]', "no column 'text'; it has 'title'"),
+        ('{"data": [{"text": "x"}]}', "no column 'text'; it has 'data'"),
+        ('[{"text": "x"},', "is not JSON"),
+        ("[" * 9999, "is not JSON"),
+        ("3", "expected an array of objects"),
+        ("plain text", "is not JSON"),
+        ('[{"text": "a\\u0000b"}]', "row 1 .* holds a NUL character"),
+    ],
+)
+def test_other_json_is_refused(tmp_path, content, said):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=said):
+        list(read_documents(tmp_path / "a.json"))
+
+
+def test_a_nul_character_is_refused_in_every_format(tmp_path):
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(DataError, match=r"row 2 .* holds a NUL character"):
+            list(read_documents(write(tmp_path / name, ["one", "t\0wo"])))
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.PDF", "a.docx", "a.tar.gz", "a.zip", "a.ipynb"])
+def test_a_file_that_is_not_plain_text_by_its_name_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("<p>One.</p>\n")
+    with pytest.raises(DataError, match="is not plain text by its name"):
+        list(read_documents(tmp_path / name))
+
+
+def test_a_saved_dataset_is_read_and_one_of_several_splits_has_to_be_named(tmp_path):
+    saved = datasets.Dataset.from_dict({"id": [1, 2], "text": TWO})
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    assert list(LocalFiles.find(tmp_path / "one", "--train-dir").documents(Counts())) == TWO
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "several")
+    with pytest.raises(DataError, match="several splits; name one of them: 'test, train'"):
+        LocalFiles.find(tmp_path / "several", "--train-dir")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"state.json is damaged"):
+        LocalFiles.find(tmp_path / "one", "--train-dir")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

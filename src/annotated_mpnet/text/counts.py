@@ -90,6 +90,12 @@ def only_text(
     for number, value in enumerate(values):
         if isinstance(value, str):
             in_succession = 0
+            # As in a text file: the sign of text in another encoding, or of no text at all.
+            if "\0" in value:
+                raise DataError(
+                    f"row {number + 1:,} of {source} holds a NUL character in the column "
+                    f"{text_field!r}; expected text: remove it, or the row"
+                )
             if value.strip():
                 counts.documents += 1
                 yield value

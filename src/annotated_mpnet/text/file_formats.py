@@ -1,10 +1,15 @@
-r"""How a file becomes documents: text, JSON lines, CSV, Parquet, and the first two compressed.
+r"""How a file becomes documents: text, JSON, CSV, Parquet, Arrow; compressed or not.
 
     ending             a document is
-    .txt .txt.gz       a line
-    .jsonl .jsonl.gz   a column of an object on a line of its own
-    .csv               a column of a row; the first row names the columns
-    .parquet           a column of a row
+    .txt               a line
+    .jsonl             a column of an object on a line of its own
+    .csv .tsv          a column of a row; the first row names the columns
+    .json              a column of an object of an array, or of an object on a line of its own
+    .parquet .arrow    a column of a row
+
+All but the last two may be compressed (.gz .bz2 .xz .zst). The first bytes decide about that, not
+the name. A search in a directory takes no .json, .tsv and .arrow, which there are mostly settings
+and notes; give such a file by itself.
 
 **A document of a text file ends at `\n`, and nowhere else.** Python's text mode also ends lines at
 a lone `\r`, and `str.splitlines` at eight more characters, among them U+2028, which web text is
@@ -27,7 +32,7 @@ order mark and the `\r` of `\r\n` are removed, blank lines are counted:
 ['One.', 'Two\u2028still two.']
 
 JSON and CSV lines go through the same reader, so errors name line and byte. The parsers are
-Python's, because pyarrow's fail on a document longer than a block.
+Python's, because pyarrow's fail on a document longer than a block. An array of JSON is read whole.
 
 Text that is not UTF-8 or holds NUL bytes, and a file that is cut off or cannot be parsed, are
 errors with file, line and byte: replacing or skipping would change the text in silence.
@@ -37,15 +42,20 @@ Readers are generators: a document is in memory whole, and never more than one (
 or pass for a line of ours.
 """
 
+import bz2
 import codecs
 import csv
 import gzip
+import io
 import json
+import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import IO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -93,6 +103,11 @@ def read_documents(
             column.
     """
     counts = Counts() if counts is None else counts
+    if any(path.name.lower().endswith(ending) for ending in REFUSED):
+        raise DataError(
+            f"{shown(path)} is not plain text by its name; expected a document per line (.txt), or "
+            f"one of {', '.join([*COLUMNS])}"
+        )
     read = next((read for ending, read in COLUMNS.items() if is_called(path, ending)), None)
     counts.files += 1
     # `text/hold_out.py` moves documents to `left_out` while this generator waits: a file of such
@@ -105,17 +120,15 @@ def read_documents(
         else:
             values = read(path, text_field)
             yield from only_text(values, counts, source=shown(path), text_field=text_field)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{shown(path)} is damaged or cut off: {shown_text(str(error))}; expected a complete "
-            "gzip file: check with `gzip -t`, and fetch or write it again"
-        ) from error
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _damaged(path, error) from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        # bz2 and zstd say it without a number of the system.
+        raise (unreadable(path, error) if error.errno else _damaged(path, error)) from error
     counts.empty_files += counts.documents + counts.left_out == before
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def _lines(path: Path) -> Generator[Line]:
     """Yield the lines of a file, without a byte order mark."""
     start = 0
     # A file in binary mode iterates over lines that end in 0x0A.
@@ -126,11 +139,70 @@ def _lines(path: Path) -> Iterator[Line]:
             start += len(line)
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    """Open a file for reading bytes, unpacked if it is compressed (`cat a.gz b.gz` works too)."""
-    if any(is_called(path, ending) for ending in ENDINGS if ending.endswith(".gz")):
-        return gzip.open(path, "rb")
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, unpacked if it is compressed (`cat a.gz b.gz` works too).
+
+    Raises:
+        DataError: its first bytes are those of a format that is not text.
+    """
+    with path.open("rb") as file:
+        first = file.read(8)
+    for magic, kind in NOT_TEXT.items():
+        if first.startswith(magic):
+            raise DataError(f"{shown(path)} is {kind}")
+    for magic, opener in COMPRESSED.items():
+        if first.startswith(magic):
+            return opener(path)
+    if first and path.suffix.lower() in COMPRESSIONS:
+        raise _damaged(path, ValueError(f"it begins with {first!r}"))
     return path.open("rb")
+
+
+def _open_gzip(path: Path) -> IO[bytes]:
+    return io.BufferedReader(gzip.open(path, "rb"))
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    return io.BufferedReader(pa.CompressedInputStream(str(path), "zstd"))
+
+
+COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {
+    b"\x1f\x8b": _open_gzip,
+    b"BZh": partial(bz2.open, mode="rb"),
+    b"\xfd7zXZ\0": partial(lzma.open, mode="rb"),
+    b"\x28\xb5\x2f\xfd": _open_zstd,
+}
+"""By the first bytes. pyarrow comes with zstd; Python has it from 3.14 on."""
+
+NOT_TEXT = {
+    codecs.BOM_UTF32_LE: "UTF-32; expected UTF-8: convert it with `iconv -f UTF-32 -t UTF-8`",
+    codecs.BOM_UTF32_BE: "UTF-32; expected UTF-8: convert it with `iconv -f UTF-32 -t UTF-8`",
+    codecs.BOM_UTF16_LE: "UTF-16; expected UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+    codecs.BOM_UTF16_BE: "UTF-16; expected UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"PK\x03\x04": "a zip archive (or a document of an office program); unpack it to plain text",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"%PDF-": "a PDF file; extract its text first, for example with pdftotext",
+    b"PAR1": "a Parquet file; give it the ending .parquet",
+    b"ARROW1": "an Arrow file; give it the ending .arrow",
+}
+"""What a file is by its first bytes, and what to do. UTF-32 before UTF-16, which begins alike."""
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+REFUSED = (
+    *(".html", ".htm", ".xml", ".rtf", ".ipynb", ".tex.gz", ".tar", ".tgz", ".tar.gz", ".tar.bz2"),
+    *(".tar.xz", ".tar.zst", ".pdf", ".docx", ".doc", ".odt", ".epub", ".zip", ".7z", ".rar"),
+    *(".xlsx", ".xls", ".pt", ".bin", ".safetensors", ".npy", ".npz", ".pkl", ".lock"),
+)
+"""Endings of what is not one document per line, even if all of it can be read as text."""
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{shown(path)} is damaged or cut off: {shown_text(str(error))}; expected a complete "
+        "compressed file: fetch or write it again"
+    )
 
 
 def _decode(line: bytes, path: Path, number: int, line_start: int) -> str:
@@ -176,6 +248,42 @@ def _json_values(path: Path, text_field: str) -> Values:
         yield encodable(row.get(text_field))
 
 
+def _json_document_values(path: Path, text_field: str) -> Values:
+    """Yield a column of the objects in a JSON array, or of objects on lines of their own.
+
+    An array may hold texts too; a single object is an array of one.
+    """
+    lines = _lines(path)
+    first = next((line for line in lines if line.text.strip()), None)
+    lines.close()
+    if first is None:
+        return
+    with suppress(ValueError, RecursionError):
+        # An object that ends with its line: JSON lines, by another name.
+        if isinstance(json.loads(first.text), dict):
+            yield from _json_values(path, text_field)
+            return
+    text = "".join(line.text for line in _lines(path))
+    try:
+        array = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{shown(path)} is not JSON: {shown_text(str(error))}; expected an array of objects, "
+            "or an object on each line"
+        ) from error
+    rows = [array] if isinstance(array, dict) else array
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{shown(path)} is {shown_text(text.strip())}; expected an array of objects, or an "
+            "object on each line"
+        )
+    names = next((list(row) for row in rows if isinstance(row, dict)), None)
+    if names is not None:
+        _require_column(text_field, names, path)
+    for row in rows:
+        yield encodable(row.get(text_field) if isinstance(row, dict) else row)
+
+
 def _parse_json(line: Line, path: Path) -> dict[str, object]:
     """Return the object on a line.
 
@@ -219,7 +327,7 @@ def encodable(value: object) -> object:
     return value
 
 
-def _csv_values(path: Path, text_field: str) -> Values:
+def _csv_values(path: Path, text_field: str, delimiter: str = ",") -> Values:
     r"""Yield a column of a CSV file, whose first row names the columns.
 
     A quoted field may hold line breaks, so the parser is fed lines with their ends.
@@ -230,7 +338,7 @@ def _csv_values(path: Path, text_field: str) -> Values:
     """
     # Without `strict`, an unclosed quotation swallows the rest of the file as one document.
     csv.field_size_limit(LONGEST_CSV_FIELD)
-    reader = csv.reader((line.text for line in _lines(path)), strict=True)
+    reader = csv.reader((line.text for line in _lines(path)), strict=True, delimiter=delimiter)
     try:
         columns = next(reader, None)
         if columns is None:
@@ -238,11 +346,17 @@ def _csv_values(path: Path, text_field: str) -> Values:
         _require_column(text_field, columns, path)
         place = columns.index(text_field)
         for row in reader:
-            # With more or fewer fields, nobody knows which one is the text.
             if not row:
                 yield ""
-            else:
-                yield row[place] if len(row) == len(columns) else None
+                continue
+            # With more or fewer fields, nobody knows which one is the text.
+            if len(row) != len(columns):
+                raise DataError(
+                    f"{shown(path)}: line {reader.line_num} has {len(row)} fields, and the first "
+                    f"line names {len(columns)}: {shown_text(delimiter.join(row))}; put quotes "
+                    "around texts that hold a separator"
+                )
+            yield row[place]
     except csv.Error as error:
         raise DataError(
             f"{shown(path)} is not CSV: {shown_text(str(error))} at line {reader.line_num}; "
@@ -270,26 +384,54 @@ def _parquet_values(path: Path, text_field: str) -> Values:
         ) from error
 
 
+def _arrow_values(path: Path, text_field: str) -> Values:
+    """Yield a column of an Arrow file, as `datasets` saves them: a stream, or with an index."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            try:
+                batches = iter(pa.ipc.open_stream(file))
+                schema = batches.schema
+            except pa.ArrowInvalid:
+                indexed = pa.ipc.open_file(file)
+                schema = indexed.schema
+                batches = map(indexed.get_batch, range(indexed.num_record_batches))
+            _require_column(text_field, schema.names, path)
+            for batch in batches:
+                column = batch.column(schema.names.index(text_field))
+                for start in range(0, len(column), PARQUET_ROWS):
+                    yield from column[start : start + PARQUET_ROWS].to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{shown(path)} is damaged or not an Arrow file: {shown_text(str(error))}; expected a "
+            "complete file: write it again"
+        ) from error
+
+
 COLUMNS: dict[str, Callable[[Path, str], Values]] = {
     ".jsonl": _json_values,
-    ".jsonl.gz": _json_values,
     ".csv": _csv_values,
     ".parquet": _parquet_values,
+    ".json": _json_document_values,
+    ".tsv": partial(_csv_values, delimiter="\t"),
+    ".arrow": _arrow_values,
 }
 """Formats with columns, by ending; a reader yields a value for each row, None if there is none."""
 
-ENDINGS = (".txt", ".txt.gz", *COLUMNS)
+SEARCHED = (".txt", ".jsonl", ".csv", ".parquet")
 """Endings that a search in a directory takes; a file that is given explicitly may have any."""
 
 
 def is_called(path: Path, ending: str) -> bool:
-    """Tell whether a file's name has an ending, in capitals or not.
+    """Tell whether a file's name has an ending, in capitals or not, compressed or not.
 
     >>> path = Path("Wiki.en.JSONL.GZ")
-    >>> is_called(path, ".jsonl.gz"), is_called(path, ".txt.gz")
-    (True, False)
+    >>> is_called(path, ".jsonl"), is_called(path, ".txt"), is_called(Path("a.csv"), ".csv")
+    (True, False, True)
     """
-    return path.name.lower().endswith(ending)
+    suffixes = [each.lower() for each in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1:] == [ending]
 
 
 def has_columns(path: Path) -> bool:

@@ -7,8 +7,10 @@ of sources (`text/hold_out.py`) and documents in memory (`streams/eval_samples.p
 one another.
 
 **Directories** are searched at all depths, in the order of the paths. Hidden files and directories,
-other formats, and links to directories are skipped and counted. A named pipe or a dangling link
-with the name of a text is an error.
+other formats, and links to directories are skipped and counted; so are runs, checkpoints,
+tokenizers and models, whose logs and vocabularies have the endings of texts: a run in the directory
+of its text must find the same text when it is resumed. A named pipe or a dangling link with the
+name of a text is an error. A dataset that was saved by `save_to_disk` is read as such.
 
 **Fingerprints** are of contents, not of names, sizes or dates. Renaming a file without changing the
 order keeps the fingerprint; changing one letter does not:
@@ -35,6 +37,7 @@ A file is hashed once more when its end is reached, so sequences never mix two s
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +48,7 @@ from typing import Protocol
 from annotated_mpnet.errors import DataError
 from annotated_mpnet.text.counts import Counts
 from annotated_mpnet.text.file_formats import (
-    ENDINGS,
+    SEARCHED,
     has_columns,
     is_called,
     read_documents,
@@ -64,6 +67,17 @@ __all__ = [
     "shown",
     "shown_text",
 ]
+
+
+WRITTEN = (
+    ("config.toml", "environment.json"),
+    ("metrics.jsonl", "environment.json"),
+    ("state.json", "manifest.json"),
+    ("tokenizer_config.json",),
+    ("config.json", "model.safetensors"),
+    ("config.json", "pytorch_model.bin"),
+)
+"""Files that make a directory a run, a checkpoint, a tokenizer, a model."""
 
 
 class DocumentSource(Protocol):
@@ -155,12 +169,20 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
         DataError: there is no such path, it cannot be searched, or it holds no text file.
     """
     # Sorted as paths, not as strings, so the files of a directory stay together.
+    if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        return _saved_dataset(path, flag)
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(each.name for each in path.iterdir() if (each / "state.json").is_file())
+        raise DataError(
+            f"{flag} {shown(path)} is a saved dataset of several splits; name one of them: "
+            f"{shown_text(', '.join(splits))}"
+        )
     if path.is_dir():
         files = sorted(_search(path, counts or Counts()))
         if not files:
             raise DataError(
                 f"no text files in {shown(path)} ({flag}); expected files that end in "
-                f"{', '.join(ENDINGS)}, at any depth"
+                f"{', '.join(SEARCHED)}, compressed or not, at any depth"
             )
         return files
     if not path.exists():
@@ -199,7 +221,9 @@ def _search(directory: Path, counts: Counts) -> list[Path]:
     found: list[Path] = []
     for parent, directories, names in os.walk(directory, onerror=refuse):
         entered = [name for name in directories if _is_entered(Path(parent, name))]
-        texts = [Path(parent, name) for name in names if _is_text(name)]
+        texts = [
+            Path(parent, name) for name in names if _is_text(name) and not _is_ours(name, names)
+        ]
         counts.skipped_files += len(directories) - len(entered) + len(names) - len(texts)
         # In place: os.walk enters what is left in this list.
         directories[:] = entered
@@ -214,8 +238,35 @@ def _search(directory: Path, counts: Counts) -> list[Path]:
 
 
 def _is_entered(directory: Path) -> bool:
-    """Tell whether a search goes into a directory: not into `.git`, nor through a link."""
-    return not directory.name.startswith(".") and not directory.is_symlink()
+    """Tell whether a search goes into a directory.
+
+    Not into `.git`, nor through a link; nor into what this program or transformers has written.
+    """
+    if directory.name.startswith(".") or directory.is_symlink():
+        return False
+    return not any(all((directory / name).exists() for name in names) for names in WRITTEN)
+
+
+def _is_ours(name: str, beside: list[str]) -> bool:
+    """Tell whether a file belongs to the run or tokenizer in the directory that is searched."""
+    return (name in ("log.txt", "metrics.jsonl") and "environment.json" in beside) or (
+        name in ("vocab.txt", "merges.txt") and "tokenizer_config.json" in beside
+    )
+
+
+def _saved_dataset(directory: Path, flag: str) -> list[Path]:
+    """Return the Arrow files of a dataset that `save_to_disk` has written, in their order."""
+    try:
+        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        files = [directory / Path(each["filename"]).name for each in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{flag} {shown(directory)}: state.json is damaged ({shown_text(repr(error))}); "
+            "expected a dataset that `save_to_disk` has written"
+        ) from error
+    if not files:
+        raise DataError(f"{flag} {shown(directory)} is a saved dataset without rows")
+    return files
 
 
 def _is_text(name: str) -> bool:
@@ -224,4 +275,4 @@ def _is_text(name: str) -> bool:
     >>> [_is_text(name) for name in ("a.txt", "A.JSONL.GZ", ".a.txt", "a.zip")]
     [True, True, False, False]
     """
-    return not name.startswith(".") and any(is_called(Path(name), ending) for ending in ENDINGS)
+    return not name.startswith(".") and any(is_called(Path(name), ending) for ending in SEARCHED)
