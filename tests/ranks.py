@@ -49,12 +49,15 @@ class Started:
         processes: one for each rank.
     """
 
-    def __init__(self, config: PretrainingConfig, size: int = 2) -> None:
+    def __init__(
+        self, config: PretrainingConfig, size: int = 2, *others: PretrainingConfig
+    ) -> None:
+        """Start a command on all ranks, or others on the later ranks."""
         self._store = open_store()
-        command = [sys.executable, "-m", "annotated_mpnet", *arguments_of(config)]
+        configs = [config, *others, *[config] * (size - 1 - len(others))]
         self.processes = [
             subprocess.Popen(
-                command,
+                [sys.executable, "-m", "annotated_mpnet", *arguments_of(configs[rank])],
                 env={**os.environ, **environment(rank, size, self._store.port)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.checkpoints.retention import newest_first
+from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.runs.run import MAY_DIFFER, _refuse_different_settings
 from annotated_mpnet.settings.config import PretrainingConfig
 from ranks import Started, arguments_of, names_below, run_ranks
 from tiny_run import TinyText, changed, run, tiny_config, write_text
@@ -319,3 +322,116 @@ def test_text_that_breaks_off_on_one_rank_stops_all_after_a_checkpoint(
     assert len(said) == 1, endings
     assert "train-00002.jsonl" in said[0] or "JSON" in said[0]
     assert list((tmp_path / "run").glob("checkpoint*")), "what was trained was not kept"
+
+
+def test_ranks_with_other_settings_are_refused_by_name(text: TinyText, tmp_path: Path) -> None:
+    config = config_of(text, tmp_path / "run")
+    endings = Started(config, 2, changed(config, lr=0.5)).endings()
+    assert [code for code, _, _ in endings] == [2, 2]
+    (line,) = "".join(errors for _, _, errors in endings).splitlines()
+    assert "differ in --lr: " in line
+    assert not (tmp_path / "run").exists()
+
+
+class TwoRanks:
+    """What `gather_objects` of two ranks returns on rank 0."""
+
+    rank = 0
+
+    def __init__(self, other: PretrainingConfig) -> None:
+        self.other = other
+
+    def gather_objects(self, own: dict[str, object]) -> list[dict[str, object]]:
+        return [own, {name: getattr_of(self.other, name, own) for name in own}]
+
+
+def getattr_of(config: PretrainingConfig, name: str, own: dict[str, object]) -> object:
+    (value,) = [vars(group)[name] for group in vars(config).values() if name in vars(group)]
+    return value if name not in MAY_DIFFER else value is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"lr": 0.5}, "--lr"),
+        ({"dropout": 0.0}, "--dropout"),
+        ({"weight_decay": 0.0}, "--weight-decay"),
+        ({"precision": "bf16"}, "--precision"),
+        ({"resume": True}, "--resume"),
+        ({"valid_file": None}, "--valid-file"),
+        ({"eval_interval_steps": 3}, "--eval-interval-steps"),
+        ({"checkpoint_interval": 3}, "--checkpoint-interval"),
+        ({"packing": "none"}, "--packing"),
+        ({"schedule": "cosine"}, "--schedule"),
+        ({"num_workers": 3, "checkpoint_dir": Path("elsewhere"), "wandb_name": "x"}, None),
+    ],
+)
+def test_all_settings_that_decide_an_update_are_compared_over_ranks(
+    text: TinyText, tmp_path: Path, changes: dict[str, object], flag: str | None
+) -> None:
+    config = changed(config_of(text, tmp_path / "run"), wandb_name="y")
+    world = TwoRanks(changed(config, **changes))
+    if flag is None:
+        _refuse_different_settings(config, world)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ConfigError, match=f"rank 1 and rank 0 differ in {flag}: "):
+        _refuse_different_settings(config, world)  # type: ignore[arg-type]
+
+
+def agents(config: PretrainingConfig, port: int) -> list[subprocess.Popen[str]]:
+    """Start one rank on each of two machines, which are this one: an agent of torchrun for each."""
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+                *("--nproc-per-node", "1", "--max-restarts", "0", "--rdzv-id", "run"),
+                *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"),
+                *("-m", "annotated_mpnet", *arguments_of(config)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_two_agents_train_lose_one_and_resume_to_the_same_bytes(
+    text: TinyText, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def finished(config: PretrainingConfig) -> None:
+        both = agents(config, free_port())
+        said = [agent.communicate(timeout=HUNG) for agent in both]
+        assert [agent.returncode for agent in both] == [0, 0], said
+
+    # A constant rate, so the run may end at any update and be the same run.
+    config = changed(
+        config_of(text, tmp_path / "run"),
+        total_updates=ENDLESS,
+        end_learning_rate=1e-3,
+        checkpoint_interval=2,
+        keep_checkpoints=2,
+    )
+    both = agents(config, free_port())
+    for agent in both:
+        request.addfinalizer(agent.kill)
+    wait_for(lambda: bool(newest_first(tmp_path / "run")), *both)
+    # The agent and its rank, as a machine would take both.
+    os.killpg(both[1].pid, signal.SIGKILL)
+    both[1].communicate(timeout=HUNG)
+    both[0].communicate(timeout=HUNG)
+    assert both[0].returncode != 0
+    (last, *_) = newest_first(tmp_path / "run")
+    end = load_checkpoint(last).state.update + 2
+    finished(changed(config, total_updates=end, resume=True))
+    finished(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
+    ends = [tensors_of(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
+    assert ends[0] == ends[1]

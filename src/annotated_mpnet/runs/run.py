@@ -47,13 +47,13 @@ from annotated_mpnet.checkpoints.run_directory import (
     nothing_to_resume,
     refuse_taken_directory,
 )
-from annotated_mpnet.errors import CheckpointError, DataError
+from annotated_mpnet.errors import CheckpointError, ConfigError, DataError
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.fast.kernel_check import kernel_fault
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
-from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig
+from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.runs.initial_weights import build_model, check_export
@@ -67,7 +67,7 @@ from annotated_mpnet.runs.preparation import (
 )
 from annotated_mpnet.runs.session import Session
 from annotated_mpnet.runs.texts import read_text
-from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
+from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.tracking.display import finish_line
 from annotated_mpnet.tracking.plateau import watch_for
@@ -111,6 +111,7 @@ def run_pretraining(
         log.debug("%s; libraries: %s", world, library_versions())
         console = console or Console() if world.is_first else Console(quiet=True)
         check_tracking(config.tracking)
+        _refuse_different_settings(config, world)
         device, bf16 = choose_device(config.machine, world)
         stack.enter_context(explaining_memory(config, device, world.size))
 
@@ -291,6 +292,36 @@ def explaining_memory(
         # The frames of the traceback still hold the tensors that filled the memory.
         traceback.clear_frames(error.__traceback__)
         raise out_of_memory(config, device, world_size) from error
+
+
+MAY_DIFFER = frozenset(
+    {
+        *("train_dir", "valid_file", "test_file", "tokenizer_name", "hf_model_path"),
+        *("checkpoint_dir", "resume_checkpoint", "tensorboard_log_dir"),
+        *("num_workers", "distributed_timeout", "debug", "wandb_project", "wandb_name", "wandb_id"),
+    }
+)
+"""Settings that may have another value on each machine: paths, and what changes no number."""
+
+
+def _refuse_different_settings(config: PretrainingConfig, world: World) -> None:
+    """Raise a `ConfigError` if the ranks were not started by the same command.
+
+    Each would apply its own learning rate to the sum of the gradients, and the networks would drift
+    apart without any sign of it. Of what may differ, only whether it is given is compared.
+    """
+    settings = {
+        each.name: value if each.name not in MAY_DIFFER else value is not None
+        for group, each in fields_of(config)
+        for value in [vars(vars(config)[group])[each.name]]
+    }
+    for rank, other in enumerate(world.gather_objects(settings)):
+        for name, value in other.items():
+            if value != settings[name]:
+                raise ConfigError(
+                    f"rank {rank} and rank {world.rank} differ in {flag(name)}: {str(value)[:80]} "
+                    f"and {str(settings[name])[:80]}; expected the same command on all machines"
+                )
 
 
 def _refuse_different_text(identity: dict[str, str | int | float], world: World) -> None:

@@ -203,9 +203,13 @@ def _load(
         ) from error
     # A bad file or description may raise almost anything; the message lists what is available.
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        advice = f"; for text files in it: --train-dir {shown_text(name)}" if local else ""
         raise DataError(
             f"the dataset {shown_text(name)} cannot be opened with {choice}: "
-            f"{shown_text(str(error))}; see --dataset-config, --dataset-split"
+            f"{shown_text(str(cause))}; see --dataset-config, --dataset-split{advice}"
         ) from error
     if data.text_field not in columns:
         raise DataError(
