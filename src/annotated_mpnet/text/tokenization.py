@@ -425,6 +425,8 @@ def _processes(num_workers: int, text_bytes: int, items: int) -> int:
     >>> _processes(0, text_bytes=2**20, items=500), _processes(4, text_bytes=100, items=3)
     (1, 3)
     """
+    if multiprocessing.current_process().daemon:
+        return 1  # Python lets it have no children
     cpus = os.cpu_count() or 1
     wanted = num_workers or (cpus if text_bytes >= WORTH_PROCESSES else 1)
     return max(1, min(wanted, items, max(cpus, MOST_PROCESSES)))
