@@ -16,11 +16,10 @@ from itertools import count
 from typing import Any, Protocol
 
 import torch
-from annotated_mpnet.conversion.configuration import to_mpnet_config
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 
-from annotated_mpnet.conversion.names import to_hugging_face
+from annotated_mpnet.conversion.names import to_hugging_face, to_mpnet_config
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
