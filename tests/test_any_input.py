@@ -57,9 +57,6 @@ NUMERIC = [
 HUGE = ["1" + "0" * 400, "9" * 5000, "-" + "1" * 400]
 
 
-# fault 1
-
-
 @pytest.mark.parametrize("value", [*HUGE, "1e999", "-1e999", "nan", "inf", "0x10", "1_0_", "٣x"])
 def test_no_number_is_too_long_for_a_message(value: str) -> None:
     for name in NUMERIC:
@@ -118,9 +115,6 @@ def test_a_configuration_is_a_small_regular_file_in_utf_8(tmp_path: Path) -> Non
     assert "--seed is -1" in refused("--config", tmp_path / "marked.toml")
 
 
-# fault 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "first", "second"),
     [
@@ -136,8 +130,6 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
     assert repr(first) in said
     assert repr(second) in said
 
-
-# fault 4
 
 COMMANDS: dict[str, type] = {
     "pretrain-mpnet": PretrainingConfig,
@@ -227,9 +219,6 @@ def test_a_machine_without_memory_is_one_line(
     assert "out of memory" in refused(code=7)
 
 
-# fault 5: what one start does is no setting.
-
-
 def test_a_file_neither_keeps_nor_gives_what_is_done_in_one_start(
     text: TinyText, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,8 +238,6 @@ def test_a_file_neither_keeps_nor_gives_what_is_done_in_one_start(
     assert "overwrite is ignored in a file; give --overwrite on the command line if you" in said
     assert "already holds" in said.splitlines()[-1]
 
-
-# fault 53
 
 WAYS = {
     "closed output": ">&-",
@@ -302,8 +289,6 @@ def test_output_that_was_asked_for_is_printed_or_the_command_fails(asked: str) -
     assert shell(WAYS["full error"], "--lr=-1").returncode == 2
 
 
-# fault 63
-
 TWO = environment(1, 2, 29500)
 
 
@@ -333,8 +318,6 @@ def test_torchruns_variables_make_sense_or_are_one_line(
             monkeypatch.setenv(name, value)
     assert said in refused("--train-dir", "x")
 
-
-# fault 78
 
 SECRET = "hunter2"
 
@@ -380,9 +363,6 @@ def test_no_secret_is_in_any_file_of_a_run_or_in_what_it_says(
     assert "wandb_project" in to_toml(config)
     for name, content in tree(tmp_path / "run").items():
         assert SECRET.encode() not in content, name
-
-
-# fault 81
 
 
 @pytest.mark.parametrize(

@@ -257,9 +257,6 @@ def test_mask_token_is_the_tokenizers(
     assert model.config.mask_token_id == text.vocabulary.mask_id
 
 
-# fault 32
-
-
 def test_other_architecture_is_refused(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
@@ -296,9 +293,6 @@ def test_source_with_a_tensor_missing_is_refused_by_its_name(
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 missing \('mpnet\.encoder\.layer\.1\.output"):
         started(config, text, tmp_path / "hf")
-
-
-# fault 30, for weights to start from
 
 
 def test_source_with_another_vocabulary_is_refused_with_the_way_out(
@@ -471,9 +465,6 @@ def test_export_that_cannot_be_is_said_before_training(
     assert check_export(text.vocabulary, build_model(config, text)[0].config) == []
 
 
-# fault 28
-
-
 def test_padding_id_is_refused_where_an_export_was_promised(
     config: PretrainingConfig, text: Text
 ) -> None:
@@ -483,9 +474,6 @@ def test_padding_id_is_refused_where_an_export_was_promised(
     model, _ = build_model(config, moved)
     with pytest.raises(ConfigError, match=r"padding has the id 0.*--no-export-hf"):
         check_export(moved.vocabulary, model.config)
-
-
-# fault 75
 
 
 def test_export_start_export_gives_the_same_bytes(

@@ -69,7 +69,6 @@ def assert_close(one: Path, other: Path) -> None:
             assert difference < 1e-5, (key, difference)
 
 
-# faults 59, 62
 def test_two_ranks_train_as_one_process_and_write_what_it_writes(
     text: TinyText, tmp_path: Path
 ) -> None:
@@ -85,7 +84,6 @@ def test_two_ranks_train_as_one_process_and_write_what_it_writes(
     assert_close(tmp_path / "two" / "checkpoint8", tmp_path / "one" / "checkpoint8")
 
 
-# fault 60
 @pytest.mark.parametrize(
     "machine",
     [{"fsdp": False}, {"fsdp": True, "gradient_checkpointing": True, "precision": "bf16"}],
@@ -117,7 +115,6 @@ def test_gradient_checkpointing_changes_no_byte_on_two_ranks(
     assert ends[0] == ends[1]
 
 
-# fault 60
 def test_a_run_moves_from_two_ranks_to_one_and_back(text: TinyText, tmp_path: Path) -> None:
     config = without_dropout(config_of(text, tmp_path / "run"))
     run_ranks(config)
@@ -133,7 +130,6 @@ def test_a_run_moves_from_two_ranks_to_one_and_back(text: TinyText, tmp_path: Pa
     assert_close(tmp_path / "alone" / "checkpoint8", expected)
 
 
-# fault 61
 def test_another_global_batch_is_refused_by_all_ranks_and_explained_once(
     text: TinyText, tmp_path: Path
 ) -> None:
@@ -146,7 +142,6 @@ def test_another_global_batch_is_refused_by_all_ranks_and_explained_once(
     assert endings[1][2].strip() == ""
 
 
-# fault 56
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
     text: TinyText, tmp_path: Path, rank: int
@@ -163,7 +158,6 @@ def test_a_signal_to_one_rank_stops_all_after_one_checkpoint(
     assert len(numbered) == 1, numbered
 
 
-# fault 56
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
     text: TinyText, tmp_path: Path, number: signal.Signals
@@ -199,7 +193,6 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
     assert f"saved after update {update}; continue with --resume" in said
 
 
-# fault 55
 def test_a_run_with_a_killed_rank_ends_and_resumes_as_the_same_run(
     text: TinyText, tmp_path: Path
 ) -> None:
@@ -238,7 +231,6 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-# faults 43, 62
 def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
     text: TinyText, tmp_path: Path
 ) -> None:
@@ -282,7 +274,6 @@ def stream_config(text: TinyText, dataset: Path, directory: Path) -> Pretraining
     )
 
 
-# fault 60
 def test_a_stream_on_two_ranks_resumes_byte_for_byte_and_moves_only_when_allowed(
     text: TinyText, dataset: Path, tmp_path: Path
 ) -> None:
@@ -304,7 +295,6 @@ def test_a_stream_on_two_ranks_resumes_byte_for_byte_and_moves_only_when_allowed
     assert (tmp_path / "run" / "checkpoint16").exists()
 
 
-# fault 57
 def test_text_that_breaks_off_on_one_rank_stops_all_after_a_checkpoint(
     text: TinyText, dataset: Path, tmp_path: Path
 ) -> None:

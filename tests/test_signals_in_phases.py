@@ -1,14 +1,5 @@
 """A signal in each phase of a run: how it ends, what is on the disk, and how it goes on.
 
-Where each row of group F of the fault matrix is tested:
-
-    50  SIGTERM, SIGINT, SIGHUP in each phase    here; from outside: test_cli.py; ranks: test_ranks
-    51  more of them while saving                here
-    52  SIGKILL in each phase                    here; in each step of a save:
-                                                 training/test_checkpoint_writing.py
-    53  SIGSTOP, SIGPIPE, SIGHUP from outside    here; | head: test_cli.py, training/test_tracking
-    54  an export that is killed                 conversion/test_export_to_hugging_face.py
-
 A phase is a function. Its name and the number of a call say exactly when a signal comes: just
 before that call. So most of this is done in one process, by the command that the shell would call.
 """
@@ -186,8 +177,6 @@ def assert_same_end(directory: Path, uninterrupted: Path) -> None:
     assert not {name for name in left if name.startswith((".tmp-", ".old-"))}
 
 
-# fault 50
-
 IMPORTING = """
 import signal, sys
 
@@ -354,9 +343,6 @@ def test_what_a_signal_after_the_loop_prevents_is_made_by_the_resume(
     assert "complete, with 8 updates" in capsys.readouterr().out
 
 
-# fault 51
-
-
 def test_more_signals_while_saving_change_neither_the_checkpoint_nor_the_exit_code(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
@@ -371,8 +357,6 @@ def test_more_signals_while_saving_change_neither_the_checkpoint_nor_the_exit_co
     run(changed(config, resume=True))
     assert_same_end(tmp_path / "run", uninterrupted)
 
-
-# fault 52
 
 KILLED = [
     (Phase("tokenising", f"{HERE}.text.packing.tokenise"), {}),
@@ -457,8 +441,6 @@ def test_run_without_a_checkpoint_says_how_it_begins_anew(text: TinyText, tmp_pa
         run(changed(config, checkpoint_dir=tmp_path / "elsewhere", resume=True))
     assert not (tmp_path / "elsewhere").exists()
 
-
-# fault 53
 
 SLOWLY = """
 import time

@@ -51,7 +51,6 @@ def everything_in(directory: Path) -> dict[str, bytes]:
     }
 
 
-# fault 73
 @pytest.mark.parametrize(
     "changes",
     [
@@ -78,7 +77,6 @@ def test_export_gives_the_logits_of_encode_and_head(
     assert (ours - logits)[attention_mask == 1].abs().max() < 1e-4
 
 
-# fault 72
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -139,7 +137,6 @@ def test_model_that_computes_no_numbers_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# fault 75
 def test_export_import_export_gives_the_same_bytes(tmp_path: Path) -> None:
     exported(tmp_path / "first")
     config, tensors, notes, _ = load_any(str(tmp_path / "first"))
@@ -150,7 +147,6 @@ def test_export_import_export_gives_the_same_bytes(tmp_path: Path) -> None:
     assert everything_in(tmp_path / "first") == everything_in(tmp_path / "second")
 
 
-# fault 76
 def test_tied_weights_are_stored_once_and_tied_again_when_opened(tmp_path: Path) -> None:
     exported(tmp_path / "hf")
     names = load_file(tmp_path / "hf" / "model.safetensors").keys()
@@ -230,7 +226,6 @@ def test_longest_text_that_the_tokenizer_allows_fits_the_model(tmp_path: Path) -
     AutoModelForMaskedLM.from_pretrained(tmp_path / "hf")(**rows)
 
 
-# fault 74
 def test_directory_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     exported(tmp_path / "hf")
     before = everything_in(tmp_path)
@@ -295,7 +290,6 @@ def test_export_in_lower_precision_is_written_in_float32(tmp_path: Path) -> None
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
-# fault 82
 def test_export_follows_the_umask_and_keeps_the_console_quiet(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +314,6 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-# fault 77
 def test_export_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was asked")
@@ -330,7 +323,6 @@ def test_export_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exported(tmp_path / "hf")
 
 
-# fault 54
 def test_killed_at_any_moment_the_export_is_absent_old_or_complete(tmp_path: Path) -> None:
     # Imports are slow, so that one process imports, by way of a first export, and then forks a
     # victim for each moment.

@@ -52,7 +52,6 @@ def masked_lm(tmp_path: Path) -> Path:
     return saved(MPNetForMaskedLM(hugging_face_config()), tmp_path / "masked_lm")
 
 
-# fault 75
 def test_import_export_gives_the_same_bytes(masked_lm: Path, tmp_path: Path) -> None:
     export_to_hugging_face(loaded(masked_lm), tmp_path / "ours", tokenizer=None, overwrite=False)
     for name in ("model.safetensors", "config.json"):
@@ -148,7 +147,6 @@ def test_modules_that_lead_out_of_the_directory_are_not_followed(
         load_any(str(inner))
 
 
-# fault 32
 @pytest.mark.parametrize(
     ("model", "kind"),
     [
@@ -188,7 +186,6 @@ def test_missing_tensor_is_named(masked_lm: Path, missing: str) -> None:
         load_any(str(masked_lm))
 
 
-# fault 32
 def test_network_that_lost_its_head_is_not_taken_for_an_encoder(masked_lm: Path) -> None:
     tensors = load_file(masked_lm / "model.safetensors")
     headless = {name: each for name, each in tensors.items() if name.startswith("mpnet.")}
@@ -244,7 +241,6 @@ def test_broken_configuration_is_one_line(masked_lm: Path, text: str) -> None:
         load_any(str(masked_lm))
 
 
-# fault 32
 @pytest.mark.parametrize("size", [0, 1, 8, 1000, -1])
 def test_truncated_weights_are_refused(masked_lm: Path, size: int) -> None:
     path = masked_lm / "model.safetensors"

@@ -104,7 +104,6 @@ def test_directory_without_a_model_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-# fault 77
 def test_checkpoint_alone_is_enough_to_convert_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

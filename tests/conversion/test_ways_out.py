@@ -93,9 +93,6 @@ def test_hugging_face_encoder_converts_and_its_fresh_head_is_said(
     assert torch.equal(before[name], after[f"mpnet.{name}"])
 
 
-# fault 72
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -124,9 +121,6 @@ def test_command_refuses_what_cannot_be_represented_with_exit_2_and_writes_nothi
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-# fault 74
-
-
 def test_command_refuses_a_directory_in_use_with_exit_2_until_told_to_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,9 +136,6 @@ def test_command_refuses_a_directory_in_use_with_exit_2_until_told_to_overwrite(
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == b"precious"
     assert convert_to_hf(*flags, "--overwrite") in (0, None)
     assert len(weights_in(tmp_path / "hf")) > 30
-
-
-# fault 77
 
 
 def test_offline_a_checkpoint_is_all_that_the_command_needs(

@@ -258,7 +258,6 @@ def test_parquet_that_is_cut_off_or_damaged_is_refused(tmp_path):
 
 
 def test_foreign_text_cannot_break_the_message(tmp_path):
-    # Row 81 of the fault matrix.
     file = tmp_path / "a.jsonl"
     file.write_text("\x1b[31mred\r" + "x" * 500 + "\n")
     with pytest.raises(DataError) as caught:

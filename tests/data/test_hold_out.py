@@ -27,7 +27,6 @@ CORPUS = Listed(tuple(f"text {i % 700}" for i in range(1050)))
 
 
 def test_parts_are_disjoint_although_there_are_copies_and_nothing_is_lost():
-    # Row 21 of the fault matrix.
     train, valid = split_by_hash(CORPUS, 0.1)
     counts = Counts(), Counts()
     trained, held_out = list(train.documents(counts[0])), list(valid.documents(counts[1]))
@@ -75,7 +74,6 @@ def test_texts_of_other_files_are_left_out_with_all_their_copies():
 
 
 def test_training_text_that_is_the_validation_text_is_refused():
-    # Row 21 of the fault matrix.
     with pytest.raises(DataError, match="all 1,050 documents of the training text are also in"):
         list(WithoutTexts(CORPUS, hashes_of(CORPUS)).documents(Counts()))
 

@@ -84,7 +84,6 @@ def test_every_sequence_comes_once_in_every_epoch(sequences, collator, batch_siz
         assert sorted(index for _, index in of_epoch) == list(range(30))
 
 
-# fault 58
 def test_two_ranks_read_each_of_13_sequences_once_per_epoch_and_none_waits(
     collator, tmp_path, monkeypatch
 ):

@@ -87,7 +87,7 @@ class Recording:
         return self.backend.encode_batch_fast(texts, **options)
 
 
-# Row 14 of the fault matrix. The measurement with 50 MB is in benchmarks/data.py.
+# The measurement with 50 MB is in benchmarks/data.py.
 @pytest.mark.parametrize(
     ("text", "tokens"), [("tall tale a b ", 4), ("tall.tale.a.b.", 8)], ids=["spaces", "no spaces"]
 )

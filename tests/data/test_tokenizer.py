@@ -101,12 +101,10 @@ def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
         assert found - {0} == after_space
 
 
-# fault 29
 def test_every_token_is_a_word_where_nothing_marks_them():
     assert starters(toy_tokenizer.word_level()) == {"un", "bel", "▁"}
 
 
-# fault 29
 def test_size_covers_added_tokens_and_gaps_and_random_ids_only_what_exists(directory):
     file = directory / "tokenizer.json"
     description = json.loads(file.read_text(encoding="utf-8"))
@@ -163,9 +161,6 @@ def test_special_tokens_that_belong_to_text_are_tokens_like_others(directory):
     assert loaded.convert_ids_to_tokens(ids)[:2] == ["tall", "<url>"]
     assert vocabulary.mask_id not in ids
     assert loaded("tall <url>", add_special_tokens=False).input_ids == ids[:2]
-
-
-# Row 28 of the fault matrix.
 
 
 @pytest.mark.parametrize(
@@ -254,7 +249,6 @@ def test_unreachable_hub_name_leads_to_a_directory(monkeypatch):
         load_tokenizer("nobody/nothing-of-that-name")
 
 
-# fault 31
 def test_code_that_comes_with_a_tokenizer_is_never_run(directory):
     canary = directory / "canary"
     (directory / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass Tokenizer: ...")
@@ -275,7 +269,6 @@ def test_hash_survives_saving_and_loading_and_ignores_truncation_and_padding(dir
     assert tokenizer_hash(load_tokenizer(str(directory / "again"))) == before
 
 
-# fault 30
 def test_hash_notices_two_swapped_ids_and_another_normalizer():
     hashes = {
         tokenizer_hash(toy_tokenizer.word_piece(words=("tall", "tale"))),
@@ -287,7 +280,6 @@ def test_hash_notices_two_swapped_ids_and_another_normalizer():
     assert len(hashes) == 3
 
 
-# fault 29
 def test_slow_tokenizer_is_refused_by_its_class(tmp_path):
     # One of the few that transformers 5 has no fast version of.
     CanineTokenizer().save_pretrained(tmp_path)

@@ -196,7 +196,6 @@ def on_two_ranks(
     assert [process.exitcode for process in processes] == list(codes), said
 
 
-# fault 59
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path, fsdp: bool) -> None:
     on_two_ranks(train_and_save, tmp_path, fsdp=fsdp)
@@ -213,14 +212,12 @@ def test_weights_of_rank_0_reach_all(tmp_path: Path, fsdp: bool) -> None:
     on_two_ranks(load_again, tmp_path, fsdp=fsdp)
 
 
-# fault 64
 def test_a_nan_gradient_on_one_rank_stops_all_before_the_update(
     tmp_path: Path,
 ) -> None:
     on_two_ranks(diverge_on_rank_1, tmp_path)
 
 
-# fault 64
 def test_an_infinite_loss_on_one_rank_stops_all_with_the_deferred_check(
     tmp_path: Path,
 ) -> None:
@@ -231,7 +228,6 @@ def test_ranks_agree(tmp_path: Path) -> None:
     on_two_ranks(agree, tmp_path)
 
 
-# fault 57
 def test_only_the_first_rank_to_fail_reports_and_all_exit_with_its_code(tmp_path: Path) -> None:
     on_two_ranks(fail_one_after_the_other, tmp_path)
     assert (tmp_path / "error1").read_text() == "ConfigError 2 rank 1 has another file"
@@ -240,14 +236,12 @@ def test_only_the_first_rank_to_fail_reports_and_all_exit_with_its_code(tmp_path
     ).read_text() == "FailedElsewhereError 2 rank 1: rank 1 has another file"
 
 
-# fault 57
 def test_a_bug_on_one_rank_keeps_its_traceback_and_the_other_does_not_wait(tmp_path: Path) -> None:
     on_two_ranks(hit_a_bug_on_rank_1, tmp_path, codes=(0, 1))
     assert "KeyError: 'a bug of ours'" in (tmp_path / "failed1").read_text()
     assert (tmp_path / "error0").read_text().startswith("ProcessLostError 1 rank 0 of 2 lost")
 
 
-# fault 57
 def test_out_of_memory_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path) -> None:
     on_two_ranks(run_out_of_memory_on_rank_1, tmp_path)
     said = (tmp_path / "error1").read_text()
@@ -257,7 +251,6 @@ def test_out_of_memory_on_one_rank_ends_all_with_the_flags_to_try(tmp_path: Path
     assert (tmp_path / "error0").read_text().startswith("FailedElsewhereError 7 rank 1: out of")
 
 
-# fault 63
 def test_a_rank_that_finds_no_other_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         # Nothing listens on this port, and while it is taken nothing else can.

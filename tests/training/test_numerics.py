@@ -1,17 +1,5 @@
 """NaN and infinite losses, updates without a prediction, and resumed runs.
 
-Where each row of group H of the fault matrix is tested, and the matrix of resumed runs:
-
-    64  NaN in the loss or a gradient         here, and on one rank of two: test_distributed.py
-    65  nothing to predict                    here
-    66  resume equals no interruption         here, for one process, for two, and compiled; sharded
-                                              and for streams: ../test_ranks.py, ../test_stream_run
-    67  resumed three times                   here; of a complete run: ../test_run.py
-    68  resumed with other settings           here; refused ones: ../test_run.py, test_resume.py
-    69  the optimizer's file is missing       here; in all ways: test_checkpoint.py
-    70  names in compiled and shared runs     here; under DDP and FSDP: ../test_ranks.py
-    71  a checkpoint of this version          here (../golden/checkpoint)
-
 "The same" means to the byte: weights, AdamW's means, and the state.
 """
 
@@ -130,8 +118,6 @@ def files_of(config: PretrainingConfig, update: int = UPDATES) -> dict[str, byte
     files = tree(config.run.checkpoint_dir / f"checkpoint{update}")
     return {name: content for name, content in files.items() if name != "manifest.json"}
 
-
-# fault 66
 
 POINTS = {"mid-epoch": 4, "epoch boundary": EPOCH, "last update": UPDATES - 1}
 """How many updates are done when a run is interrupted."""
@@ -346,9 +332,6 @@ def test_compiled_run_resumed_equals_the_compiled_run(compiled: PretrainingConfi
     assert files_of(compiled, 4) == files_of(whole, 4)
 
 
-# fault 70
-
-
 @needs_compiler
 def test_compiled_run_resumes_uncompiled_under_the_same_names(
     compiled: PretrainingConfig, tmp_path: Path
@@ -366,9 +349,6 @@ def test_compiled_run_resumes_uncompiled_under_the_same_names(
             torch.testing.assert_close(one[key], other[key], atol=1e-5, rtol=1e-4, msg=key)
 
 
-# fault 67
-
-
 def test_resumed_three_times_it_is_the_same_run(
     text: TinyText, tmp_path: Path, uninterrupted: dict[Setting, dict[str, bytes]]
 ) -> None:
@@ -382,9 +362,6 @@ def test_resumed_three_times_it_is_the_same_run(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if "train/loss" in line]
     assert steps == [2, 4, 6, 8, 10, 12]
-
-
-# fault 64
 
 
 def spoil_loss(value: float, update: int, patch: pytest.MonkeyPatch) -> None:
@@ -469,9 +446,6 @@ def test_weights_that_overflow_end_the_run(
     assert max(tensor.abs().max() for tensor in tensors.values()) < 10
 
 
-# fault 65
-
-
 def nothing_to_predict() -> Batch:
     """Return a batch with empty slots only, as sequences of unknown words give."""
     full = batch(99, 3)
@@ -510,9 +484,6 @@ def test_micro_batch_without_a_token_to_predict_contributes_nothing() -> None:
     assert_same(everything(among), everything(without))
     assert results[0].loss_sum == results[1].loss_sum
     assert results[0].num_predicted == results[1].num_predicted
-
-
-# fault 68
 
 
 def test_settings_that_may_change_do_change_and_the_log_shows_old_and_new(
@@ -571,9 +542,6 @@ def test_a_changed_initialisation_is_said_to_have_no_effect_on_resume(
     assert "relative_bias_init" not in said
 
 
-# fault 69
-
-
 def test_a_resume_without_the_optimizer_is_refused(text: TinyText, tmp_path: Path) -> None:
     config = changed(SETTINGS[0].config(text, tmp_path / "run"), valid_file=None)
     run_until(4, changed(config, save_optimizer_state=False))
@@ -589,8 +557,6 @@ def test_a_resume_without_the_optimizer_is_refused(text: TinyText, tmp_path: Pat
     assert caught.value.exit_code == 4
     assert tree(tmp_path / "run") == before
 
-
-# fault 71
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 """Saved after update 4 of the run below, by the first version that saved any."""
