@@ -131,6 +131,10 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
     assert repr(second) in said
 
 
+def test_a_second_file_after_a_flag_is_explained() -> None:
+    assert "for several files give their directory" in refused("--train-dir", "a.txt", "b.txt")
+
+
 COMMANDS: dict[str, type] = {
     "pretrain-mpnet": PretrainingConfig,
     "convert-to-hf": ConvertCommand,

@@ -123,6 +123,8 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
     if unknown:
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], settings, 1)
         perhaps = f" (perhaps you meant {similar[0]})" if similar else ""
+        if not unknown[0].startswith("-"):
+            perhaps = " (a flag takes one value; for several files give their directory)"
         parser.error(f"unrecognized arguments: {one_paragraph(' '.join(unknown))[:80]}{perhaps}")
     return vars(given)
 

@@ -94,8 +94,8 @@ def choose_eval_samples(
         raise DataError(
             f"--eval-samples {eval_samples} would hold out {wanted:,} of the {len(seen):,} "
             f"different documents in {reader.shards.fingerprint} with at least {min_text_length} "
-            f"characters; set it to less than {max(1, len(seen) // 4):,}, or to 0 and give "
-            "--valid-file"
+            f"characters; lower --min-text-length if the texts are short, or set it to less than "
+            f"{max(1, len(seen) // 4):,}, or to 0 and give --valid-file"
         )
     chosen = tuple(text for _, text in sorted(lowest.items())[:wanted])
     return EvalSamples(Samples(chosen[:eval_samples]), Samples(chosen[eval_samples:]))

@@ -161,8 +161,9 @@ class ShardReader:
                 raise
             raise DataError(
                 f"shard {shard} of {self.shards.fingerprint} cannot be read: "
-                f"{type(error).__name__}: {shown_text(str(error))}; repair the file, or choose "
-                "other text (--dataset-split, --dataset-config, --dataset-revision)"
+                f"{type(error).__name__}: {shown_text(str(error))}; repair the file, choose "
+                "other text (--dataset-split, --dataset-config, --dataset-revision), or read a "
+                "folder with --train-dir, which looks at the column of the text alone"
             ) from error
 
 
