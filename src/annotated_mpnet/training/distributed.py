@@ -33,9 +33,12 @@ hold full tensors under the same names, so a run can resume either way.
 This is the only module that imports `torch.distributed`.
 """
 
+import ctypes
 import gc
 import os
 import re
+import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -205,6 +208,8 @@ def open_world(timeout: int) -> Iterator[World]:
         yield World()
         return
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
     store = _connect(world, timedelta(seconds=timeout))
     try:
         yield world
@@ -214,6 +219,16 @@ def open_world(timeout: int) -> Iterator[World]:
         raise _first_failure(store, world, error) from error
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this rank if torchrun is killed; checkpoints are safe at any moment.
+
+    Its own rank would stay for ever otherwise, and the ranks of other machines wait for it.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _connect(world: World, timeout: timedelta) -> Store:
