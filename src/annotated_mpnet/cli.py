@@ -47,7 +47,7 @@ from annotated_mpnet.signals import Stopped, listening
 
 log = logging.getLogger("annotated_mpnet")
 
-SILENT_RANKS_WAIT = 10
+SILENT_RANKS_WAIT = 3
 """Seconds in which torchrun ends the other processes after rank 0."""
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -21,8 +21,9 @@ def test_the_script_shows_where_heads_look_with_either_start(
         return folder / "novels" / tiny.train_dir.name, str(tiny.tokenizer)
 
     monkeypatch.setattr(plateau, "prepare", prepare)
-    flags = ["--updates", "0", "2", "--", *TINY_FLAGS, "--encoder-attention-heads", "4"]
-    rows = run_main(plateau.main, flags, tmp_path, monkeypatch)
+    tiny_flags = list(TINY_FLAGS)
+    tiny_flags[tiny_flags.index("--encoder-attention-heads") + 1] = "4"
+    rows = run_main(plateau.main, ["--updates", "0", "2", "--", *tiny_flags], tmp_path, monkeypatch)
     assert [(row["start"], row["update"]) for row in rows] == [
         (start, update) for start in ("normal", "local") for update in (0, 2)
     ]
