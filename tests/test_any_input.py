@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import logging
+import math
 import os
 import stat
 import subprocess
@@ -61,6 +62,20 @@ HUGE = ["1" + "0" * 400, "9" * 5000, "-" + "1" * 400]
 def test_no_number_is_too_long_for_a_message(value: str) -> None:
     for name in NUMERIC:
         assert flag(name) in refused(f"{flag(name)}={value}")
+
+
+def test_zero_and_minus_one_are_refused_where_the_range_begins_above_them() -> None:
+    bounds = {
+        each.name: each.metadata["bounds"]
+        for _, each in fields_of(PretrainingConfig())
+        if each.name in NUMERIC
+    }
+    asked = 0
+    for name, value in ((name, value) for name in bounds for value in (0, -1)):
+        if value <= bounds[name].get(">", -math.inf) or value < bounds[name].get(">=", -math.inf):
+            assert f"{flag(name)} is {value}" in refused(f"{flag(name)}={value}")
+            asked += 1
+    assert asked > 40
 
 
 @pytest.mark.parametrize("value", HUGE)

@@ -84,6 +84,16 @@ def test_two_ranks_train_as_one_process_and_write_what_it_writes(
     assert_close(tmp_path / "two" / "checkpoint8", tmp_path / "one" / "checkpoint8")
 
 
+def test_only_rank_0_writes(text: TinyText, tmp_path: Path) -> None:
+    # On another machine, a directory of the same name is another directory.
+    config = changed(config_of(text, tmp_path / "run"), total_updates=4, export_hf=True)
+    elsewhere = changed(config, checkpoint_dir=tmp_path / "rank 1")
+    endings = Started(config, 2, elsewhere).endings()
+    assert [code for code, _, _ in endings] == [0, 0], endings
+    assert {"checkpoint4", "report.md", "hf"} <= names_below(tmp_path / "run")
+    assert not (tmp_path / "rank 1").exists()
+
+
 @pytest.mark.parametrize(
     "machine",
     [{"fsdp": False}, {"fsdp": True, "gradient_checkpointing": True, "precision": "bf16"}],

@@ -279,6 +279,28 @@ def test_other_data_is_refused(text: TinyText, tmp_path: Path) -> None:
     run(changed(config, total_updates=4))
     with pytest.raises(CheckpointError, match="data was"):
         run(changed(config, resume=True, train_dir=text.train_dir / "a.txt"))
+    other = changed(config, train_dir=text.train_dir / "a.txt", allow_change="data")
+    result, said = run(changed(other, resume=True))
+    assert "not exactly the uninterrupted run" in said
+    assert result.state.update == config.optimization.total_updates
+
+
+def test_a_tokenizer_with_two_ids_swapped_is_refused_on_resume(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = tiny_config(text, tmp_path / "run")
+    run(changed(config, total_updates=4))
+    shutil.copytree(text.tokenizer, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = description["model"]["vocab"]
+    first, second = list(vocabulary)[50:52]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(description), encoding="utf-8")
+    before = tree(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="tokenizer was"):
+        run(changed(config, resume=True, tokenizer_name=str(tmp_path / "other")))
+    assert tree(tmp_path / "run") == before
 
 
 def test_another_network_is_refused(text: TinyText, tmp_path: Path) -> None:

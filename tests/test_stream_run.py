@@ -1,11 +1,14 @@
 """Whole runs over a stream; a folder of shards stands in for the Hub, through the same loader."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
+from annotated_mpnet.checkpoints.checkpoint import STREAM, STREAM_TENSORS
+from annotated_mpnet.checkpoints.manifest import verify_checkpoint
 from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.streams import shards
@@ -77,6 +80,28 @@ def test_another_dataset_is_refused_by_name(text: TinyText, dataset: Path, tmp_p
     (other / "train-00000.jsonl").write_text('{"text": "Another text, of sufficient length."}\n')
     with pytest.raises(CheckpointError, match="data was"):
         run(changed(config, resume=True, dataset_name=str(other)))
+
+
+def test_damage_of_the_position_in_a_stream_is_found(
+    text: TinyText, dataset: Path, tmp_path: Path
+) -> None:
+    config = stream_config(text, dataset, tmp_path / "run")
+    run(changed(config, total_updates=2))
+    checkpoint = tmp_path / "run" / "checkpoint2"
+    for name in (STREAM, STREAM_TENSORS):
+        whole = (checkpoint / name).read_bytes()
+        places = random.Random(7).choices(range(8 * len(whole)), k=200)
+        damaged = [whole[:cut] for cut in (0, 1, 8, len(whole) // 2, len(whole) - 1)]
+        for place in places:
+            flipped = bytearray(whole)
+            flipped[place // 8] ^= 1 << place % 8
+            damaged.append(bytes(flipped))
+        for content in damaged:
+            (checkpoint / name).write_bytes(content)
+            with pytest.raises(CheckpointError, match=name):
+                verify_checkpoint(checkpoint)
+        (checkpoint / name).write_bytes(whole)
+    verify_checkpoint(checkpoint)
 
 
 def test_a_downloaded_dataset_trains_like_files(

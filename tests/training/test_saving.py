@@ -6,6 +6,7 @@ Signals and SIGKILL while the thread writes: ../test_signals_in_phases.py.
 import errno
 import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -169,6 +170,18 @@ def test_a_full_disk_ends_the_run_and_damages_nothing(
         run(changed(config, checkpoint_dir=tmp_path / "whole"))
         ends = [decided(tmp_path / name / "checkpoint8") for name in ("run", "whole")]
         assert ends[0] == ends[1]
+
+
+def test_a_run_whose_directory_disappears_ends_with_one_line(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(text, tmp_path / "run")
+    at_update(5, lambda: shutil.rmtree(tmp_path / "run"), monkeypatch)
+    with pytest.raises(WriteError, match="checkpoint6") as caught:
+        run(config)
+    assert caught.value.exit_code == 6
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_write_is_noticed_before_the_next_update(
