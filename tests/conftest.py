@@ -1,9 +1,10 @@
 """What holds for every test: few threads, no network, honest shape suffixes."""
 
+import logging
 import os
 import signal
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from waiting import HUNG
 
@@ -47,6 +48,18 @@ torch.set_num_threads(1 if UNDER_XDIST else 2)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take back what --debug changes in a process, and in those that it starts."""
+    for library in ("DATASETS", "HF_HUB", "TRANSFORMERS"):
+        monkeypatch.setenv(f"{library}_VERBOSITY", "")
+        monkeypatch.delenv(f"{library}_VERBOSITY")
+    yield
+    log = logging.getLogger("annotated_mpnet")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 def pytest_unconfigure() -> None:

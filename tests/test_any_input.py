@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import logging
 import math
 import os
 import stat
@@ -354,6 +353,7 @@ def test_a_password_in_a_path_is_not_repeated(
 
 
 def test_no_secret_is_in_any_file_of_a_run_or_in_what_it_says(
+    debugged: None,
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -370,8 +370,6 @@ def test_no_secret_is_in_any_file_of_a_run_or_in_what_it_says(
         dataset_revision=address,
         debug=True,
     )
-    monkeypatch.setattr(cli.log, "handlers", [])
-    monkeypatch.setattr(cli.log, "level", logging.NOTSET)
     for resume in (False, True):
         arguments = arguments_of(changed(config, resume=resume))
         # As typed: the helper above writes a file, which would have no password any more.

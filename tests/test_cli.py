@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import io
-import logging
 import os
 import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -363,17 +362,6 @@ def test_the_demo_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = pretrain("--preset", "demo")
     assert code == 2
     assert "one process, and torchrun has started 2" in said
-
-
-@pytest.fixture
-def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take back what --debug changes in a process."""
-    for library in ("DATASETS", "HF_HUB", "TRANSFORMERS"):
-        monkeypatch.setenv(f"{library}_VERBOSITY", "")
-        monkeypatch.delenv(f"{library}_VERBOSITY")
-    yield
-    cli.log.handlers.clear()
-    cli.log.setLevel(logging.NOTSET)
 
 
 def test_an_error_that_another_process_has_printed_is_not_printed_again(

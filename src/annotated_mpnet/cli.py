@@ -79,10 +79,10 @@ def train_tokenizer() -> None:
 
 
 def _pretrain(arguments: Sequence[str]) -> None:
-    # Validated before --print-config too: what it prints can be run.
-    # Before torch is imported. OpenMP's threads wait for each other by spinning, up to a second's
-    # worth by default: two runs on two cores then take each other's time (`docs/performance.md`).
+    # Before torch is imported. OpenMP's threads spin while they wait for each other, so two runs on
+    # two cores take each other's time (`docs/log.md`).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Validated before --print-config too: what it prints can be run.
     command = _checked(arguments)
     if command.preset == "list":
         _print_product(preset_list(min(shutil.get_terminal_size().columns, 100)))

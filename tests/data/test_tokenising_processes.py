@@ -113,7 +113,7 @@ def test_52_processes_end_with_their_parent(tmp_path, monkeypatch):
     os.read(begun, 1)
     parent.kill()
     parent.join()
-    # The pipe ends when nobody is left who could write to it.
+    # The pipe ends when no process is left that could write to it.
     ended = threading.Thread(target=os.read, args=(alive, 1), daemon=True)
     ended.start()
     ended.join(HUNG)

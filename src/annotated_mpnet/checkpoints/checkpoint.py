@@ -157,7 +157,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
     for name in (MODEL, STATE, CONFIG):
         if name not in manifest.files:
             raise CheckpointError(f"{directory / name} is missing; the checkpoint is incomplete")
-    state = decode_exactly(directory / STATE, TrainState, evaluation_due=False)
+    state = read_state(directory / STATE)
     if NUMBERED.fullmatch(directory.name) and directory.name != checkpoint_name(state.update):
         raise CheckpointError(
             f"{directory / STATE} says update {state.update}, expected "
@@ -186,6 +186,11 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         optimizer_tensors=optimizer_tensors,
         stream=stream,
     )
+
+
+def read_state(path: Path) -> TrainState:
+    """Read `state.json`; raises `CheckpointError`. Older ones have no `evaluation_due`."""
+    return decode_exactly(path, TrainState, evaluation_due=False)
 
 
 def read_model_config(path: Path) -> ModelConfig:

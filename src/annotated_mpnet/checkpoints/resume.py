@@ -127,8 +127,8 @@ def _differences(
 def changed_settings(path: Path, now: str, defaults: str) -> Iterator[str]:
     """Yield the changed settings that decide an update and may change.
 
-    An unset setting has no line in a `config.toml`; nor has one that there was not yet, so the
-    default is no change.
+    A setting without a line in the old file was unset, or did not exist yet; its default is then
+    not a change.
 
     Args:
         path: the `config.toml` of the previous start.

@@ -25,10 +25,9 @@ from annotated_mpnet.checkpoints.checkpoint import (
     REPLACED,
     STATE,
     TEMPORARY,
-    TrainState,
     owner,
+    read_state,
 )
-from annotated_mpnet.checkpoints.records import decode_exactly
 from annotated_mpnet.errors import CheckpointError
 
 
@@ -102,6 +101,6 @@ def newest_first(directory: Path) -> list[Path]:
 def _claimed_update(best: Path) -> int:
     # Not verified: a wrong number only changes which checkpoint is tried first.
     try:
-        return decode_exactly(best / STATE, TrainState, evaluation_due=False).update
+        return read_state(best / STATE).update
     except CheckpointError:
         return -1

@@ -266,7 +266,7 @@ def _delete_run(directory: Path) -> None:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """Refuse to delete directories of a run into which somebody has put other files."""
+    """Refuse to delete directories of a run that hold files which no run has written."""
     for path in _named(directory):
         if path.is_symlink() or not path.is_dir():
             continue

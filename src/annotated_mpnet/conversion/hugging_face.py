@@ -61,7 +61,7 @@ def download(name: str) -> Path:
     plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         path = Path(snapshot_download(name, allow_patterns=plain))
-        # Most repositories hold both formats; the pickle only where there is no other.
+        # Most repositories hold both formats; the pickle is read only if it is the only one.
         if not any(path.rglob("*.safetensors")):
             snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*/pytorch_model*.bin"])
     except (OSError, ValueError) as error:

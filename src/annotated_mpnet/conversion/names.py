@@ -98,7 +98,7 @@ FIELDS = {
 HARD_CODED = {
     # A default argument; the field only sets the size of the table.
     "relative_attention_num_buckets": 32,
-    # The default of another argument; there is no field.
+    # Another default argument, without a field.
     "relative_attention_max_distance": 128,
     # Positions are counted past the ids that equal it.
     "pad_token_id": 1,
@@ -132,7 +132,7 @@ class _Described(msgspec.Struct, rename=FIELDS):
 
 
 def to_hugging_face_names(name: str) -> list[str]:
-    """Return the names that a tensor of ours has at Hugging Face: three for a stacked one."""
+    """Return Hugging Face's names of one of our tensors: three for a stacked one."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     stacked = ".self_attn.in_proj_"
@@ -151,7 +151,7 @@ def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors with these names of ours, from all of Hugging Face's."""
+    """Return our tensors of these names, made from all of Hugging Face's."""
     return {
         name: torch.cat([tensors[each] for each in to_hugging_face_names(name)]) for name in names
     }

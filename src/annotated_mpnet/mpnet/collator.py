@@ -100,6 +100,12 @@ class Vocabulary:
     ends_word_V: npt.NDArray[np.bool_]
     random_ids: npt.NDArray[np.int64]
 
+    def begins_word(self, ids_BL: Ids) -> npt.NDArray[np.bool_]:
+        """Return which tokens begin a word, (B, L): by itself, or after one that ends a word."""
+        begins_BL = self.starts_word_V[ids_BL]
+        begins_BL[:, 1:] |= self.ends_word_V[ids_BL[:, :-1]]
+        return begins_BL
+
 
 @dataclass(frozen=True, slots=True)
 class NumberedSequence:
@@ -209,8 +215,7 @@ class DataCollatorForMaskedPermutedLanguageModeling:
         predictable_BL = (document_BL > 0) & ~self.vocabulary.is_special_V[input_ids_BL]
         starts_BL = np.ones_like(predictable_BL)
         if self.objective.whole_word_mask:
-            starts_BL = self.vocabulary.starts_word_V[input_ids_BL]
-            starts_BL[:, 1:] |= self.vocabulary.ends_word_V[input_ids_BL[:, :-1]]
+            starts_BL = self.vocabulary.begins_word(input_ids_BL)
         word_BL = masking.find_words(starts_BL, predictable_BL)
         predictable_BN = masking.count_in_documents(predictable_BL, document_BL)
         count_BN = masking.count_predicted(predictable_BN, self.objective.pred_prob)

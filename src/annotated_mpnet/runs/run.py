@@ -30,7 +30,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +174,6 @@ def run_pretraining(
         )
         session = Session(
             config.run,
-            config.optimization,
             identity,
             text,
             collator,
@@ -183,10 +182,7 @@ def run_pretraining(
             tracker,
             config.tracking.logging_steps,
         )
-        planned = [
-            *notes,
-            *plan(config, text, model, device, bf16, attention, world.size),
-        ]
+        planned = [*notes, *plan(config, text, model, device, bf16, attention, world.size)]
         if dry_run:
             _rehearse(session, device, planned, console)
             return None
@@ -255,7 +251,7 @@ def _rehearse(
     session: Session, device: torch.device, planned: Sequence[str], console: Console
 ) -> None:
     """Measure one micro-batch, and print the plan with what was measured."""
-    trainer, optimization = session.trainer, session.optimization
+    trainer, optimization = session.trainer, session.trainer.optimization
     micro_batches, *_ = next(session.source().updates(0, 1))
     # The first update allocates memory and compiles kernels, so the second one is timed.
     for update in range(2):
@@ -301,7 +297,7 @@ MAY_DIFFER = frozenset(
         *("num_workers", "distributed_timeout", "debug", "wandb_project", "wandb_name", "wandb_id"),
     }
 )
-"""Settings that may have another value on each machine: paths, and what changes no number."""
+"""Settings that may differ between machines: paths, and what has no effect on the numbers."""
 
 
 def _refuse_different_settings(config: PretrainingConfig, world: World) -> None:
@@ -315,13 +311,11 @@ def _refuse_different_settings(config: PretrainingConfig, world: World) -> None:
         for group, each in fields_of(config)
         for value in [vars(vars(config)[group])[each.name]]
     }
-    for rank, other in enumerate(world.gather_objects(settings)):
-        for name, value in other.items():
-            if value != settings[name]:
-                raise ConfigError(
-                    f"rank {rank} and rank {world.rank} differ in {flag(name)}: {str(value)[:80]} "
-                    f"and {str(settings[name])[:80]}; expected the same command on all machines"
-                )
+    for rank, name, other, first in _differences(settings, world):
+        raise ConfigError(
+            f"rank {rank} and rank 0 differ in {flag(name)}: {str(other)[:80]} and "
+            f"{str(first)[:80]}; expected the same command on all machines"
+        )
 
 
 def _refuse_different_text(identity: dict[str, str | int | float], world: World) -> None:
@@ -331,14 +325,22 @@ def _refuse_different_text(identity: dict[str, str | int | float], world: World)
     sequences would be trained on twice and others never, without any sign of it.
     """
     log.debug("identity of the run: %s", identity)
-    identities = world.gather_objects(identity)
-    for rank, other in enumerate(identities):
+    for rank, name, other, first in _differences(identity, world):
+        raise DataError(
+            f"rank {rank} differs from rank 0 in {name}: {str(other)[:80]!r} and "
+            f"{str(first)[:80]!r}; expected the same files on all machines"
+        )
+
+
+def _differences(
+    values: Mapping[str, object], world: World
+) -> Iterator[tuple[int, str, object, object]]:
+    """Yield where a rank differs from rank 0: rank, name, its value, that of rank 0."""
+    first, *others = world.gather_objects(values)
+    for rank, other in enumerate(others, start=1):
         for name, value in other.items():
-            if value != identities[0][name]:
-                raise DataError(
-                    f"rank {rank} differs from rank 0 in {name}: {str(value)[:80]!r} and "
-                    f"{str(identities[0][name])[:80]!r}; expected the same files on all machines"
-                )
+            if value != first[name]:
+                yield rank, name, value, first[name]
 
 
 def _saved_network(run: RunConfig) -> ModelConfig | None:

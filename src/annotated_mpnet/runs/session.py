@@ -51,7 +51,6 @@ from annotated_mpnet.checkpoints.saving import Saver, streams_from
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
-from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.loop import Evaluation, Progress
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.hooks import RunHooks, state_of
@@ -87,7 +86,6 @@ class Session:
 
     Attributes:
         run: the settings of checkpoints, resuming and the export.
-        optimization: the settings of the optimizer and its schedule.
         identity: what must be the same on resume.
         text: of the run; of a stream, this rank's share.
         collator: makes batches. Its masks are a function of seed, epoch and sequence, so a resume
@@ -99,7 +97,6 @@ class Session:
     """
 
     run: RunConfig
-    optimization: OptimizationConfig
     identity: dict[str, IdentityValue]
     text: Text
     collator: DataCollatorForMaskedPermutedLanguageModeling
@@ -197,7 +194,7 @@ class Session:
         Of the batches of an update, each rank takes its own. A stream was split when it was opened
         (`runs/texts.py`), because sequence k cannot be reached without reading all before it.
         """
-        train, batch_size = self.text.train, self.optimization.batch_size
+        train, batch_size = self.text.train, self.trainer.optimization.batch_size
         if not isinstance(train, PackedSequences):
             return StreamLoader(train, self.collator, batch_size)
         world, seed = self.world, self.run.seed
@@ -258,7 +255,7 @@ class Session:
 
     def _is_finished(self, state: TrainState) -> bool:
         return (
-            state.update >= self.optimization.total_updates
+            state.update >= self.trainer.optimization.total_updates
             and not state.evaluation_due
             and self._has(REPORT)
             and (self._has(EXPORT) or not self.run.export_hf or bool(self._cannot_export()))
@@ -361,14 +358,16 @@ class Session:
     def _updates_ahead(self) -> Generator[Update]:
         """Yield updates that a thread makes ahead, for a GPU in pinned memory."""
         device, start = self.trainer.network.device, self._start
-        updates = self.source().updates(start.update, self.optimization.update_freq, start.text)
+        updates = self.source().updates(
+            start.update, self.trainer.optimization.update_freq, start.text
+        )
         return prefetch(
             pinned(updates, device) if device.type == "cuda" else updates, PREFETCHED_UPDATES
         )
 
     def _evaluation_batches(self, text: PackedSequences) -> Iterator[Batch]:
         # Without activations for a backward pass, the training's batch size fits.
-        batch_size, world = self.optimization.batch_size, self.world
+        batch_size, world = self.trainer.optimization.batch_size, self.world
         return evaluation_batches(text, self.collator, batch_size, world.rank, world.size)
 
     def _save_tokenizer(self, directory: Path) -> None:

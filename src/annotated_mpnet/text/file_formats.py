@@ -106,7 +106,7 @@ def read_documents(
     if any(path.name.lower().endswith(ending) for ending in REFUSED):
         raise DataError(
             f"{shown(path)} is not plain text by its name; expected a document per line (.txt), or "
-            f"one of {', '.join([*COLUMNS])}"
+            f"one of {', '.join(COLUMNS)}"
         )
     read = next((read for ending, read in COLUMNS.items() if is_called(path, ending)), None)
     counts.files += 1
@@ -258,11 +258,13 @@ def _json_document_values(path: Path, text_field: str) -> Values:
     lines.close()
     if first is None:
         return
+    has_lines = False
     with suppress(ValueError, RecursionError):
         # An object that ends with its line: JSON lines, by another name.
-        if isinstance(json.loads(first.text), dict):
-            yield from _json_values(path, text_field)
-            return
+        has_lines = isinstance(json.loads(first.text), dict)
+    if has_lines:
+        yield from _json_values(path, text_field)
+        return
     text = "".join(line.text for line in _lines(path))
     try:
         array = json.loads(text)
@@ -349,7 +351,7 @@ def _csv_values(path: Path, text_field: str, delimiter: str = ",") -> Values:
             if not row:
                 yield ""
                 continue
-            # With more or fewer fields, nobody knows which one is the text.
+            # With more or fewer fields, it is not clear which one is the text.
             if len(row) != len(columns):
                 raise DataError(
                     f"{shown(path)}: line {reader.line_num} has {len(row)} fields, and the first "

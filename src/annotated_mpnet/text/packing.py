@@ -53,6 +53,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
@@ -60,6 +61,7 @@ from transformers import PreTrainedTokenizerFast
 from annotated_mpnet.errors import DataError, WriteError
 from annotated_mpnet.mpnet.collator import Ids, Vocabulary
 from annotated_mpnet.mpnet.config import Packing
+from annotated_mpnet.mpnet.masking import find_words
 from annotated_mpnet.text.cutting import cut_sequences
 from annotated_mpnet.text.sequences import PackedSequences, PackingReport, SequenceWriter, seal
 from annotated_mpnet.text.sources import Counts, DocumentSource, LocalFiles
@@ -236,8 +238,7 @@ def _write_rows(job: _Job, tokens: pa.Table, dropped: int, counts: Counts, targe
 
 
 def _count_words(values: Ids, vocabulary: Vocabulary) -> int:
-    """Count the words in sequences, one after the other: see `masking.find_words`."""
-    predictable = ~vocabulary.is_special_V[values]
-    begins = vocabulary.starts_word_V[values]
-    begins[1:] |= vocabulary.ends_word_V[values[:-1]] | ~predictable[:-1]
-    return int((begins & predictable).sum())
+    """Count the words in sequences, one after the other, as masking finds them."""
+    ids_BL = values[None]
+    word_BL = find_words(vocabulary.begins_word(ids_BL), ~vocabulary.is_special_V[ids_BL])
+    return int((word_BL == np.arange(len(values))).sum())

@@ -38,9 +38,9 @@ A piece of unknown tokens alone holds nothing to predict and is dropped: above, 
 
 **Processes** gain what the threads of the tokenizers library cannot: the time that Python spends
 around its calls. Each takes a contiguous share of the pieces and writes its tokens to a file of its
-own, so their number changes nothing. There is no queue and no lock that a killed process could
-leave locked. Only the parent obeys signals. It ends the others, and the run if one of them was
-killed; a pipe ends them if the parent was.
+own, so the result does not depend on their number. There is no queue and no lock that a killed
+process could leave locked. Only the parent obeys signals. It ends the others, and the run if one of
+them was killed; a pipe ends them if the parent was.
 
     N pieces, or documents   V vocabulary
 """
@@ -321,7 +321,7 @@ def _in_processes(
             for descriptor in leash:
                 os.close(descriptor)
     if request.number is not None:
-        signal.raise_signal(request.number)  # to whoever listened before
+        signal.raise_signal(request.number)  # for the handler from before
         raise Stopped(request.number)
     return sum(dropped.values())
 
