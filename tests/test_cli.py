@@ -399,7 +399,8 @@ def test_debug_logs_progress_and_the_traceback_of_an_error(
 def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def record(settings: PretrainingConfig, *, dry_run: bool) -> None:
+    def record(settings: PretrainingConfig, *, dry_run: bool, notes: Sequence[str]) -> None:
+        assert not notes
         asked.append((settings.model.encoder_layers, dry_run))
 
     monkeypatch.setattr("annotated_mpnet.runs.run.run_pretraining", record)

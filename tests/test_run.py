@@ -46,7 +46,8 @@ def tensors_of(checkpoint: Path) -> dict[str, bytes]:
 def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:
     said = io.StringIO()
     # Narrow, and no terminal: lines are not broken.
-    result = run_pretraining(config, Console(file=said, width=40), dry_run=True)
+    console = Console(file=said, width=40)
+    result = run_pretraining(config, console, dry_run=True, notes=["warm-up: shorter"])
     return result, said.getvalue()
 
 
@@ -408,6 +409,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     config = tiny_config(text, tmp_path / "run")
     result, said = rehearse(config)
     for wanted in (
+        "warm-up: shorter",
         "device: cpu",
         "attention: ",
         "k parameters, 2 layers, 16 wide",

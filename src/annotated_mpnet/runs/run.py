@@ -98,9 +98,19 @@ class RunResult:
 
 
 def run_pretraining(
-    config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
+    config: PretrainingConfig,
+    console: Console | None = None,
+    *,
+    dry_run: bool = False,
+    notes: Sequence[str] = (),
 ) -> RunResult | None:
     """Run a whole pretraining, or with `dry_run` only try one micro-batch and print the plan.
+
+    Args:
+        config: of the run.
+        console: standard output if not given.
+        dry_run: write nothing but the cache.
+        notes: what to say with the plan.
 
     Raises:
         UserError: one of its kinds, with one line for the user.
@@ -128,9 +138,9 @@ def run_pretraining(
         identity = identity_of(config, text, world.size)
         _refuse_different_text(identity, world)
 
-        model, notes = build_model(config, text)
+        model, said = build_model(config, text)
         if config.run.export_hf:
-            notes += check_export(text.vocabulary, model.config)
+            said += check_export(text.vocabulary, model.config)
         fault = None
         if device.type == "cuda" and config.machine.attention in ("auto", "triton"):
             # One that any rank has: all compute the same way.
@@ -182,7 +192,7 @@ def run_pretraining(
             tracker,
             config.tracking.logging_steps,
         )
-        planned = [*notes, *plan(config, text, model, device, bf16, attention, world.size)]
+        planned = [*said, *notes, *plan(config, text, model, device, bf16, attention, world.size)]
         if dry_run:
             _rehearse(session, device, planned, console)
             return None
