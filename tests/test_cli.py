@@ -89,7 +89,9 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
             ["--warmup-updates 900", "--decay-updates 200", "--total-updates 1000"],
         ),
         (["--keep-prob", "0.6", "--rand-prob", "0.6"], ["--keep-prob", "--rand-prob"]),
-        (["--resume", "--hf-model-path", "x"], ["--resume", "--hf-model-path"]),
+        (["--autoresume", "--resume"], ["--autoresume and --resume exclude each other"]),
+        (["--autoresume", "--overwrite"], ["--autoresume and --overwrite exclude each other"]),
+        (["--autoresume", "--no-save-optimizer-state"], ["cannot be resumed; give one of them"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         (["--wandb-watch", "--fsdp"], ["--wandb-watch", "--fsdp"]),
         (["--relative-attention-num-buckets", "31"], ["--relative-attention-num-buckets"]),
@@ -212,13 +214,11 @@ def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_p
     file = tmp_path / "settings.toml"
     file.write_text('[run]\nhf_model_path = "weights"\n')
     assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
-    for layer in (["--preset", "continue"], ["--config", str(file)]):
+    typed = ["--hf-model-path", "weights"]
+    for layer in (["--preset", "continue"], ["--config", str(file)], typed):
+        assert parse_pretrain(layer).settings.run.initial_weights is not None
         for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
-            assert parse_pretrain([*layer, *resume]).settings.run.hf_model_path is None
-    typed = parse_pretrain(["--preset", "continue", "--resume", "--hf-model-path", "weights"])
-    assert typed.settings.run.hf_model_path == "weights"
-    with pytest.raises(ConfigError, match="resume"):
-        typed.settings.validate()
+            assert parse_pretrain([*layer, *resume]).settings.run.initial_weights is None
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ PRETRAIN = {
     "--keep-checkpoints": (-1, 3, []),
     "--save-optimizer-state": (True, False, []),
     "--resume": (False, True, []),
+    "--autoresume": (False, True, []),
     "--resume-checkpoint": (None, Path("checkpoints/checkpoint5"), []),
     "--trust-checkpoint": (False, True, []),
     "--hf-model-path": (None, "some/model", []),

@@ -176,6 +176,63 @@ def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path)
     assert tree(tmp_path / "run") == before
 
 
+def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
+    start = tmp_path / "run"
+    start.mkdir()
+    (start / "notes.txt").write_text("mine")
+    config = changed(
+        tiny_config(text, start), autoresume=True, checkpoint_interval=4, export_hf=False
+    )
+    _, said = run(config)
+    assert said.startswith(f"--autoresume: no run in {start} yet, so one is started")
+    assert (start / "notes.txt").read_text() == "mine"
+    whole = tensors_of(start / "checkpoint8")
+    # Finished: nothing is done, and nothing is written.
+    before = tree(start)
+    _, said = run(config)
+    assert said.startswith(f"--autoresume: there is a run in {start}, which is resumed")
+    assert "is complete" in said
+    assert tree(start) == before
+    # Interrupted, in the moment in which its only checkpoint was replaced.
+    shutil.rmtree(start / "checkpoint8")
+    shutil.rmtree(start / "best_checkpoint")
+    (start / "checkpoint4").rename(start / ".old-checkpoint4")
+    _, said = run(changed(config, hf_model_path="somewhere"))
+    assert "--hf-model-path somewhere is ignored: a resumed run has its weights" in said
+    assert "after update 4" in said
+    assert tensors_of(start / "checkpoint8") == whole
+    # Damaged: what could be repaired is not started over.
+    for path in start.glob("*checkpoint*"):
+        (path / "model.safetensors").write_bytes(b"")
+    before = tree(start)
+    with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
+        run(config)
+    assert tree(start) == before
+
+
+def test_a_run_without_a_checkpoint_is_started_again_by_the_same_command(
+    text: TinyText, tmp_path: Path
+) -> None:
+    start = tmp_path / "run"
+    config = changed(
+        tiny_config(text, start), autoresume=True, total_updates=4, export_hf=False, test_file=None
+    )
+    run(config)
+    whole = tensors_of(start / "checkpoint4")
+    # Of a run that has results, nothing is deleted, even if its checkpoints are gone.
+    for name in ("checkpoint4", "best_checkpoint"):
+        shutil.rmtree(start / name)
+    before = tree(start)
+    with pytest.raises(CheckpointError, match="finds no checkpoint"):
+        run(config)
+    assert tree(start) == before
+    for name in ("report.md", "loss.png"):
+        (start / name).unlink()
+    _, said = run(config)
+    assert "has no checkpoint yet, so it is started again from update 0" in said
+    assert tensors_of(start / "checkpoint4") == whole
+
+
 @pytest.mark.parametrize("missing", [("hf", "report.md"), ("hf",), ("report.md",)])
 def test_resuming_a_complete_run_makes_what_is_missing(
     text: TinyText, tmp_path: Path, missing: tuple[str, ...]

@@ -64,7 +64,7 @@ def run_demo(
     started = time.perf_counter()
     run = config.run
     # Before anything is written.
-    refuse_taken_directory(run.checkpoint_dir, run.resuming, run.overwrite)
+    refuse_taken_directory(run.checkpoint_dir, run.resuming or run.autoresume, run.overwrite)
     prepare(config, console)
     result = run_pretraining(config, console, dry_run=dry_run, notes=notes)
     if result is not None:

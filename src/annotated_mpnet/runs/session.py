@@ -184,7 +184,8 @@ class Session:
         # Also if the signal came after the last update: test, export and report are not begun.
         if hooks.should_stop():
             assert hooks.stopped_by is not None
-            self.tracker.say(f"saved after update {progress.update}; continue with --resume")
+            how = "the same command" if self.run.autoresume else "--resume"
+            self.tracker.say(f"saved after update {progress.update}; continue with {how}")
             raise Stopped(hooks.stopped_by)
         return state_of(progress, self.identity)
 

@@ -51,7 +51,8 @@ Preset = Literal["demo", "tiny", "small", "base", "continue"]
 
 
 ACTIONS = (
-    *("resume", "resume_checkpoint", "overwrite", "allow_change", "trust_checkpoint", "debug"),
+    *("resume", "autoresume", "resume_checkpoint", "overwrite", "allow_change"),
+    *("trust_checkpoint", "debug"),
 )
 """Fields of `RunConfig` that only the command line can give."""
 

@@ -96,6 +96,7 @@ SAME = {
     ),
     "--resume": "continue resume-training",
     "--resume-checkpoint": "restore-file resume-from load-checkpoint checkpoint ckpt ckpt-path",
+    "--autoresume": "auto-resume requeue",
     "--overwrite": "overwrite-output-dir force",
     "--seed": "random-seed manual-seed data-seed torch-seed rng-seed random-state",
     "--logging-steps": "log-interval log-every log-steps logging-interval log-freq print-every",

@@ -74,10 +74,6 @@ def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
             f"warm-up: {warmup:,} updates (preset {command.preset}: {preset['warmup_updates']:,} "
             f"of {preset['total_updates']:,}, shortened like --total-updates)",
         )
-    if command.settings.run.resuming:
-        # A resumed run has its weights in its checkpoint and does not need the preset's. Typed, the
-        # two flags contradict each other, and `validate` refuses them.
-        below.pop("hf_model_path", None)
     return dataclasses.replace(_build(PretrainCommand, below | typed), notes=notes)
 
 
