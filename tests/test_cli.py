@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, t
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.settings.reference import configuration_markdown
+from annotated_mpnet.tracking.sinks import read_metrics
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, tiny_config, write_text
 from waiting import HUNG, holds, wait_for
@@ -454,6 +456,13 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     for name in ("model.safetensors", "optimizer.safetensors"):
         ends = [tmp_path / run / "checkpoint40" / name for run in ("run", "whole")]
         assert ends[0].read_bytes() == ends[1].read_bytes()
+    # A process that did nothing else took about as much memory as its plan said.
+    plan = re.search(r"memory: about ([\d.]+) ([MG])B of", (tmp_path / "whole/log.txt").read_text())
+    assert plan
+    planned = float(plan[1]) * {"M": 1e-3, "G": 1}[plan[2]]
+    records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    measured = max(each.get("memory/peak_gb", 0) for each in records)
+    assert 3 / 4 < planned / measured < 4 / 3
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ from annotated_mpnet.runs.session import Session
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
-from annotated_mpnet.tracking.display import finish_line
+from annotated_mpnet.tracking.display import finish_line, size, took
 from annotated_mpnet.tracking.plateau import watch_for
 from annotated_mpnet.tracking.report import REPORT, ReportFacts, write_report
 from annotated_mpnet.tracking.sinks import check_tracking, read_metrics
@@ -290,8 +290,8 @@ def _rehearse(
     for line in (
         *planned,
         f"tried: one micro-batch of {optimization.batch_size} sequences and a step took "
-        f"{seconds:.2g} s, {result.num_tokens / seconds:,.0f} tokens/s",
-        f"tried: at most {memory_peak(device):.2g} GB of memory",
+        f"{took(seconds)}, {result.num_tokens / seconds:,.0f} tokens/s",
+        f"tried: at most {size(memory_peak(device) * 1e9)} of memory",
         finish_line(optimization.total_updates, seconds * optimization.update_freq),
         "dry run: nothing was trained, and no run was started",
     ):

@@ -89,6 +89,28 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
+def took(seconds: float) -> str:
+    """Say how long something took, also where it was short.
+
+    >>> [took(seconds) for seconds in (0.0042, 0.35, 4.2, 140)]
+    ['4 ms', '0.35 s', '4.2 s', '2 min 20 s']
+    """
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    return duration(seconds) if seconds >= 10 else f"{seconds:.{1 + (seconds < 1)}f} s"
+
+
+def size(amount: float) -> str:
+    """Say how many bytes something has; a GB has 10^9.
+
+    >>> [size(amount) for amount in (35_400, 27_340_000, 1.75e9, 143.7e9)]
+    ['35 kB', '27 MB', '1.8 GB', '144 GB']
+    """
+    if amount >= 1e9:
+        return f"{amount / 1e9:.1f} GB" if amount < 10e9 else f"{amount / 1e9:.0f} GB"
+    return f"{amount / 1e6:.0f} MB" if amount >= 1e6 else f"{amount / 1e3:.0f} kB"
+
+
 Formats = Mapping[str, Callable[[float], str]]
 """By the names in `metrics.jsonl`, in the order in which they are shown."""
 
