@@ -27,6 +27,7 @@ from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.runs.session import Session
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import plateau
+from annotated_mpnet.tracking.guesses import read_guesses
 from annotated_mpnet.training.throughput import training_flops
 from annotated_mpnet.training.trainer import Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
@@ -59,6 +60,7 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
         "checkpoint8",
         "config.toml",
         "environment.json",
+        "guesses.jsonl",
         "hf",
         "log.txt",
         "loss.png",
@@ -71,6 +73,10 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
     report = (directory / "report.md").read_text()
     assert f"test, the best model | | {result.test.bits:.3f}" in report
     assert "documents in 2 files" in report
+    # Three words, guessed in updates 4 and 8.
+    assert len(read_guesses(directory / "guesses.jsonl")) == 6
+    assert "## Masked words" in report
+    assert said.count("]") >= 6
     assert (directory / "log.txt").read_text().count("\n") >= said.count("\n")
 
 
@@ -187,6 +193,7 @@ def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
     assert said.startswith(f"--autoresume: no run in {start} yet, so one is started")
     assert (start / "notes.txt").read_text() == "mine"
     whole = tensors_of(start / "checkpoint8")
+    guesses = (start / "guesses.jsonl").read_bytes()
     # Finished: nothing is done, and nothing is written.
     before = tree(start)
     _, said = run(config)
@@ -201,6 +208,7 @@ def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
     assert "--hf-model-path somewhere is ignored: a resumed run has its weights" in said
     assert "after update 4" in said
     assert tensors_of(start / "checkpoint8") == whole
+    assert (start / "guesses.jsonl").read_bytes() == guesses
     # Damaged: what could be repaired is not started over.
     for path in start.glob("*checkpoint*"):
         (path / "model.safetensors").write_bytes(b"")

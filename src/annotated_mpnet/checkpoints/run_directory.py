@@ -2,7 +2,7 @@
 
     checkpoints/my_run/
         environment.json      the run's id, library versions, the machine: written first
-        config.toml  metrics.jsonl  log.txt  report.md  loss.png
+        config.toml  metrics.jsonl  guesses.jsonl  log.txt  report.md  loss.png
         checkpoint2500/  best_checkpoint/       (`checkpoints/checkpoint.py`)
         hf/                   the export
         .lock                 locked by the process that trains; names it
@@ -74,8 +74,8 @@ from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
 # `--overwrite` deletes these, so a new file of a run must be added here.
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
-METRICS = "metrics.jsonl"
-FILES = ("config.toml", "log.txt", METRICS, "report.md", "loss.png")
+METRICS, GUESSES = "metrics.jsonl", "guesses.jsonl"
+FILES = ("config.toml", "log.txt", METRICS, GUESSES, "report.md", "loss.png")
 EXPORT = "hf"
 CHECKPOINT = Kind(
     "a checkpoint",
@@ -243,7 +243,7 @@ def find_start(directory: Path) -> Literal["start", "restart", "resume"]:
 
 def _holds_results(directory: Path) -> bool:
     """Return whether a run has more than its settings, its log and its metrics."""
-    logs = ("config.toml", "log.txt", METRICS)
+    logs = ("config.toml", "log.txt", METRICS, GUESSES)
     return any(path.name not in logs for path in _named(directory))
 
 

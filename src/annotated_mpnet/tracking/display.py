@@ -4,11 +4,13 @@ On a terminal, three live lines of at most 80 columns stay at the bottom: how fa
 fast. Everything else is printed above them.
 
     update 320/1000 ━━━━━━━━━━━━━━━                                  12 min left
-    train 8.51 bits  valid 8.60 bits  acc 0.124
+    train 8.51 bits  valid 8.60 bits  acc 0.124  lr 0.00183
     21.5k tok/s  3.0k predicted/s  data wait 1%  0.9 GB
 
 In a file or a pipe a bar that redraws itself would be pages of noise; there the metrics are
 printed, one line at a time.
+
+During an evaluation the first line says how far it is: `evaluating 12/51`.
 
 The display has only what one acts on. Bits and accuracy show whether the run learns. Tokens per
 second and MFU show whether the machine is used; if not, `data wait` above a few per cent means that
@@ -49,6 +51,10 @@ class LiveLines(Progress):
     def show(self, step: int, left: str) -> None:
         """Move the bar."""
         self.update(self._task, completed=step, left=left)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Say how far an evaluation is; the next `show` takes it away."""
+        self.update(self._task, left=f"evaluating {done}/{total}")
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the lines, cut off at the edge: wrapped, they would jump."""
@@ -119,6 +125,7 @@ LEARNING: Formats = {
     "valid/bits": "valid {:.2f} bits".format,
     "valid/accuracy": "acc {:.3f}".format,
 }
+RATE: Formats = {"train/learning_rate": "lr {:.3g}".format}
 BRIEF: Formats = {
     "perf/tokens_per_second": lambda value: f"{_thousands(value)} tok/s",
     "perf/predicted_per_second": lambda value: f"{_thousands(value)} predicted/s",
@@ -138,6 +145,15 @@ def learning(metrics: Mapping[str, float]) -> str:
     'train 8.51 bits'
     """
     return _in_words(LEARNING, metrics)
+
+
+def learning_now(metrics: Mapping[str, float]) -> str:
+    """Say the same and the learning rate, for the live lines.
+
+    >>> learning_now({"train/bits": 8.514, "valid/bits": 8.6, "train/learning_rate": 0.00182724})
+    'train 8.51 bits  valid 8.60 bits  lr 0.00183'
+    """
+    return _in_words({**LEARNING, **RATE}, metrics)
 
 
 def speed(metrics: Mapping[str, float], brief: bool = False) -> str:
