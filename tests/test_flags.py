@@ -25,6 +25,7 @@ PRETRAIN = {
     "--eval-samples": (500, 7, []),
     "--min-text-length": (64, 7, []),
     "--train-dir": (None, Path("texts"), []),
+    "--train-weights": (None, (3.0,), []),
     "--valid-file": (None, Path("valid.txt"), []),
     "--test-file": (None, Path("test.txt"), []),
     "--tokenizer-name": ("microsoft/mpnet-base", "my_tokenizer", []),
@@ -129,7 +130,7 @@ def value_of(command: PretrainCommand, flag: str) -> object:
 def as_typed(flag: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, str(value)]
+    return [flag, *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def test_there_are_these_flags_with_these_defaults_and_spellings() -> None:

@@ -173,6 +173,28 @@ def test_a_wsd_run_extended_from_its_stable_part_is_the_longer_run(
     assert tensors[0] == tensors[1]
 
 
+def test_a_mixture_resumes_exactly_and_with_other_shares_not_at_all(
+    text: TinyText, tmp_path: Path
+) -> None:
+    config = changed(
+        tiny_config(text, tmp_path / "run"),
+        train_dir=(text.train_dir / "a.txt", text.train_dir / "b.txt"),
+        train_weights=(1.0, 3.0),
+        checkpoint_interval=4,
+        export_hf=False,
+    )
+    _, said = run(config)
+    assert "training: 8 updates, 64 sequences, of which" in said
+    assert f"  75.0% are from {text.train_dir / 'b.txt'}, " in said
+    whole = tensors_of(tmp_path / "run" / "checkpoint8")
+    shutil.rmtree(tmp_path / "run" / "checkpoint8")
+    shutil.rmtree(tmp_path / "run" / "best_checkpoint")
+    with pytest.raises(CheckpointError, match="data was"):
+        run(changed(config, resume=True, train_weights=(1.0, 2.0)))
+    run(changed(config, resume=True))
+    assert tensors_of(tmp_path / "run" / "checkpoint8") == whole
+
+
 def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path) -> None:
     config = tiny_config(text, tmp_path / "run")
     run(config)

@@ -34,6 +34,7 @@ from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.text.mixture import ROUND, Mixture
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.display import duration, size
 from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload, copied_bytes
@@ -109,7 +110,14 @@ def plan(
     tokens = per_update * config.data.max_tokens
     yield f"update: {per_update:,} sequences ({factors}), up to {tokens:,} tokens"
     total, updates = optimization.total_updates * per_update, optimization.total_updates
-    if isinstance(text.train, PackedSequences):
+    if isinstance(text.train, Mixture):
+        yield f"training: {updates:,} updates, {total:,} sequences, of which"
+        for path, part, turns in zip(
+            config.data.train_dirs, text.train.parts, text.train.turns, strict=True
+        ):
+            epochs = f"{total * turns / ROUND / len(part):,.2f} epochs of {len(part):,} sequences"
+            yield f"  {turns / ROUND:.1%} are from {path}, {epochs}"
+    elif isinstance(text.train, PackedSequences):
         epoch = len(text.train)
         epochs = f"{total / epoch:,.2f}" if total >= epoch / 100 else "less than 0.01"
         yield f"training: {updates:,} updates, {epochs} epochs of {epoch:,} sequences"

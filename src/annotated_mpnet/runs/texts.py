@@ -3,8 +3,8 @@
 **No document that is evaluated on is trained on, nor a copy of it.**
 
     training text             validation                   test
-    local files               --valid-file                 --test-file
-                              or --valid-fraction of them
+    local files, or a         --valid-file                 --test-file
+    mixture of them           or --valid-fraction of them
     downloaded dataset        the same                     --test-file
     streamed dataset          --valid-file                 --test-file
                               or --eval-samples of it      or --eval-samples of it
@@ -34,20 +34,25 @@ samples, which are then trained on; with both files, nothing is sampled. Overlap
 given files is not checked, and a copy with another space in it counts as another text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from annotated_mpnet.errors import DataError
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.streams.eval_samples import choose_eval_samples
 from annotated_mpnet.streams.hub import open_downloaded, open_stream
 from annotated_mpnet.streams.shards import ShardReader
 from annotated_mpnet.streams.streams import SequenceStream
+from annotated_mpnet.text.file_formats import shown
 from annotated_mpnet.text.frequencies import token_counts
 from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash
+from annotated_mpnet.text.mixture import Mixture
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.sources import DocumentSource, LocalFiles
@@ -113,20 +118,42 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
             reader, tokenizer, data, _hashes(held_out)
         )
     else:
-        source: DocumentSource
-        if data.train_dir is not None:
-            source = LocalFiles.find(data.train_dir, "--train-dir", data.text_field)
-        else:
-            source = open_downloaded(data)
+        each = [LocalFiles.find(path, "--train-dir", data.text_field) for path in data.train_dirs]
+        source = _joined(each, data.text_field) if each else open_downloaded(data)
+        # In a mixture, each path is a text of its own.
+        sources = [source] if data.train_weights is None else list[DocumentSource](each)
         if held_out:
-            source = WithoutTexts(source, _hashes(held_out))
+            hashes = _hashes(held_out)
+            source = WithoutTexts(source, hashes)
+            sources = [WithoutTexts(each, hashes) for each in sources]
         if data.valid_fraction > 0:
-            source, held_out["valid"] = split_by_hash(source, data.valid_fraction)
+            # By hashes, so all parts of a mixture hold out the same documents.
+            _, held_out["valid"] = split_by_hash(source, data.valid_fraction)
+            sources = [split_by_hash(each, data.valid_fraction)[0] for each in sources]
         tokenizer = load_tokenizer(data.tokenizer_name)
-        train = _pack(source, tokenizer, data)
+        parts = [_pack(each, tokenizer, data) for each in sources]
+        weights = data.train_weights
+        train = parts[0] if weights is None else Mixture(parts, weights)
     # Packed like the training text: a token is easier to predict in a longer sequence.
     packed = {name: _pack(source, tokenizer, data) for name, source in held_out.items()}
     return Text(tokenizer, vocabulary_of(tokenizer), train, packed.get("valid"), packed.get("test"))
+
+
+def _joined(each: Sequence[LocalFiles], text_field: str) -> DocumentSource:
+    """Return the files of all paths of --train-dir.
+
+    Raises:
+        DataError: one is there twice, as if a directory and a file in it were two texts.
+    """
+    paths = [path for files in each for path in files.paths]
+    seen: set[Path] = set()
+    for path in paths if len(each) > 1 else ():
+        if path.resolve() in seen:
+            raise DataError(
+                f"{shown(path)} is in two paths of --train-dir; name each directory or file once"
+            )
+        seen.add(path.resolve())
+    return LocalFiles(paths, text_field, sum(files.skipped_files for files in each))
 
 
 def _pack(

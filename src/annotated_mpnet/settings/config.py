@@ -43,9 +43,14 @@ Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 class DataConfig:
     """The text, and how it becomes sequences of tokens."""
 
-    train_dir: Path | None = None
-    """Training text: a directory, searched recursively, or one file. `.txt` and `.txt.gz` hold one
-    document per line; `.jsonl`, `.parquet` and `.csv` one per row (--text-field). UTF-8."""
+    train_dir: Path | tuple[Path, ...] | None = None
+    """Training text: one or several directories, searched recursively, or files. `.txt` and
+    `.txt.gz` hold one document per line; `.jsonl`, `.parquet` and `.csv` one per row
+    (--text-field). UTF-8."""
+    train_weights: tuple[float, ...] | None = None
+    """Share of the training for each path of --train-dir, such as 3 1, whatever their sizes. A
+    small text is then read more often than a large one. Default: all documents are read equally
+    often."""
     valid_file: Path | None = None
     """Validation text: a file or a directory, read like --train-dir. Its loss decides which model
     is the best."""
@@ -93,6 +98,13 @@ class DataConfig:
     num_workers: int = option(0, at_least=0, at_most=1024)
     """Processes that tokenise the text. They change how soon training starts, never what it trains
     on. 0: one per processor if the text is large enough to gain from it."""
+
+    @property
+    def train_dirs(self) -> tuple[Path, ...]:
+        """The paths of `train_dir`."""
+        if self.train_dir is None:
+            return ()
+        return self.train_dir if isinstance(self.train_dir, tuple) else (self.train_dir,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +281,19 @@ class PretrainingConfig:
         )
         yield (
             data.train_dir is not None and bool(data.dataset_name),
-            f"--train-dir {data.train_dir} and --dataset-name {data.dataset_name} exclude each "
-            "other; give one source of training text",
+            f"--train-dir {' '.join(map(str, data.train_dirs))} and --dataset-name "
+            f"{data.dataset_name} exclude each other; give one source of training text",
+        )
+        weights = data.train_weights
+        yield (
+            weights is not None and len(weights) != len(data.train_dirs),
+            f"--train-weights has {len(weights or ())} numbers for {len(data.train_dirs)} paths of "
+            "--train-dir; expected one for each path",
+        )
+        yield (
+            weights is not None and not all(0 < each <= 1e6 for each in weights),
+            f"--train-weights is {' '.join(map(str, weights or ()))}; expected numbers > 0 "
+            "and <= 1000000",
         )
         yield (
             data.valid_fraction > 0 and data.valid_file is not None,

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_mpnet.errors import ConfigError, without_password
 from annotated_mpnet.mpnet.config import flag
@@ -141,7 +141,9 @@ def _toml_lines(config: PretrainingConfig, commented: bool) -> Iterator[str]:
                 yield f"{each.name} = {_toml(value)}"
             elif commented:
                 # A placeholder to replace: a text in quotes, a number without.
-                blank = each.kind if each.kind in ("INT", "FLOAT") else _toml(each.kind)
+                kind = each.kind.removesuffix(" ...")
+                blank = kind if kind in ("INT", "FLOAT") else _toml(kind)
+                blank = f"[{blank}, {blank}]" if each.several else blank
                 yield f"# {each.name} = {blank}"
 
 
@@ -154,6 +156,8 @@ def _toml(value: object) -> str:
     # Imported here: most commands only read TOML, which the standard library does.
     import tomlkit
 
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     text = isinstance(value, str | Path)
     return tomlkit.item(without_password(str(value)) if text else value).as_string()
 
@@ -242,7 +246,7 @@ def arguments_from(document: object, origin: str) -> list[str]:
                         file=sys.stderr,
                     )
                 continue
-            arguments.append(_argument(known[name][1], value, origin))
+            arguments += _arguments(known[name][1], value, origin)
     return arguments
 
 
@@ -263,6 +267,18 @@ def _place(name: object) -> str:
     for meant in [*known, *longer, *difflib.get_close_matches(str(name), groups)][:1]:
         return f"{flag(meant)} is {meant} in [{groups[meant]}]"
     return "pretrain-mpnet --print-config prints all tables with all settings"
+
+
+def _arguments(field: dataclasses.Field[object], value: object, origin: str) -> list[str]:
+    """Return one setting as arguments: a list as `--flag` and its values, others as one."""
+    several = any(get_origin(each) is tuple for each in get_args(field.type))
+    if not isinstance(value, list) or not several:
+        return [_argument(field, value, origin)]
+    if not value:
+        raise ConfigError(f"{origin}: {field.name} is an empty list; expected one value or more")
+    values = [_argument(field, each, origin).partition("=")[2] for each in value]
+    # A path that begins with a hyphen would be a flag.
+    return [flag(field.name), *(f"./{each}" if each.startswith("-") else each for each in values)]
 
 
 def _argument(field: dataclasses.Field[object], value: object, origin: str) -> str:

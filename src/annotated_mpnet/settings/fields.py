@@ -18,8 +18,8 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from annotated_mpnet.mpnet.config import flag
 
@@ -41,6 +41,8 @@ class Setting:
     """Makes a value of a text: `int`, `Path`, ...; `str` where there are choices."""
     choices: tuple[str, ...]
     optional: bool
+    several: bool
+    """Whether it takes more than one value."""
     default: object
     range: str
     aliases: tuple[str, ...]
@@ -61,7 +63,7 @@ class Setting:
         """The placeholder for a value, as in `--lr FLOAT`; empty for yes or no."""
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
-        return "" if self.type is bool else KINDS[self.type][0]
+        return "" if self.type is bool else KINDS[self.type][0] + " ..." * self.several
 
     @property
     def hint(self) -> str:
@@ -125,6 +127,7 @@ def settings_of(group: type) -> list[Setting]:
             type=next((type_ for type_ in _types(each.type) if isinstance(type_, type)), str),
             choices=tuple(choice for choice in _types(each.type) if isinstance(choice, str)),
             optional=NoneType in get_args(each.type),
+            several=any(get_origin(type_) in (tuple, list) for type_ in _alternatives(each.type)),
             default=each.default,
             range=_range(each.metadata.get("bounds", {})),
             aliases=each.metadata.get("aliases", ()),
@@ -138,6 +141,11 @@ def settings_of(group: type) -> list[Setting]:
 def one_paragraph(text: str | None) -> str:
     """Undo the line breaks of a docstring."""
     return " ".join((text or "").split())
+
+
+def _alternatives(type_: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return get_args(type_) if isinstance(type_, UnionType) else (type_,)
 
 
 def _types(type_: Any) -> list[Any]:

@@ -37,6 +37,7 @@ from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import PretrainCommand
 from annotated_mpnet.settings.config_file import read_config_file, read_preset
 from annotated_mpnet.settings.fields import (
+    KINDS,
     Setting,
     all_settings,
     groups_of,
@@ -158,7 +159,7 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], settings, 1)
         perhaps = f" (perhaps you meant {similar[0]})" if similar else ""
         if not unknown[0].startswith("-"):
-            perhaps = " (a flag takes one value; for several files give their directory)"
+            perhaps = " (this flag takes one value; for several files give their directory)"
         parser.error(f"unrecognized arguments: {one_paragraph(' '.join(unknown))[:80]}{perhaps}")
     return vars(given)
 
@@ -182,8 +183,18 @@ def _refuse_repeated(arguments: Sequence[str], settings: dict[str, Setting]) -> 
 
 def _build(kind: type[Command], given: dict[str, Any]) -> Command:
     groups: dict[str, Any] = {name: _build(group, given) for name, group in groups_of(kind).items()}
-    own = {each.name: given[each.name] for each in settings_of(kind) if each.name in given}
+    mine = [each for each in settings_of(kind) if each.name in given]
+    own = {each.name: _joined(each, given[each.name]) for each in mine}
     return kind(**groups, **own)
+
+
+def _joined(setting: Setting, value: Any) -> object:
+    """Return the values of a flag that takes several: a single path is no tuple."""
+    if not setting.several or setting.is_positional:
+        return value
+    if value == [None]:
+        return None
+    return value[0] if len(value) == 1 and setting.type is Path else tuple(value)
 
 
 def _add_flags(into: argparse._ActionsContainer, kind: type) -> None:
@@ -192,6 +203,8 @@ def _add_flags(into: argparse._ActionsContainer, kind: type) -> None:
         options: dict[str, Any] = {"type": partial(_value, each), "metavar": each.kind}
         if each.is_positional:
             options |= {"nargs": "*", "metavar": each.flag}
+        elif each.several:
+            options |= {"nargs": "+", "metavar": KINDS[each.type][0]}
         elif each.type is bool:
             options = {"action": argparse.BooleanOptionalAction}
         hint = f" ({each.hint})" if each.hint else ""
@@ -260,7 +273,7 @@ class _Parser(argparse.ArgumentParser):
         Traceback (most recent call last):
         annotated_mpnet.errors.ConfigError: --lr has no value; expected a number, >0 to 1; ...
         """
-        about = r"argument (--[\w-]+)\S*: (?:expected one .*|ignored .*? argument (.*))"
+        about = r"argument (--[\w-]+)\S*: (?:expected .*one .*|ignored .*? argument (.*))"
         if found := re.fullmatch(about, message):
             seen = "has no value" if found[2] is None else f"is {found[2][:80]}"
             message = f"{found[1]} {seen}; expected {self.settings[found[1]].expected}"

@@ -6,6 +6,7 @@
     tokenization            documents to tokens
     cutting, sequences      tokens to sequences, in three ways, and the table that holds them
     packing                 all of this once, in a cache
+    mixture                 several texts, each with its share
     frequencies             how often each token occurs, and the plateau of guessing by it
 
 May be imported by every room from streams/ upwards.

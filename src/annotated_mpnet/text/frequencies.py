@@ -26,7 +26,7 @@ def token_counts(rows: PackedSequences, is_special_V: np.ndarray) -> np.ndarray:
     counts_V = np.zeros(vocab_size, dtype=np.int64)
     counted = min(len(rows), COUNTED_ROWS)
     for first in range(0, counted, 4096):
-        tokens = np.concatenate(rows.take(np.arange(first, min(first + 4096, counted))))
+        tokens = np.concatenate(rows.sample(first, min(first + 4096, counted)))
         counts_V += np.bincount(tokens, minlength=vocab_size)
     counts_V[is_special_V] = 0
     return counts_V

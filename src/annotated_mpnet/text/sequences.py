@@ -237,6 +237,10 @@ class PackedSequences:
         """Return how many tokens each sequence has, (N,)."""
         return np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
 
+    def sample(self, first: int, last: int) -> list[Ids]:
+        """Return some sequences, as they come."""
+        return self.take(np.arange(first, last))
+
     def take(self, indices: npt.NDArray[np.int64]) -> list[Ids]:
         """Return sequences by their index, each an array of at most T token ids.
 

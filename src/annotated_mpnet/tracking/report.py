@@ -37,7 +37,7 @@ from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.tracking.display import duration
 from annotated_mpnet.tracking.guesses import guess_table, read_guesses
 from annotated_mpnet.tracking.plateau import MARGIN_BITS, left_at
-from annotated_mpnet.tracking.sinks import read_metrics
+from annotated_mpnet.tracking.sinks import read_metrics, shown
 
 REPORT, PICTURE = "report.md", "loss.png"
 
@@ -223,7 +223,7 @@ def _settings(config: PretrainingConfig) -> Iterator[str]:
     for group, each in fields_of(config):
         value = vars(vars(config)[group])[each.name]
         if value != each.default:
-            yield f"    {each.name} = {without_password(str(value))}"
+            yield f"    {each.name} = {without_password(shown(value))}"
 
 
 def _checkpoints(directory: Path) -> Iterator[str]:

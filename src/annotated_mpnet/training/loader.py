@@ -47,6 +47,9 @@ batches of 8 in one process or 4 batches of 8 in each of two:
     update 5, two processes, 2 micro-batches    20      22        rank 0
                                                     21      23    rank 1
 
+A mixture of several texts (`text/mixture.py`) says whose turn it is at position p; then the same
+holds for the turns of each text.
+
 A stream cannot be asked for sequence p. Its loader is in `streams/streams.py`.
 """
 
@@ -70,7 +73,11 @@ from annotated_mpnet.mpnet.collator import (
 )
 from annotated_mpnet.mpnet.randomness import fold_in
 from annotated_mpnet.streams.reservoir import StreamState
+from annotated_mpnet.text.mixture import Mixture, turn_at
 from annotated_mpnet.text.sequences import PackedSequences
+
+CHUNK = 64
+"""Sequences of similar length that stay together."""
 
 T = TypeVar("T")
 Ints = npt.NDArray[np.int64]
@@ -121,7 +128,10 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         """Remember the last two orders; a batch never needs more unless it is very large."""
-        self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._parts = [self.sequences]
+        if isinstance(self.sequences, Mixture):
+            self._parts = self.sequences.parts
+        self._order = lru_cache(maxsize=2 * len(self._parts))(self._draw_order)
 
     def updates(
         self, first_update: int, micro_batches: int, state: StreamState | None = None
@@ -141,16 +151,30 @@ class BatchLoader:
         Their masks depend on epoch and index, so they are the same for any batch size.
         """
         first = k * self.batch_size
-        places = [divmod(p, len(self.sequences)) for p in range(first, first + self.batch_size)]
-        indices = np.array([self._order(epoch)[place] for epoch, place in places])
+        places = [self._place(p) for p in range(first, first + self.batch_size)]
+        indices = np.array([index for _, index in places], dtype=np.int64)
         return _numbered(self.sequences, indices, [epoch for epoch, _ in places])
 
-    def _draw_order(self, epoch: int) -> Ints:
-        order = fold_in(self.seed, "order", epoch).permutation(len(self.sequences))
+    def _place(self, p: int) -> tuple[int, int]:
+        """Return the epoch and the index of the sequence at a position of the run."""
+        if not isinstance(self.sequences, Mixture):
+            epoch, place = divmod(p, len(self.sequences))
+            return epoch, int(self._order(0, epoch)[place])
+        # Sequences of similar length have their turns together.
+        together = CHUNK if self.collator.packing == "none" else 1
+        turn, rest = divmod(p, together)
+        part, turn = turn_at(turn, self.sequences.turns, self.seed)
+        epoch, place = divmod(turn * together + rest, len(self._parts[part]))
+        return epoch, self.sequences.first[part] + int(self._order(part, epoch)[place])
+
+    def _draw_order(self, part: int, epoch: int) -> Ints:
+        text = self._parts[part]
+        # The first text, or the only one, has the order that it has alone.
+        which = (epoch, part) if part else (epoch,)
+        order = fold_in(self.seed, "order", *which).permutation(len(text))
         if self.collator.packing != "none":
             return order
-        grouping = fold_in(self.seed, "group", epoch)
-        return group_by_length(order, self.sequences.lengths(), grouping)
+        return group_by_length(order, text.lengths(), fold_in(self.seed, "group", *which))
 
 
 def group_by_length(
@@ -158,7 +182,7 @@ def group_by_length(
     lengths: Ints,
     generator: np.random.Generator,
     window: int = 4096,
-    chunk: int = 64,
+    chunk: int = CHUNK,
 ) -> Ints:
     """Return the order with sequences of similar length next to each other.
 
