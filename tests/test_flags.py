@@ -73,6 +73,7 @@ PRETRAIN = {
     "--wandb-watch": (False, True, []),
     "--num-workers": (0, 4, []),
     "--compile": (False, True, []),
+    "--cuda-graph": (True, False, []),
     "--seed": (12345, 0, []),
     "--debug": (False, True, []),
     # What is new.

@@ -52,6 +52,7 @@ from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.fast.kernel_check import kernel_fault
+from annotated_mpnet.fast.projection import padded_linear
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation
@@ -62,6 +63,7 @@ from annotated_mpnet.runs.preparation import (
     Plateau,
     choose_attention,
     choose_device,
+    choose_recording,
     identity_of,
     measure_plateau,
 )
@@ -139,6 +141,8 @@ def run_pretraining(
         attention = choose_attention(config.machine.attention, device, fault)
         model.use_attention(ATTENTIONS[attention[0]])
         model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
+        if device.type == "cuda":
+            model.lm_head.project = padded_linear
         if config.machine.compile:
             compile_model(model, device, lengths_vary=config.data.packing != "full")
         if device.type == "cpu":
@@ -156,6 +160,7 @@ def run_pretraining(
             tracker = Tracker(path, directory.run_id, config, console)
         # The other ranks wait here until rank 0 has the directory.
         world.on_rank_0(lambda: None)
+        add_gradient, recording = choose_recording(config, device, world.size)
         trainer = Trainer(
             network,
             optimizer,
@@ -164,6 +169,7 @@ def run_pretraining(
             config.run.seed,
             bf16,
             tracker,
+            add_gradient,
         )
         collator = DataCollatorForMaskedPermutedLanguageModeling(
             text.vocabulary,
@@ -182,7 +188,10 @@ def run_pretraining(
             tracker,
             config.tracking.logging_steps,
         )
-        planned = [*notes, *plan(config, text, model, device, bf16, attention, world.size)]
+        planned = [
+            *notes,
+            *plan(config, text, model, device, bf16, attention, recording, world.size),
+        ]
         if dry_run:
             _rehearse(session, device, planned, console)
             return None

@@ -188,6 +188,10 @@ class MachineConfig:
     """Compile the model with torch.compile. The first updates take minutes, the rest less time
     each. Results agree to rounding; checkpoints are interchangeable. On a CPU it needs a C++
     compiler."""
+    cuda_graph: bool = True
+    """On a GPU, record the kernels of a micro-batch once and replay them, which saves the CPU the
+    work of starting each. Not with several processes, --gradient-checkpointing, or a --packing
+    other than full; the plan says so."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer, and compute the rest again in the backward pass: the same
     numbers, about a third more time, a fraction of the memory."""
