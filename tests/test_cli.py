@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, t
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.settings.reference import configuration_markdown
+from annotated_mpnet.tracking.sinks import read_metrics
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, tiny_config, write_text
 from waiting import HUNG, holds, wait_for
@@ -89,7 +91,9 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
             ["--warmup-updates 900", "--decay-updates 200", "--total-updates 1000"],
         ),
         (["--keep-prob", "0.6", "--rand-prob", "0.6"], ["--keep-prob", "--rand-prob"]),
-        (["--resume", "--hf-model-path", "x"], ["--resume", "--hf-model-path"]),
+        (["--autoresume", "--resume"], ["--autoresume and --resume exclude each other"]),
+        (["--autoresume", "--overwrite"], ["--autoresume and --overwrite exclude each other"]),
+        (["--autoresume", "--no-save-optimizer-state"], ["cannot be resumed; give one of them"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         (["--wandb-watch", "--fsdp"], ["--wandb-watch", "--fsdp"]),
         (["--relative-attention-num-buckets", "31"], ["--relative-attention-num-buckets"]),
@@ -212,13 +216,11 @@ def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_p
     file = tmp_path / "settings.toml"
     file.write_text('[run]\nhf_model_path = "weights"\n')
     assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
-    for layer in (["--preset", "continue"], ["--config", str(file)]):
+    typed = ["--hf-model-path", "weights"]
+    for layer in (["--preset", "continue"], ["--config", str(file)], typed):
+        assert parse_pretrain(layer).settings.run.initial_weights is not None
         for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
-            assert parse_pretrain([*layer, *resume]).settings.run.hf_model_path is None
-    typed = parse_pretrain(["--preset", "continue", "--resume", "--hf-model-path", "weights"])
-    assert typed.settings.run.hf_model_path == "weights"
-    with pytest.raises(ConfigError, match="resume"):
-        typed.settings.validate()
+            assert parse_pretrain([*layer, *resume]).settings.run.initial_weights is None
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
@@ -399,7 +401,8 @@ def test_debug_logs_progress_and_the_traceback_of_an_error(
 def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def record(settings: PretrainingConfig, *, dry_run: bool) -> None:
+    def record(settings: PretrainingConfig, *, dry_run: bool, notes: Sequence[str]) -> None:
+        assert not notes
         asked.append((settings.model.encoder_layers, dry_run))
 
     monkeypatch.setattr("annotated_mpnet.runs.run.run_pretraining", record)
@@ -453,6 +456,13 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     for name in ("model.safetensors", "optimizer.safetensors"):
         ends = [tmp_path / run / "checkpoint40" / name for run in ("run", "whole")]
         assert ends[0].read_bytes() == ends[1].read_bytes()
+    # A process that did nothing else took about as much memory as its plan said.
+    plan = re.search(r"memory: about ([\d.]+) ([MG])B of", (tmp_path / "whole/log.txt").read_text())
+    assert plan
+    planned = float(plan[1]) * {"M": 1e-3, "G": 1}[plan[2]]
+    records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    measured = max(each.get("memory/peak_gb", 0) for each in records)
+    assert 3 / 4 < planned / measured < 4 / 3
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand
+from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import all_settings
+from annotated_mpnet.settings.foreign_flags import NEARLY, SAME
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 
 # Flag: (default, another value, other spellings).
@@ -60,6 +61,7 @@ PRETRAIN = {
     "--keep-checkpoints": (-1, 3, []),
     "--save-optimizer-state": (True, False, []),
     "--resume": (False, True, []),
+    "--autoresume": (False, True, []),
     "--resume-checkpoint": (None, Path("checkpoints/checkpoint5"), []),
     "--trust-checkpoint": (False, True, []),
     "--hf-model-path": (None, "some/model", []),
@@ -200,3 +202,69 @@ def test_every_setting_says_what_and_why_and_every_number_has_a_range() -> None:
     for _, field in fields_of(PretrainingConfig()):
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert field.metadata["bounds"], field.name
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        # transformers
+        ("--output_dir out", "--output_dir (here: --checkpoint-dir)"),
+        ("--learning_rate=1e-4", "--learning_rate (here: --lr)"),
+        ("--num_train_epochs 3", "--num_train_epochs (here: --total-updates, in updates: "),
+        ("--per_device_train_batch_size 8", "(here: --batch-size)"),
+        ("--gradient_accumulation_steps 8", "(here: --update-freq)"),
+        ("--model_name_or_path a", "(here: --hf-model-path)"),
+        ("--max_seq_length 128", "(here: --max-tokens)"),
+        ("--max_steps 9", "(here: --total-updates)"),
+        ("--fp16", "--fp16 (here: --precision, as --precision bf16)"),
+        ("--epochs 3", "--epochs (here: --total-updates, in updates: "),
+        ("--Random-Seed 3", "--Random-Seed (here: --seed)"),
+        # fairseq
+        ("--arch mpnet_base", "--arch (here: --preset, "),
+        ("--tokens-per-sample 512 --max-tokens 4096", "what fairseq calls so is --batch-size"),
+        ("--save-dir out", "(here: --checkpoint-dir)"),
+        # annotated-mpnet
+        ("-save_steps 9", "-save_steps (here: --checkpoint-interval)"),
+        # Several at once, and an unknown one.
+        ("--max_steps 9 --bf16 --zork", "--max_steps (here: --total-updates); --bf16 (here: "),
+        ("--max_steps 9 --bf16 --zork", "bf16); --zork; see pretrain-mpnet --help"),
+    ],
+)
+def test_a_flag_of_another_program_gets_a_pointer(typed: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_pretrain(typed.split())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_command_points_to_flags_of_its_own() -> None:
+    for kind, ours in (
+        (ConvertCommand, "--hf-model-folder-path"),
+        (TokenizerCommand, "--output"),
+    ):
+        with pytest.raises(ConfigError, match=rf"--output_dir \(here: {ours}\)"):
+            parse(kind, ["--output_dir", "a"], "program")
+
+
+def test_every_pointer_leads_to_a_flag_and_every_foreign_name_to_one_place() -> None:
+    flags = [
+        {each.flag for each in all_settings(kind)}
+        for kind in (PretrainCommand, ConvertCommand, TokenizerCommand)
+    ]
+    for said in (*SAME, *NEARLY):
+        ours = said.split()[0].rstrip(",:")
+        assert not ours.startswith("--") or any(ours in each for each in flags), said
+    for command in flags:
+        pointed = [
+            name
+            for said, names in (*SAME.items(), *NEARLY.items())
+            if said.split()[0].rstrip(",:") in command
+            for name in names.split()
+        ]
+        assert sorted(pointed) == sorted(set(pointed))
+
+
+def test_a_foreign_name_in_a_file_gets_a_pointer_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[optimization]\nlearning_rate = 1e-4\n")
+    with pytest.raises(ConfigError, match=r"'learning_rate'; --lr is lr in \[optimization\]"):
+        parse_pretrain(["--config", str(tmp_path / "mine.toml")])

@@ -1,6 +1,8 @@
 """Presets: what they set, and that the numbers in their headers are right."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +154,38 @@ def test_a_validation_file_replaces_the_presets_fraction(name: Preset) -> None:
     with pytest.raises(Exception, match="--valid-fraction 0 resets"):
         parse_pretrain(typed).settings.validate()
     parse_pretrain([*typed, "--valid-fraction", "0"]).settings.validate()
+
+
+def test_a_shorter_run_has_a_shorter_warmup_and_says_so() -> None:
+    command = parse_pretrain(["--preset", "demo", "--total-updates", "50"])
+    assert command.settings.optimization.warmup_updates == 2
+    assert command.notes == (
+        "warm-up: 2 updates (preset demo: 50 of 1,000, shortened like --total-updates)",
+    )
+    assert len(command.notes[0]) <= 80
+    assert parse_pretrain(["--preset=tiny", "--total-updates=1"]).settings.optimization == (
+        dataclasses.replace(settings_of("tiny").optimization, total_updates=1, warmup_updates=1)
+    )
+
+
+def test_a_warmup_that_the_user_gave_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[optimization]\nwarmup_updates = 40\n")
+    shorter = ["--preset", "demo", "--total-updates", "50"]
+    for more, warmup in (
+        (["--warmup-updates", "50"], 50),
+        (["--warmup-updates", "None"], None),
+        (["--config", str(tmp_path / "mine.toml")], 40),
+    ):
+        command = parse_pretrain([*shorter, *more])
+        assert (command.settings.optimization.warmup_updates, command.notes) == (warmup, ())
+    # Nor is it made longer.
+    assert parse_pretrain(["--preset=demo", "--total-updates=2000"]).notes == ()
+
+
+def test_a_total_of_a_file_shortens_the_warmup_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[optimization]\ntotal_updates = 200\n")
+    command = parse_pretrain(["--preset", "demo", "--config", str(tmp_path / "mine.toml")])
+    assert command.settings.optimization.warmup_updates == 10
 
 
 def test_small_sees_as_many_tokens_in_an_update_as_base() -> None:

@@ -102,12 +102,14 @@ def test_only_rank_0_writes(text: TinyText, tmp_path: Path) -> None:
 def test_two_ranks_resume_byte_for_byte(
     text: TinyText, tmp_path: Path, machine: dict[str, object]
 ) -> None:
-    config = changed(config_of(text, tmp_path / "run"), **machine)
-    run_ranks(config)
+    # The same command both times: rank 0 looks whether there is a run, and tells the others.
+    config = changed(config_of(text, tmp_path / "run"), autoresume=True, **machine)
+    assert "so one is started" in run_ranks(config)
     whole = tensors_of(tmp_path / "run" / "checkpoint8")
     for name in ("checkpoint8", "best_checkpoint"):
         shutil.rmtree(tmp_path / "run" / name)
-    said = run_ranks(changed(config, resume=True))
+    said = run_ranks(config)
+    assert "--autoresume: there is a run in" in said
     assert "after update 4" in said
     assert tensors_of(tmp_path / "run" / "checkpoint8") == whole
 

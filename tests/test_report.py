@@ -4,12 +4,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from annotated_mpnet.checkpoints.checkpoint import TrainState
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.tracking.guesses import Guess, lines_of
 from annotated_mpnet.tracking.report import ReportFacts, write_report
 from annotated_mpnet.tracking.sinks import drop_metrics_after, read_metrics
 
@@ -55,6 +57,44 @@ def test_report_and_picture_are_written_and_named(directory: Path) -> None:
     written = write_report(directory, FACTS, pytest.fail)
     assert written == [directory / "loss.png", directory / "report.md"]
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_names_the_run_and_marks_the_best_point(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib.figure
+
+    drawn: list[matplotlib.figure.Figure] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure: matplotlib.figure.Figure, *arguments: Any, **named: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **named)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    # Half a formula, for matplotlib.
+    run = directory.rename(directory.with_name("my_$run"))
+    write_report(run, FACTS, pytest.fail)
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "my_$run"
+    assert "best: 8.20 bits, update 20" in axes.get_legend_handles_labels()[1]
+
+
+def test_the_report_shows_what_was_guessed_at_each_evaluation(directory: Path) -> None:
+    assert "## Masked words" not in report_of(directory)[0]
+    guesses = [
+        Guess("a | b", word, "is", 0.002, [("the", 0.5), (",", 0.1)]) for word in ("sea", "sky")
+    ]
+    lines = "".join(lines_of(step, guesses) for step in range(10, 410, 10))
+    (directory / "guesses.jsonl").write_text(lines)
+    page = report_of(directory)[0]
+    start = page.index("## Masked words")
+    assert page[start + 4] == "| update | ... a \\| b **sea** is ... | ... a \\| b **sky** is ... |"
+    answer = 'the 50%, "," 10%; {} 0.2%'
+    assert page[start + 6] == f"| 10 | {answer.format('sea')} | {answer.format('sky')} |"
+    rows = [line for line in page[start:] if answer.format("sea") in line]
+    assert len(rows) == 12
+    assert rows[-1].startswith("| 400 |")
 
 
 def test_the_same_metrics_give_the_same_picture(directory: Path) -> None:

@@ -27,6 +27,7 @@ from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.runs.session import Session
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import plateau
+from annotated_mpnet.tracking.guesses import read_guesses
 from annotated_mpnet.training.throughput import training_flops
 from annotated_mpnet.training.trainer import Trainer
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
@@ -46,7 +47,8 @@ def tensors_of(checkpoint: Path) -> dict[str, bytes]:
 def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:
     said = io.StringIO()
     # Narrow, and no terminal: lines are not broken.
-    result = run_pretraining(config, Console(file=said, width=40), dry_run=True)
+    console = Console(file=said, width=40)
+    result = run_pretraining(config, console, dry_run=True, notes=["warm-up: shorter"])
     return result, said.getvalue()
 
 
@@ -58,6 +60,7 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
         "checkpoint8",
         "config.toml",
         "environment.json",
+        "guesses.jsonl",
         "hf",
         "log.txt",
         "loss.png",
@@ -70,6 +73,10 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
     report = (directory / "report.md").read_text()
     assert f"test, the best model | | {result.test.bits:.3f}" in report
     assert "documents in 2 files" in report
+    # Three words, guessed in updates 4 and 8.
+    assert len(read_guesses(directory / "guesses.jsonl")) == 6
+    assert "## Masked words" in report
+    assert said.count("]") >= 6
     assert (directory / "log.txt").read_text().count("\n") >= said.count("\n")
 
 
@@ -173,6 +180,65 @@ def test_resuming_a_complete_run_changes_no_file(text: TinyText, tmp_path: Path)
     _, said = run(changed(config, resume=True))
     assert "is complete" in said
     assert tree(tmp_path / "run") == before
+
+
+def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
+    start = tmp_path / "run"
+    start.mkdir()
+    (start / "notes.txt").write_text("mine")
+    config = changed(
+        tiny_config(text, start), autoresume=True, checkpoint_interval=4, export_hf=False
+    )
+    _, said = run(config)
+    assert said.startswith(f"--autoresume: no run in {start} yet, so one is started")
+    assert (start / "notes.txt").read_text() == "mine"
+    whole = tensors_of(start / "checkpoint8")
+    guesses = (start / "guesses.jsonl").read_bytes()
+    # Finished: nothing is done, and nothing is written.
+    before = tree(start)
+    _, said = run(config)
+    assert said.startswith(f"--autoresume: there is a run in {start}, which is resumed")
+    assert "is complete" in said
+    assert tree(start) == before
+    # Interrupted, in the moment in which its only checkpoint was replaced.
+    shutil.rmtree(start / "checkpoint8")
+    shutil.rmtree(start / "best_checkpoint")
+    (start / "checkpoint4").rename(start / ".old-checkpoint4")
+    _, said = run(changed(config, hf_model_path="somewhere"))
+    assert "--hf-model-path somewhere is ignored: a resumed run has its weights" in said
+    assert "after update 4" in said
+    assert tensors_of(start / "checkpoint8") == whole
+    assert (start / "guesses.jsonl").read_bytes() == guesses
+    # Damaged: what could be repaired is not started over.
+    for path in start.glob("*checkpoint*"):
+        (path / "model.safetensors").write_bytes(b"")
+    before = tree(start)
+    with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
+        run(config)
+    assert tree(start) == before
+
+
+def test_a_run_without_a_checkpoint_is_started_again_by_the_same_command(
+    text: TinyText, tmp_path: Path
+) -> None:
+    start = tmp_path / "run"
+    config = changed(
+        tiny_config(text, start), autoresume=True, total_updates=4, export_hf=False, test_file=None
+    )
+    run(config)
+    whole = tensors_of(start / "checkpoint4")
+    # Of a run that has results, nothing is deleted, even if its checkpoints are gone.
+    for name in ("checkpoint4", "best_checkpoint"):
+        shutil.rmtree(start / name)
+    before = tree(start)
+    with pytest.raises(CheckpointError, match="finds no checkpoint"):
+        run(config)
+    assert tree(start) == before
+    for name in ("report.md", "loss.png"):
+        (start / name).unlink()
+    _, said = run(config)
+    assert "has no checkpoint yet, so it is started again from update 0" in said
+    assert tensors_of(start / "checkpoint4") == whole
 
 
 @pytest.mark.parametrize("missing", [("hf", "report.md"), ("hf",), ("report.md",)])
@@ -408,6 +474,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     config = tiny_config(text, tmp_path / "run")
     result, said = rehearse(config)
     for wanted in (
+        "warm-up: shorter",
         "device: cpu",
         "attention: ",
         "k parameters, 2 layers, 16 wide",

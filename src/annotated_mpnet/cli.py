@@ -92,12 +92,12 @@ def _pretrain(arguments: Sequence[str]) -> None:
         from annotated_mpnet.demo.show import run_demo
 
         with redirect_stdout(_Spoken()):
-            run_demo(command.settings, dry_run=command.dry_run)
+            run_demo(command.settings, dry_run=command.dry_run, notes=command.notes)
     else:
         from annotated_mpnet.runs.run import run_pretraining
 
         with redirect_stdout(_Spoken()):
-            run_pretraining(command.settings, dry_run=command.dry_run)
+            run_pretraining(command.settings, dry_run=command.dry_run, notes=command.notes)
 
 
 def _checked(arguments: Sequence[str]) -> PretrainCommand:

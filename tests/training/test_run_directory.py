@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from annotated_mpnet.checkpoints.run_directory import (
     ENVIRONMENT,
     LOCK,
     RunDirectory,
+    find_start,
     holds_run,
     refuse_taken_directory,
 )
@@ -128,6 +130,32 @@ def test_an_aborted_start_does_not_count_as_a_run(tmp_path: Path) -> None:
     assert not holds_run(tmp_path)
     with RunDirectory(tmp_path):
         pass
+
+
+def test_a_restart_replaces_a_run_without_results_and_no_other(tmp_path: Path) -> None:
+    assert find_start(tmp_path / "nowhere") == find_start(tmp_path) == "start"
+    (tmp_path / "notes.txt").write_text("mine")
+    assert find_start(tmp_path) == "start"
+    with RunDirectory(tmp_path) as directory:
+        directory.write("metrics.jsonl", '{"step": 1}\n')
+    assert find_start(tmp_path) == "restart"
+    # A process that was still ending has saved after all.
+    save(tmp_path, 10, run_id=directory.run_id)
+    assert find_start(tmp_path) == "resume"
+    before = bytes_of(tmp_path)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        RunDirectory(tmp_path, restart=True).__enter__()
+    assert bytes_of(tmp_path) == before
+    shutil.rmtree(tmp_path / "checkpoint10")
+    with RunDirectory(tmp_path, restart=True) as again:
+        assert again.run_id != directory.run_id
+    assert {path.name for path in tmp_path.iterdir()} == {ENVIRONMENT, LOCK, "notes.txt"}
+
+
+def test_files_of_our_names_without_an_id_are_neither_resumed_nor_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("of another program")
+    with pytest.raises(CheckpointError, match=f"no {ENVIRONMENT}"):
+        find_start(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b'{"run_id": 1}', b"\xff", None])

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_checkpoint import make_checkpoint, save, save_tokenizer
 
-from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
-from annotated_mpnet.errors import DivergedError, WriteError
+from annotated_mpnet.checkpoints.checkpoint import BEST, load_checkpoint, save_checkpoint
+from annotated_mpnet.errors import CheckpointError, DivergedError, WriteError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.settings.config import PretrainingConfig
@@ -131,7 +132,38 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     run(config)
     best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint8"))
     assert decided(best) == decided(numbered)
+    # And the disk holds their tensors once; the replaced best model's are those of checkpoint4.
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert os.path.samefile(best / name, numbered / name)
+    assert not os.path.samefile(best / "state.json", numbered / "state.json")
     assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.update == 4
+    shutil.rmtree(numbered)
+    assert load_checkpoint(best).state.update == 8
+
+
+def test_without_hard_links_both_are_written(
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impossible(source: Path, target: Path) -> None:
+        if target.name.startswith("optimizer"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        os.symlink(source, target)
+
+    monkeypatch.setattr("annotated_mpnet.checkpoints.checkpoint.os.link", impossible)
+    run(changed(config_of(text, tmp_path / "run"), valid_file=text.valid_file, total_updates=2))
+    best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint2"))
+    assert decided(best) == decided(numbered)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert not os.path.samefile(best / name, numbered / name)
+    load_checkpoint(numbered)
+
+
+def test_damage_of_the_first_is_not_taken_over_by_the_second(tmp_path: Path) -> None:
+    best = save(tmp_path, 10, BEST)
+    (best / "model.safetensors").write_bytes(b"damaged")
+    save_checkpoint(tmp_path, "checkpoint10", make_checkpoint(10), save_tokenizer, BEST)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(tmp_path / "checkpoint10")
 
 
 def full_at(number: int, patch: pytest.MonkeyPatch, after: threading.Event | None = None) -> None:

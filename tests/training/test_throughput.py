@@ -8,7 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.training.throughput import memory_peak, peak_flops, training_flops
+from annotated_mpnet.training.throughput import (
+    memory_in_use,
+    memory_peak,
+    peak_flops,
+    training_flops,
+)
 
 SMALL = ModelConfig(
     vocab_size=211,
@@ -80,3 +85,4 @@ def test_float32_has_no_peak() -> None:
 def test_memory_of_this_process_is_counted_in_gigabytes() -> None:
     # Some hundred MB with PyTorch loaded; a wrong unit would be off by a thousand.
     assert 0.05 < memory_peak(torch.device("cpu")) < 100
+    assert 0.05e9 < memory_in_use(torch.device("cpu")) <= 1.01e9 * memory_peak(torch.device("cpu"))

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, TrackingConfig
+from annotated_mpnet.tracking.guesses import Guess, read_guesses
 from annotated_mpnet.tracking.sinks import (
     append,
     check_tracking,
@@ -156,6 +157,48 @@ def test_without_a_terminal_each_line_of_metrics_is_printed_whole(tmp_path: Path
         "update 20: train 8.66 bits  21.5k tok/s  3.0k predicted/s  mfu 41%",
         "update 20: valid 8.80 bits  acc 0.120",
     ]
+
+
+def test_the_learning_rate_and_the_progress_of_an_evaluation_are_live(tmp_path: Path) -> None:
+    tracker, said = tracker_of(tmp_path, terminal=True)
+    with tracker:
+        tracker.log(20, TRAIN)
+        tracker.evaluating(3, 51)
+        tracker._live.refresh()
+    assert "train 8.66 bits  lr 0.001" in said.getvalue()
+    assert "evaluating 3/51" in said.getvalue()
+
+
+def test_without_live_lines_a_long_evaluation_is_heard_of_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, said = tracker_of(tmp_path)
+    clock = iter([100, 110, 131, 140, 160, 161])
+    monkeypatch.setattr(
+        "annotated_mpnet.tracking.tracker.time.perf_counter", lambda: float(next(clock))
+    )
+    for done in range(6):
+        tracker.evaluating(done, 2000)
+    assert said.getvalue().splitlines() == [
+        "evaluating: 2 of 2,000 batches, 8 h 36 min left",
+        "evaluating: 5 of 2,000 batches, 6 h 45 min left",
+    ]
+
+
+def test_guesses_are_kept_with_their_update_and_shown(tmp_path: Path) -> None:
+    guess = Guess("it is a", "truth", "universally", 0.25, [("truth", 0.25), ("[b]", 0.002)])
+    tracker, said = tracker_of(tmp_path)
+    tracker.guessed(20, [guess, guess])
+    tracker.guessed(40, [guess])
+    assert said.getvalue().startswith('  it is a [truth] universally: truth 25%, "[b]" 0.2%\n')
+    path = tmp_path / "guesses.jsonl"
+    assert read_guesses(path) == [(20, guess), (20, guess), (40, guess)]
+    tracker.rewind(20)
+    assert read_guesses(path) == [(20, guess), (20, guess)]
+    # Broken lines cost themselves only.
+    with path.open("a") as file:
+        file.write('{"step": 60, "word": 7}\n[1]\n{"step"')
+    assert len(read_guesses(path)) == 2
 
 
 def test_terminal_keeps_only_validations_above_its_live_lines(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ Saving is a protocol that may be interrupted after any step:
     aside          the same and .old-checkpoint2500                renames the old one back
     publish        checkpoint2500 and .old-checkpoint2500          deletes the old one
 
+A best checkpoint and a regular one of the same update hold the same tensors. They are stored once:
+the second has hard links to the files of the first, where the file system can do that.
+
 The temporary directory is a sibling of its target because a rename is atomic only within a file
 system. Files are synced before the rename because a file system may write the new name to disk
 before the bytes: after a power cut there would be a complete name of empty files.
@@ -47,7 +50,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.manifest import read_manifest, verify_checkpoint, write_manifest
+from annotated_mpnet.checkpoints.manifest import (
+    FileRecord,
+    read_manifest,
+    verify_checkpoint,
+    write_manifest,
+)
 from annotated_mpnet.checkpoints.records import Count, decode_exactly, reading, short, to_json
 from annotated_mpnet.errors import CheckpointError, WriteError
 from annotated_mpnet.files.atomic import sync
@@ -109,7 +117,11 @@ def checkpoint_name(update: int) -> str:
 
 
 def save_checkpoint(
-    directory: Path, name: str, checkpoint: Checkpoint, save_tokenizer: Callable[[Path], None]
+    directory: Path,
+    name: str,
+    checkpoint: Checkpoint,
+    save_tokenizer: Callable[[Path], None],
+    twin: str | None = None,
 ) -> Path:
     """Save a checkpoint in a run's directory; it is on disk when this returns.
 
@@ -119,6 +131,7 @@ def save_checkpoint(
             replaced; a damaged one is kept as `NAME.damaged`.
         checkpoint: what to save.
         save_tokenizer: called with an empty directory to fill.
+        twin: the name of a checkpoint that was just saved with the same tensors.
 
     Raises:
         WriteError: full disk, lost permission; earlier checkpoints are unchanged.
@@ -134,7 +147,7 @@ def save_checkpoint(
             "--checkpoint-dir, and --resume"
         )
     try:
-        _write(temporary, checkpoint, save_tokenizer)
+        _write(temporary, checkpoint, save_tokenizer, directory / twin if twin else None)
         _publish(temporary, target)
     # Half a checkpoint on a full disk would take the room that the next attempt needs.
     except Exception as error:
@@ -211,16 +224,23 @@ class _StreamRecord:
     ranks: list[dict[str, Any]]
 
 
-def _write(directory: Path, checkpoint: Checkpoint, save_tokenizer: Callable[[Path], None]) -> None:
+def _write(
+    directory: Path,
+    checkpoint: Checkpoint,
+    save_tokenizer: Callable[[Path], None],
+    twin: Path | None,
+) -> None:
     """Write all files; `write_manifest` syncs them, those of the tokenizer too."""
     directory.mkdir()
     (directory / TOKENIZER).mkdir()
     save_tokenizer(directory / TOKENIZER)
     (directory / STATE).write_text(to_json(checkpoint.state))
     (directory / CONFIG).write_text(to_json(checkpoint.model_config))
-    _write_tensors(directory / MODEL, checkpoint.model_tensors)
-    if checkpoint.optimizer_tensors is not None:
-        _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
+    linked = _link_tensors(twin, directory) if twin else {}
+    if not linked:
+        _write_tensors(directory / MODEL, checkpoint.model_tensors)
+        if checkpoint.optimizer_tensors is not None:
+            _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
     if checkpoint.stream is not None:
         ranks, tensors = checkpoint.stream
         (directory / STREAM).write_text(to_json(_StreamRecord(ranks)))
@@ -229,7 +249,25 @@ def _write(directory: Path, checkpoint: Checkpoint, save_tokenizer: Callable[[Pa
     for path in directory.glob("*.safetensors"):
         path.chmod((directory / STATE).stat().st_mode)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_manifest(directory, checkpoint.run_id, now)
+    write_manifest(directory, checkpoint.run_id, now, linked)
+
+
+def _link_tensors(twin: Path, directory: Path) -> dict[str, FileRecord]:
+    """Link the tensors of another checkpoint; return their records, or none if that is impossible.
+
+    The records are those of the twin's manifest: hashed again, damage since would count as right.
+    """
+    try:
+        files = read_manifest(twin).files
+        tensors = {name: files[name] for name in (MODEL, OPTIMIZER) if name in files}
+        for name in tensors:
+            os.link(twin / name, directory / name)
+    # A file system without hard links, or someone has deleted the twin.
+    except (OSError, CheckpointError):
+        for name in (MODEL, OPTIMIZER):
+            (directory / name).unlink(missing_ok=True)
+        return {}
+    return tensors
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -103,15 +104,24 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def write_manifest(directory: Path, run_id: str, created: str) -> None:
-    """Sync and hash every file under a directory, then write and sync its manifest."""
-    files = {}
+def write_manifest(
+    directory: Path, run_id: str, created: str, known: Mapping[str, FileRecord] | None = None
+) -> None:
+    """Sync and hash every file under a directory, then write and sync its manifest.
+
+    Args:
+        directory: of the checkpoint.
+        run_id: of the run.
+        created: the time.
+        known: files that need not be hashed, by name.
+    """
+    files = dict(known or {})
     for path in sorted(directory.rglob("*")):
         # Directories too: the names of the tokenizer's files are stored in theirs.
         sync(path)
-        if path.is_file():
-            record = FileRecord(path.stat().st_size, _sha256(path))
-            files[path.relative_to(directory).as_posix()] = record
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name not in files:
+            files[name] = FileRecord(path.stat().st_size, _sha256(path))
     manifest = Manifest(run_id, created, library_versions(), files)
     (directory / MANIFEST).write_bytes(seal(manifest))
     sync(directory / MANIFEST)

@@ -2,7 +2,7 @@
 
     checkpoints/my_run/
         environment.json      the run's id, library versions, the machine: written first
-        config.toml  metrics.jsonl  log.txt  report.md  loss.png
+        config.toml  metrics.jsonl  guesses.jsonl  log.txt  report.md  loss.png
         checkpoint2500/  best_checkpoint/       (`checkpoints/checkpoint.py`)
         hf/                   the export
         .lock                 locked by the process that trains; names it
@@ -23,6 +23,10 @@ corpus) is not a run: a run has checkpoints or metrics.
 
 (1) an error as well, raised by `runs` with `nothing_to_resume`; this class starts a new run there.
 
+--autoresume is one of these columns, chosen by `find_start`: --resume where a run has a checkpoint,
+otherwise neither. A run that was killed before its first checkpoint is started anew ("restart"):
+its metrics are all there is to lose, and come out the same again.
+
 *A clean-up* must not delete too much. `--overwrite` deletes only the names above, and no checkpoint
 with another run's id, which is random, written first, and in the manifest of each checkpoint.
 
@@ -42,7 +46,7 @@ import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 import torch
@@ -70,8 +74,8 @@ from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
 # `--overwrite` deletes these, so a new file of a run must be added here.
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
-METRICS = "metrics.jsonl"
-FILES = ("config.toml", "log.txt", METRICS, "report.md", "loss.png")
+METRICS, GUESSES = "metrics.jsonl", "guesses.jsonl"
+FILES = ("config.toml", "log.txt", METRICS, GUESSES, "report.md", "loss.png")
 EXPORT = "hf"
 CHECKPOINT = Kind(
     "a checkpoint",
@@ -84,12 +88,16 @@ CHECKPOINT = Kind(
 class RunDirectory:
     """A run's directory, locked inside the `with` block."""
 
-    def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, resume: bool = False, overwrite: bool = False, restart: bool = False
+    ) -> None:
+        """Touch nothing yet. `restart` replaces a run that has no checkpoint, and only that."""
         self.path = path
         self.run_id = ""
         """32 hexadecimal digits, drawn when the run first starts and kept on resume."""
         self._resume = resume
         self._overwrite = overwrite
+        self._restart = restart
         # Without a fallback: a lock that is only a file would outlive its process.
         self._lock = FileLock(path / LOCK, blocking=False, fallback_to_soft=False)
 
@@ -145,7 +153,7 @@ class RunDirectory:
         # Only where a run has been: elsewhere, a `.tmp-` may be the user's.
         if (self.path / ENVIRONMENT).exists():
             recover(self.path)
-        if self._overwrite and holds_run(self.path):
+        if (self._overwrite or self._restart) and holds_run(self.path):
             _delete_run(self.path)
         if self._resume and holds_run(self.path):
             self.run_id = _read_run_id(self.path)
@@ -162,7 +170,10 @@ class RunDirectory:
             file.write(holder)
 
     def _is_admitted(self) -> bool:
-        return self._resume or self._overwrite or not holds_run(self.path)
+        if self._resume or self._overwrite:
+            return True
+        # Looked at again inside the lock: a process that was still ending may have saved.
+        return not holds_run(self.path) or (self._restart and not _holds_results(self.path))
 
 
 def refuse_taken_directory(directory: Path, resume: bool, overwrite: bool) -> None:
@@ -216,6 +227,24 @@ def holds_run(directory: Path) -> bool:
     metrics = directory / METRICS
     has_metrics = metrics.exists() and metrics.stat().st_size > 0
     return has_metrics or any(path.name not in FILES for path in named)
+
+
+def find_start(directory: Path) -> Literal["start", "restart", "resume"]:
+    """Return what --autoresume means in a directory; it may not exist.
+
+    Raises:
+        CheckpointError: there are files of a run, but none that says which.
+    """
+    if not holds_run(directory):
+        return "start"
+    _read_run_id(directory)
+    return "resume" if _holds_results(directory) else "restart"
+
+
+def _holds_results(directory: Path) -> bool:
+    """Return whether a run has more than its settings, its log and its metrics."""
+    logs = ("config.toml", "log.txt", METRICS, GUESSES)
+    return any(path.name not in logs for path in _named(directory))
 
 
 def _named(directory: Path) -> list[Path]:

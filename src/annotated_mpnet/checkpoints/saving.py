@@ -10,7 +10,7 @@ Saving takes seconds, but the weights must not change only while they are copied
 
 There is one copy, of 12 bytes per weight (1.3 GB for MPNet-base), in memory that is reused. So a
 save waits for the previous write; but a new best model and the checkpoint of the same update share
-the copy.
+the copy, and the files.
 
 Nothing is reported before it is on disk: `finish` waits, and so does a run that ends, however it
 ends. A failed write ends the run before the next update, and no later checkpoint is written. The
@@ -64,6 +64,7 @@ class Saver:
         self._writes: list[Future[list[str]]] = []
         # The copy: of which update, and what.
         self._copied: int | None = None
+        self._twin: str | None = None
         self._model: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}
         self._streams: list[StreamState] = []
@@ -105,11 +106,12 @@ class Saver:
             optimizer_tensors=self._means if run.save_optimizer_state else None,
         )
         earlier = list(self._writes)
+        twin, self._twin = self._twin, name
 
         def write() -> list[str]:
             for each in earlier:
                 each.result()  # has ended, since there is one thread; raises if it failed
-            save_checkpoint(path, name, checkpoint, self._save_tokenizer)
+            save_checkpoint(path, name, checkpoint, self._save_tokenizer, twin)
             return prune(path, run.keep_checkpoints, checkpoint.run_id, protected={name})
 
         self._writes.append(self._thread.submit(write))
@@ -124,7 +126,7 @@ class Saver:
 
     def _copy(self, update: int, stream: StreamState | None) -> None:
         trainer, world = self._trainer, self._trainer.world
-        self._copied = update
+        self._copied, self._twin = update, None
         if self._run.save_optimizer_state:
             copy_into(self._means, optimizer_tensors(trainer.optimizer, trainer.model), world)
         streams = world.gather_objects(stream)

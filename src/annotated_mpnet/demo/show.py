@@ -16,6 +16,7 @@ minutes reaches (`presets/demo.toml`), one of 75. Each bit below the plateau hal
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,7 +43,11 @@ a table of that size would be 85 % of this network's weights."""
 
 
 def run_demo(
-    config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
+    config: PretrainingConfig,
+    console: Console | None = None,
+    *,
+    dry_run: bool = False,
+    notes: Sequence[str] = (),
 ) -> RunResult | None:
     """Run the demo: text and tokenizer, pretraining, results.
 
@@ -50,6 +55,7 @@ def run_demo(
         config: of the preset `demo`, with the user's changes.
         console: standard output if not given.
         dry_run: write text and tokenizer, which the plan needs, but no run.
+        notes: what to say before the plan.
 
     Returns:
         The run's result; None after a dry run.
@@ -58,9 +64,9 @@ def run_demo(
     started = time.perf_counter()
     run = config.run
     # Before anything is written.
-    refuse_taken_directory(run.checkpoint_dir, run.resuming, run.overwrite)
+    refuse_taken_directory(run.checkpoint_dir, run.resuming or run.autoresume, run.overwrite)
     prepare(config, console)
-    result = run_pretraining(config, console, dry_run=dry_run)
+    result = run_pretraining(config, console, dry_run=dry_run, notes=notes)
     if result is not None:
         show(config, result, console)
         console.print(f"The whole demo took {time.perf_counter() - started:.0f} seconds.")

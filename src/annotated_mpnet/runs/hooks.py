@@ -20,6 +20,7 @@ from annotated_mpnet.mpnet.loop import Hooks, Progress, UpdateResult
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.signals import StopRequest
+from annotated_mpnet.tracking.guesses import Guess
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.loader import Update
 from annotated_mpnet.training.metrics import MetricsWindow
@@ -34,6 +35,7 @@ class RunHooks(Hooks):
         start: where the loop begins.
         identity: of the run, for its checkpoints.
         validation: makes the batches of an evaluation; None without validation text.
+        guess: has the model guess the masked words of the validation text (`masked_words.py`).
         run: the intervals, in updates, of evaluations and checkpoints.
         logging_steps: that of lines of metrics.
         request: notes the first signal; it is looked at between two updates, and between two
@@ -47,6 +49,7 @@ class RunHooks(Hooks):
     start: Progress
     identity: dict[str, IdentityValue]
     validation: Callable[[], Iterable[Batch]] | None
+    guess: Callable[[], list[Guess]]
     run: RunConfig
     logging_steps: int
     request: StopRequest = field(default_factory=StopRequest)
@@ -114,6 +117,7 @@ class RunHooks(Hooks):
             "valid/accuracy": result.accuracy,
         }
         self.tracker.log(progress.update, metrics)
+        self.tracker.guessed(progress.update, self.guess())
         return result.bits
 
     def save(self, progress: Progress, best: bool) -> None:

@@ -5,14 +5,15 @@ epochs instead of 10, a network that does not fit, a week instead of an hour. Of
 
     device: cpu (the best that PyTorch finds here), float32
     attention: blocked (auto: the fastest on a CPU)
-    model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 0.287 GFLOP a sequence
+    model: 1.7 M parameters, 3 layers, 128 wide, 8,000 tokens, 287 MFLOP a sequence
     start: local, some heads prefer a neighbouring token (--relative-bias-init)
     training text: ...
     validation text: ...
     update: 32 sequences (32 x 1 micro-batches), up to 2,048 tokens
     training: 1,000 updates, ... epochs of ... sequences
-    memory: about 0.12 of ... GB, 0.026 of them weights, gradients and AdamW
-    checkpoints: written beside training, from a copy of 0.02 GB in memory
+    memory: about 662 MB of ...; 545 MB are in use before the first update
+    weights, gradients and AdamW: 26 MB; activations: 77 MB
+    checkpoints: written beside training, from a copy of 20 MB in memory
     no CUDA: about 17 MPNet-base sequences a minute here, 54,680 on an H200; no MFU
     time: about 1 min 32 s in all, if a thread does 50 GFLOP/s (threads: 2)
 
@@ -34,9 +35,9 @@ from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.sequences import PackedSequences
-from annotated_mpnet.tracking.display import duration
+from annotated_mpnet.tracking.display import duration, size
 from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload, copied_bytes
-from annotated_mpnet.training.throughput import device_name, peak_flops
+from annotated_mpnet.training.throughput import device_name, memory_in_use, peak_flops
 
 SHARE_OF_PEAK = 0.33
 """Of a GPU's peak, reached by good training code; networks narrower than MPNet-base reach less."""
@@ -88,7 +89,7 @@ def plan(
     yield (
         f"model: {_count(parameters)} parameters, {layers} layer{'s' * (layers != 1)}, "
         f"{model.config.encoder_embed_dim} wide, {model.config.vocab_size:,} tokens, "
-        f"{work.flops() / work.batch_size / 1e9:.3g} GFLOP a sequence"
+        f"{_flop(work.flops() / work.batch_size)} a sequence"
     )
     fresh = not run.resuming and run.initial_weights is None
     has_bias = config.model.relative_attention_num_buckets > 0
@@ -113,7 +114,8 @@ def plan(
     total, updates = optimization.total_updates * per_update, optimization.total_updates
     if isinstance(text.train, PackedSequences):
         epoch = len(text.train)
-        yield f"training: {updates:,} updates, {total / epoch:.2f} epochs of {epoch:,} sequences"
+        epochs = f"{total / epoch:,.2f}" if total >= epoch / 100 else "less than 0.01"
+        yield f"training: {updates:,} updates, {epochs} epochs of {epoch:,} sequences"
     else:
         yield f"training: {updates:,} updates, {total:,} sequences of the stream"
 
@@ -130,21 +132,22 @@ def _predicted(length: int, objective: ObjectiveConfig) -> int:
 
 def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -> Iterator[str]:
     """Compare what a micro-batch needs, on top of `fixed` bytes, with all memory of the device."""
-    needed = fixed + work.activation_bytes()
+    activations = work.activation_bytes()
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
+        needed, before = fixed + activations, ""
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.type == "cpu":
-        needed += copied
-    yield (
-        f"memory: about {_gb(needed)} of {_gb(there)} GB, {_gb(fixed)} of them weights, gradients "
-        "and AdamW"
-    )
+        in_use = memory_in_use(device)
+        before = f"; {size(in_use)} are in use before the first update"
+        # The weights, a quarter of what is fixed, are in use already.
+        needed = in_use + 0.75 * fixed + activations + (copied if device.type == "cpu" else 0)
+    yield f"memory: about {size(needed)} of {size(there)}{before}"
+    yield f"weights, gradients and AdamW: {size(fixed)}; activations: {size(activations)}"
     if needed > 0.9 * there:
         yield "this may not fit: halve --batch-size, double --update-freq (same update)"
     where = "memory" if device.type == "cpu" else "the CPU's memory"
-    yield f"checkpoints: written beside training, from a copy of {_gb(copied)} GB in {where}"
+    yield f"checkpoints: written beside training, from a copy of {size(copied)} in {where}"
 
 
 def _time(flops: float, device: torch.device, bf16: bool) -> Iterator[str]:
@@ -170,13 +173,15 @@ def _time(flops: float, device: torch.device, bf16: bool) -> Iterator[str]:
     yield f"time: about {duration(flops / speed)} in all, {assumed}"
 
 
-def _gb(amount: float) -> str:
-    """Return bytes in GB (10^9), with two digits.
+def _flop(amount: float) -> str:
+    """Return operations in three digits.
 
-    >>> _gb(27_340_000), _gb(1.75e9), _gb(143.7e9)
-    ('0.027', '1.8', '144')
+    >>> _flop(287.4e6), _flop(14.5e9), _flop(358e9), _flop(1.23e12)
+    ('287 MFLOP', '14.5 GFLOP', '358 GFLOP', '1.23 TFLOP')
     """
-    return f"{amount / 1e9:.2g}" if amount < 10e9 else f"{amount / 1e9:.0f}"
+    scale, unit = (1e12, "T") if amount >= 1e12 else (1e9, "G") if amount >= 1e9 else (1e6, "M")
+    value = amount / scale
+    return f"{value:,.0f} {unit}FLOP" if value >= 100 else f"{value:.3g} {unit}FLOP"
 
 
 def _count(parameters: int) -> str:

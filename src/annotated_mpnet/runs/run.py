@@ -38,12 +38,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from annotated_mpnet.checkpoints.checkpoint import CONFIG, TrainState, read_model_config
+from annotated_mpnet.checkpoints.checkpoint import (
+    CONFIG,
+    REPLACED,
+    TrainState,
+    read_model_config,
+)
 from annotated_mpnet.checkpoints.manifest import library_versions
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.checkpoints.run_directory import (
     METRICS,
     RunDirectory,
+    find_start,
     nothing_to_resume,
     refuse_taken_directory,
 )
@@ -71,7 +77,7 @@ from annotated_mpnet.runs.session import Session
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
-from annotated_mpnet.tracking.display import finish_line
+from annotated_mpnet.tracking.display import finish_line, size, took
 from annotated_mpnet.tracking.plateau import watch_for
 from annotated_mpnet.tracking.report import REPORT, ReportFacts, write_report
 from annotated_mpnet.tracking.sinks import check_tracking, read_metrics
@@ -100,9 +106,19 @@ class RunResult:
 
 
 def run_pretraining(
-    config: PretrainingConfig, console: Console | None = None, *, dry_run: bool = False
+    config: PretrainingConfig,
+    console: Console | None = None,
+    *,
+    dry_run: bool = False,
+    notes: Sequence[str] = (),
 ) -> RunResult | None:
     """Run a whole pretraining, or with `dry_run` only try one micro-batch and print the plan.
+
+    Args:
+        config: of the run.
+        console: standard output if not given.
+        dry_run: write nothing but the cache.
+        notes: what to say with the plan.
 
     Raises:
         UserError: one of its kinds, with one line for the user.
@@ -119,8 +135,15 @@ def run_pretraining(
 
         # Before the text is read, which may take hours: is the directory free, is there something
         # to resume?
-        path, here = config.run.checkpoint_dir, _resumes_here(config.run)
-        world.on_rank_0(lambda: refuse_taken_directory(path, here, config.run.overwrite))
+        path = config.run.checkpoint_dir
+        start = "start"
+        if config.run.autoresume:
+            start = world.on_rank_0(lambda: find_start(path))
+            _print(console, f"--autoresume: {AUTORESUME[start].format(path)}")
+        run, ignored = _without_start(config.run, start == "resume")
+        config = dataclasses.replace(config, run=run)
+        here, anew = _resumes_here(run), run.overwrite or start == "restart"
+        world.on_rank_0(lambda: refuse_taken_directory(path, here, anew))
         saved = world.on_rank_0(lambda: _saved_network(config.run))
         if saved is not None:
             config = _with_network(config, saved)
@@ -130,9 +153,9 @@ def run_pretraining(
         identity = identity_of(config, text, world.size)
         _refuse_different_text(identity, world)
 
-        model, notes = build_model(config, text)
+        model, said = build_model(config, text)
         if config.run.export_hf:
-            notes += check_export(text.vocabulary, model.config)
+            said += check_export(text.vocabulary, model.config)
         fault = None
         if device.type == "cuda" and config.machine.attention in ("auto", "triton"):
             # One that any rank has: all compute the same way.
@@ -155,7 +178,7 @@ def run_pretraining(
 
         directory, tracker = None, Tracker.silent()
         if world.is_first and not dry_run:
-            directory = RunDirectory(path, here, config.run.overwrite)
+            directory = RunDirectory(path, here, run.overwrite, start == "restart")
             stack.enter_context(directory)
             tracker = Tracker(path, directory.run_id, config, console)
         # The other ranks wait here until rank 0 has the directory.
@@ -189,6 +212,8 @@ def run_pretraining(
             config.tracking.logging_steps,
         )
         planned = [
+            *ignored,
+            *said,
             *notes,
             *plan(config, text, model, device, bf16, attention, recording, world.size),
         ]
@@ -271,8 +296,8 @@ def _rehearse(
     for line in (
         *planned,
         f"tried: one micro-batch of {optimization.batch_size} sequences and a step took "
-        f"{seconds:.2g} s, {result.num_tokens / seconds:,.0f} tokens/s",
-        f"tried: at most {memory_peak(device):.2g} GB of memory",
+        f"{took(seconds)}, {result.num_tokens / seconds:,.0f} tokens/s",
+        f"tried: at most {size(memory_peak(device) * 1e9)} of memory",
         finish_line(optimization.total_updates, seconds * optimization.update_freq),
         "dry run: nothing was trained, and no run was started",
     ):
@@ -364,7 +389,9 @@ def _saved_network(run: RunConfig) -> ModelConfig | None:
     if not run.resuming:
         return None
     wanted = run.resume_checkpoint
-    candidates = newest_first(run.checkpoint_dir) if wanted is None else [wanted]
+    # Killed while the only one was replaced, a run has it under another name for now (`recover`).
+    replaced = run.checkpoint_dir.glob(f"{REPLACED}*")
+    candidates = [wanted] if wanted else newest_first(run.checkpoint_dir) or list(replaced)
     if not candidates:
         raise nothing_to_resume(run.checkpoint_dir)
     for path in candidates:
@@ -396,6 +423,40 @@ def _with_network(config: PretrainingConfig, saved: ModelConfig) -> PretrainingC
     if data.max_positions is None:
         data = dataclasses.replace(data, max_positions=saved.max_positions)
     return dataclasses.replace(config, model=model, data=data)
+
+
+AUTORESUME = {
+    "start": "no run in {} yet, so one is started",
+    "restart": "the run in {} has no checkpoint yet, so it is started again from update 0",
+    "resume": "there is a run in {}, which is resumed",
+}
+
+
+def _without_start(run: RunConfig, resumes: bool) -> tuple[RunConfig, list[str]]:
+    """Leave out what only a start needs where a run is resumed; return notes of it too.
+
+    >>> run = RunConfig(autoresume=True, hf_model_path="microsoft/mpnet-base")
+    >>> _without_start(run, resumes=False)[1]
+    []
+    >>> resumed, notes = _without_start(run, resumes=True)
+    >>> resumed.resuming, notes
+    (True, ['--hf-model-path microsoft/mpnet-base is ignored: a resumed run has its weights'])
+
+    Args:
+        run: the settings.
+        resumes: whether --autoresume has found a run.
+    """
+    given: dict[str, object] = {"--hf-model-path": run.hf_model_path}
+    if resumes:
+        given["--resume-checkpoint"] = run.resume_checkpoint
+        run = dataclasses.replace(run, resume=True, resume_checkpoint=None)
+    if not run.resuming:
+        return run, []
+    return run, [
+        f"{name} {value} is ignored: a resumed run has its weights"
+        for name, value in given.items()
+        if value
+    ]
 
 
 def _resumes_here(run: RunConfig) -> bool:

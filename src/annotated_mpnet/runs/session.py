@@ -54,6 +54,7 @@ from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguage
 from annotated_mpnet.mpnet.loop import Evaluation, Progress
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.hooks import RunHooks, state_of
+from annotated_mpnet.runs.masked_words import choose_words, guess_words
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import PretrainingConfig, RunConfig
 from annotated_mpnet.settings.config_file import to_toml
@@ -171,6 +172,7 @@ class Session:
                 self._start,
                 self.identity,
                 validation,
+                partial(guess_words, self.trainer, choose_words(self.text), self.text),
                 self.run,
                 self.logging_steps,
             )
@@ -184,7 +186,8 @@ class Session:
         # Also if the signal came after the last update: test, export and report are not begun.
         if hooks.should_stop():
             assert hooks.stopped_by is not None
-            self.tracker.say(f"saved after update {progress.update}; continue with --resume")
+            how = "the same command" if self.run.autoresume else "--resume"
+            self.tracker.say(f"saved after update {progress.update}; continue with {how}")
             raise Stopped(hooks.stopped_by)
         return state_of(progress, self.identity)
 
@@ -368,7 +371,11 @@ class Session:
     def _evaluation_batches(self, text: PackedSequences) -> Iterator[Batch]:
         # Without activations for a backward pass, the training's batch size fits.
         batch_size, world = self.trainer.optimization.batch_size, self.world
-        return evaluation_batches(text, self.collator, batch_size, world.rank, world.size)
+        batches = evaluation_batches(text, self.collator, batch_size, world.rank, world.size)
+        total = len(range(0, len(text), batch_size * world.size))
+        for done, batch in enumerate(batches):
+            self.tracker.evaluating(done, total)
+            yield batch
 
     def _save_tokenizer(self, directory: Path) -> None:
         # Into each checkpoint: the place it came from may be gone one day.

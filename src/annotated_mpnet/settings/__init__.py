@@ -4,6 +4,7 @@
     commands.py      the three commands and their own flags
     fields.py        name, type, range and help of each field, read from the dataclasses
     parsing.py       command line -> command
+    foreign_flags.py what other tools call these flags
     config_file.py   presets, --config, --print-config
     reference.py     docs/configuration.md
 

@@ -31,8 +31,9 @@ class PretrainCommand:
     """
 
     preset: Literal[Preset, "list"] | None = None
-    """Start from the settings of a preset, from a two-minute demo to MPNet-base. list: show all
-    presets with their cost and expected loss, and exit."""
+    """Start from the settings of a preset, from a two-minute demo to MPNet-base. A shorter
+    --total-updates shortens its warm-up in proportion, unless --warmup-updates is given. list: show
+    all presets with their cost and expected loss, and exit."""
     config: Path | None = None
     """Take settings from a file, TOML or YAML (.yaml or .yml), such as the config.toml of an
     earlier run. The command line overrides the file, and the file overrides the preset."""
@@ -42,6 +43,8 @@ class PretrainCommand:
     """Build everything, run one batch, print the plan (device, parameters, tokens per update,
     memory, time), and exit without starting a run. Worth a minute before a run of hours."""
     settings: PretrainingConfig = field(default_factory=PretrainingConfig)
+    # What parsing has changed, for the plan. Not a flag: it has no docstring.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,10 @@ class RunConfig:
     --no-save-optimizer-state writes checkpoints of a third of the size, good only for export."""
     resume: bool = False
     """Resume the run in --checkpoint-dir from its newest valid checkpoint, exactly as if it had not
-    been interrupted."""
+    been interrupted. What only a start needs (--hf-model-path) is then ignored."""
+    autoresume: bool = False
+    """Resume the run in --checkpoint-dir if there is one, else start one: the same command for
+    every start of a job that a scheduler may requeue. Excludes --resume and --overwrite."""
     resume_checkpoint: Path | None = None
     """Resume from this checkpoint. A `.pt` file of annotated-mpnet or of Microsoft's code only
     provides weights; the run then starts at update 0."""
@@ -122,8 +125,8 @@ class RunConfig:
     """Accepted for old command lines, without effect. Nothing is ever unpickled unsafely; a file
     that holds more than plain tensors is refused with a way out."""
     hf_model_path: str | None = None
-    """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. Excludes
-    --resume."""
+    """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. A
+    resumed run has its own."""
     allow_change: str = ""
     """Comma-separated names of what may differ from the run being resumed (data, seed, batch, ...).
     The run is then no longer exactly the uninterrupted one."""
@@ -149,7 +152,9 @@ class RunConfig:
 
     @property
     def initial_weights(self) -> str | None:
-        """The source of the weights at update 0; None draws them at random."""
+        """The source of the weights at update 0; None draws them at random, or resumes."""
+        if self.resuming:
+            return None
         if self.resume_checkpoint is not None and self.resume_checkpoint.is_file():
             return str(self.resume_checkpoint)
         return self.hf_model_path
@@ -317,14 +322,28 @@ class PretrainingConfig:
             "a shard of the weights; give one of them",
         )
         yield (
-            run.resuming and run.hf_model_path is not None,
-            "--resume and --hf-model-path exclude each other: a resumed run has its weights "
-            "already; give one of them (--hf-model-path None resets that of a preset)",
-        )
-        yield (
             run.resuming and run.overwrite,
             "--resume and --overwrite exclude each other: one continues the run in "
             "--checkpoint-dir, the other deletes it; give one of them",
+        )
+        for name, given in (("--resume", run.resume), ("--overwrite", run.overwrite)):
+            yield (
+                run.autoresume and given,
+                f"--autoresume and {name} exclude each other: --autoresume resumes the run in "
+                "--checkpoint-dir, and starts one if there is none; give one of them",
+            )
+        named = run.resume_checkpoint
+        yield (
+            run.autoresume
+            and named is not None
+            and named.resolve().parent == run.checkpoint_dir.resolve(),
+            f"--autoresume takes the newest checkpoint of --checkpoint-dir, and "
+            f"--resume-checkpoint {named} names one of them; give one of the two flags",
+        )
+        yield (
+            run.autoresume and not run.save_optimizer_state,
+            "--autoresume and --no-save-optimizer-state exclude each other: such checkpoints "
+            "cannot be resumed; give one of them",
         )
 
 

@@ -45,12 +45,14 @@ from annotated_mpnet.errors import ConfigError, without_password
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import one_paragraph, settings_of
+from annotated_mpnet.settings.foreign_flags import pointer
 
 Preset = Literal["demo", "tiny", "small", "base", "continue"]
 
 
 ACTIONS = (
-    *("resume", "resume_checkpoint", "overwrite", "allow_change", "trust_checkpoint", "debug"),
+    *("resume", "autoresume", "resume_checkpoint", "overwrite", "allow_change"),
+    *("trust_checkpoint", "debug"),
 )
 """Fields of `RunConfig` that only the command line can give."""
 
@@ -249,11 +251,16 @@ def _place(name: object) -> str:
 
     >>> _place("layers"), _place("dropuot")
     ('--encoder-layers is encoder_layers in [model]', '--dropout is dropout in [model]')
+    >>> _place("learning_rate"), _place("epochs")
+    ('--lr is lr in [optimization]', '--total-updates is total_updates in [optimization]')
     """
     groups = {each.name: group for group, each in fields_of(PretrainingConfig())}
+    foreign = pointer(str(name), {flag(each) for each in groups}) or ""
+    said = foreign.split(" ")[0].strip("-,:").replace("-", "_")
     # A part of a name (`layers`) is a better guess than a name that is merely similar.
     longer = [each for each in groups if str(name) in each]
-    for meant in [*longer, *difflib.get_close_matches(str(name), groups)][:1]:
+    known = [said] if said in groups else []
+    for meant in [*known, *longer, *difflib.get_close_matches(str(name), groups)][:1]:
         return f"{flag(meant)} is {meant} in [{groups[meant]}]"
     return "pretrain-mpnet --print-config prints all tables with all settings"
 

@@ -8,6 +8,8 @@ A preset and a configuration file are read as the command lines that they are sh
     typed                                                                     --lr 0.002
     result                     4 layers, lr 0.002, everything else from demo
 
+Only the warm-up of a preset depends on what comes after it: a shorter run has a shorter one.
+
 Every error is a `ConfigError` of one line. It names the flag, and the file if the value came from
 one.
 
@@ -24,7 +26,7 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -41,6 +43,7 @@ from annotated_mpnet.settings.fields import (
     one_paragraph,
     settings_of,
 )
+from annotated_mpnet.settings.foreign_flags import pointer
 
 Command = TypeVar("Command")
 
@@ -56,26 +59,50 @@ def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
     """
     typed = _given(PretrainCommand, arguments, "pretrain-mpnet")
     command = _build(PretrainCommand, typed)
-    layers = []
+    preset: dict[str, Any] = {}
     if command.preset is not None and command.preset != "list":
-        layers.append((f"preset {command.preset}", read_preset(command.preset)))
+        preset = _layer(f"preset {command.preset}", read_preset(command.preset))
+    config: dict[str, Any] = {}
     if command.config is not None:
-        layers.append((str(command.config), read_config_file(command.config)))
-    below: dict[str, Any] = {}
-    for origin, layer in layers:
-        # Each layer is checked alone: afterwards its values cannot be told from the others'.
-        try:
-            given = _given(PretrainCommand, layer, "pretrain-mpnet")
-            for group in vars(_build(PretrainCommand, given).settings).values():
-                check_ranges(group)
-        except (ConfigError, ValueError) as error:
-            raise ConfigError(f"{origin}: {error}") from None
-        below |= given
-    if command.settings.run.resuming:
-        # A resumed run has its weights in its checkpoint and does not need the preset's. Typed, the
-        # two flags contradict each other, and `validate` refuses them.
-        below.pop("hf_model_path", None)
-    return _build(PretrainCommand, below | typed)
+        config = _layer(str(command.config), read_config_file(command.config))
+    warmup = shorter_warmup(preset, config | typed)
+    below = preset | config
+    notes: tuple[str, ...] = ()
+    if warmup is not None:
+        below["warmup_updates"] = warmup
+        notes = (
+            f"warm-up: {warmup:,} updates (preset {command.preset}: {preset['warmup_updates']:,} "
+            f"of {preset['total_updates']:,}, shortened like --total-updates)",
+        )
+    return dataclasses.replace(_build(PretrainCommand, below | typed), notes=notes)
+
+
+def _layer(origin: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a preset or a file gives, checked alone: merged, it has no origin any more."""
+    try:
+        given = _given(PretrainCommand, arguments, "pretrain-mpnet")
+        for group in vars(_build(PretrainCommand, given).settings).values():
+            check_ranges(group)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return given
+
+
+def shorter_warmup(preset: Mapping[str, Any], given: Mapping[str, Any]) -> int | None:
+    """Return the warm-up of a preset in a run that was made shorter; None if it stays.
+
+    >>> demo = {"total_updates": 1000, "warmup_updates": 50}
+    >>> shorter_warmup(demo, {"total_updates": 200}), shorter_warmup(demo, {"total_updates": 5000})
+    (10, None)
+    >>> shorter_warmup(demo, {"total_updates": 200, "warmup_updates": 40}) is None
+    True
+    """
+    total = preset.get("total_updates", 0)
+    if "warmup_updates" not in preset or "warmup_updates" in given:
+        return None
+    wanted = given.get("total_updates", total)
+    # At least 1 of a total that is wrong too; the error is about the total then.
+    return max(1, round(preset["warmup_updates"] * wanted / total)) if wanted < total else None
 
 
 def parse(kind: type[Command], arguments: Sequence[str], program: str) -> Command:
@@ -112,15 +139,22 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
     parser.settings = settings
     _add_flags(parser, kind)
     # argparse would accept any beginning of `-num_buckets`, so it sees only the flag itself.
-    spelled = []
+    spelled, as_typed = [], {}
     for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-        spelled.append(aliases.get(name, name) + equals + value)
+        typed, equals, value = argument.partition("=")
+        name = typed.replace("_", "-") if typed.startswith("--") else typed
+        name = aliases.get(name, name)
+        spelled.append(name + equals + value)
+        as_typed[name] = typed
     given, unknown = parser.parse_known_args(spelled)
     _refuse_repeated(spelled, settings)
     if unknown:
+        # All at once: a command that was written for another program has several.
+        names = dict.fromkeys(each.partition("=")[0] for each in unknown if each.startswith("-"))
+        found = {name: pointer(name, settings) for name in names}
+        if pointed := [f"{as_typed[name]} (here: {said})" for name, said in found.items() if said]:
+            others = [as_typed[name] for name, said in found.items() if not said]
+            parser.error(f"unrecognized arguments: {'; '.join([*pointed, *others])[:600]}")
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], settings, 1)
         perhaps = f" (perhaps you meant {similar[0]})" if similar else ""
         if not unknown[0].startswith("-"):

@@ -4,11 +4,13 @@ On a terminal, three live lines of at most 80 columns stay at the bottom: how fa
 fast. Everything else is printed above them.
 
     update 320/1000 ━━━━━━━━━━━━━━━                                  12 min left
-    train 8.51 bits  valid 8.60 bits  acc 0.124
+    train 8.51 bits  valid 8.60 bits  acc 0.124  lr 0.00183
     21.5k tok/s  3.0k predicted/s  data wait 1%  0.9 GB
 
 In a file or a pipe a bar that redraws itself would be pages of noise; there the metrics are
 printed, one line at a time.
+
+During an evaluation the first line says how far it is: `evaluating 12/51`.
 
 The display has only what one acts on. Bits and accuracy show whether the run learns. Tokens per
 second and MFU show whether the machine is used; if not, `data wait` above a few per cent means that
@@ -50,6 +52,10 @@ class LiveLines(Progress):
         """Move the bar."""
         self.update(self._task, completed=step, left=left)
 
+    def evaluating(self, done: int, total: int) -> None:
+        """Say how far an evaluation is; the next `show` takes it away."""
+        self.update(self._task, left=f"evaluating {done}/{total}")
+
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the lines, cut off at the edge: wrapped, they would jump."""
         yield self.make_tasks_table(self.tasks)
@@ -89,6 +95,28 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
+def took(seconds: float) -> str:
+    """Say how long something took, also where it was short.
+
+    >>> [took(seconds) for seconds in (0.0042, 0.35, 4.2, 140)]
+    ['4 ms', '0.35 s', '4.2 s', '2 min 20 s']
+    """
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    return duration(seconds) if seconds >= 10 else f"{seconds:.{1 + (seconds < 1)}f} s"
+
+
+def size(amount: float) -> str:
+    """Say how many bytes something has; a GB has 10^9.
+
+    >>> [size(amount) for amount in (35_400, 27_340_000, 1.75e9, 143.7e9)]
+    ['35 kB', '27 MB', '1.8 GB', '144 GB']
+    """
+    if amount >= 1e9:
+        return f"{amount / 1e9:.1f} GB" if amount < 10e9 else f"{amount / 1e9:.0f} GB"
+    return f"{amount / 1e6:.0f} MB" if amount >= 1e6 else f"{amount / 1e3:.0f} kB"
+
+
 Formats = Mapping[str, Callable[[float], str]]
 """By the names in `metrics.jsonl`, in the order in which they are shown."""
 
@@ -97,6 +125,7 @@ LEARNING: Formats = {
     "valid/bits": "valid {:.2f} bits".format,
     "valid/accuracy": "acc {:.3f}".format,
 }
+RATE: Formats = {"train/learning_rate": "lr {:.3g}".format}
 BRIEF: Formats = {
     "perf/tokens_per_second": lambda value: f"{_thousands(value)} tok/s",
     "perf/predicted_per_second": lambda value: f"{_thousands(value)} predicted/s",
@@ -116,6 +145,15 @@ def learning(metrics: Mapping[str, float]) -> str:
     'train 8.51 bits'
     """
     return _in_words(LEARNING, metrics)
+
+
+def learning_now(metrics: Mapping[str, float]) -> str:
+    """Say the same and the learning rate, for the live lines.
+
+    >>> learning_now({"train/bits": 8.514, "valid/bits": 8.6, "train/learning_rate": 0.00182724})
+    'train 8.51 bits  valid 8.60 bits  lr 0.00183'
+    """
+    return _in_words({**LEARNING, **RATE}, metrics)
 
 
 def speed(metrics: Mapping[str, float], brief: bool = False) -> str:

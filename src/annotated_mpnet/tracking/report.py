@@ -30,11 +30,12 @@ from pathlib import Path
 
 from annotated_mpnet.checkpoints.checkpoint import BEST, TrainState
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name
-from annotated_mpnet.checkpoints.run_directory import METRICS
+from annotated_mpnet.checkpoints.run_directory import GUESSES, METRICS
 from annotated_mpnet.errors import without_password
 from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.tracking.display import duration
+from annotated_mpnet.tracking.guesses import guess_table, read_guesses
 from annotated_mpnet.tracking.plateau import MARGIN_BITS, left_at
 from annotated_mpnet.tracking.sinks import read_metrics
 
@@ -97,7 +98,7 @@ def write_report(directory: Path, facts: ReportFacts, warn: Callable[[str], None
         left = None if train_bits is None else left_at(records, train_bits)
         picture = f"![training and validation loss, tokens per second]({PICTURE})"
         try:
-            _draw(directory / PICTURE, records, facts.plateau_bits, left)
+            _draw(directory, records, facts.plateau_bits, left)
             written.append(directory / PICTURE)
         except ImportError:
             picture = "(No picture: `pip install 'annotated-mpnet[plot]'` installs matplotlib.)"
@@ -135,7 +136,7 @@ predicted. The last start took {duration(facts.seconds)}.
 {_lines(_losses(facts, records))}
 
 {_lines(_meaning(facts, left))}
-
+{_lines(_guesses(directory))}
 ## Speed and memory
 
 | | |
@@ -157,7 +158,8 @@ Settings that differ from the defaults (`config.toml` has all):
 ## Files
 
 {_lines(_checkpoints(directory))}
-- `{METRICS}`: all numbers; `log.txt`: all messages; `config.toml`: all settings
+- `{METRICS}`: all numbers; `{GUESSES}`: all guesses; `log.txt`: all messages; `config.toml`: \
+all settings
 {_export(facts.export)}
 """
 
@@ -201,6 +203,16 @@ def _meaning(facts: ReportFacts, left: int | None) -> Iterator[str]:
         yield f"Training left the plateau at update {left:,}: it was {MARGIN_BITS:g} bit below it."
 
 
+def _guesses(directory: Path) -> Iterator[str]:
+    path = directory / GUESSES
+    table = list(guess_table(read_guesses(path))) if path.exists() else []
+    if table:
+        yield "\n## Masked words\n"
+        yield "Words of the validation text and the model's guesses after each evaluation.\n"
+        yield from table
+        yield ""
+
+
 def _speed(records: Records) -> Iterator[str]:
     for key, (name, summary, form) in SPEED.items():
         if values := [record[key] for record in records if key in record]:
@@ -237,7 +249,7 @@ print(model.encode(["a sentence"]).shape)
 ```'''
 
 
-def _draw(path: Path, records: Records, plateau_bits: float | None, left: int | None) -> None:
+def _draw(directory: Path, records: Records, plateau_bits: float | None, left: int | None) -> None:
     """Draw the picture. It has no date in it: the same metrics give the same file."""
     # Not pyplot, which looks for a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -251,7 +263,14 @@ def _draw(path: Path, records: Records, plateau_bits: float | None, left: int | 
     FigureCanvasAgg(figure)
     loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     loss.plot(*curve("train/bits"), label="training", linewidth=0.8)
-    loss.plot(*curve("valid/bits"), label="validation", marker="o", markersize=3)
+    updates, bits = curve("valid/bits")
+    loss.plot(updates, bits, label="validation", marker="o", markersize=3)
+    if bits:
+        best = bits.index(min(bits))
+        label = f"best: {bits[best]:.2f} bits, update {updates[best]:,}"
+        loss.plot(updates[best], bits[best], "*", color="tab:red", markersize=12, label=label)
+    # A name may have a $ in it, which is not the beginning of a formula.
+    loss.set_title(directory.resolve().name, parse_math=False)
     if plateau_bits is not None:
         loss.axhline(plateau_bits, linestyle="--", color="gray", label="plateau (validation)")
     if left is not None:
@@ -267,4 +286,4 @@ def _draw(path: Path, records: Records, plateau_bits: float | None, left: int | 
     speed.set_xlabel("updates")
     for axes in (loss, speed):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    figure.savefig(directory / PICTURE, dpi=120, metadata={"Software": None})

@@ -32,7 +32,7 @@ Of several processes only the first one speaks. The others have a silent tracker
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -41,16 +41,20 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from annotated_mpnet.checkpoints.run_directory import METRICS
+from annotated_mpnet.checkpoints.run_directory import GUESSES, METRICS
 from annotated_mpnet.errors import printable
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking import display, sinks
+from annotated_mpnet.tracking.guesses import Guess, lines_of
 from annotated_mpnet.tracking.plateau import PlateauWatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 LOG, WANDB, TENSORBOARD = "log.txt", "W&B", "TensorBoard"
+
+NEWS_EVERY = 30
+"""Seconds of an evaluation between two lines about it, where there are no live lines."""
 
 
 class Tracker:
@@ -78,6 +82,8 @@ class Tracker:
         # This process's first update, and when it was done.
         self._first_done: tuple[int, float] | None = None
         self._said_finish = False
+        # When the evaluation began, and when something was said about it.
+        self._evaluation = self._latest_news = 0.0
         self._latest: dict[str, float] = {}
         self._plateau: PlateauWatch | None = None
         self._total = config.optimization.total_updates
@@ -141,6 +147,7 @@ class Tracker:
         self._resumed_from = step
         if self._directory is None:
             return 0
+        self._try(GUESSES, sinks.drop_metrics_after, step, self._directory / GUESSES)
         return self._try(METRICS, sinks.drop_metrics_after, step, self._directory / METRICS) or 0
 
     def progress(self, step: int) -> None:
@@ -148,6 +155,26 @@ class Tracker:
         if self._first_done is None:
             self._first_done = step, time.perf_counter()
         self._live.show(step, self._left(step))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how many batches of an evaluation are done."""
+        if self._live.live.is_started:
+            self._live.evaluating(done, total)
+            return
+        now = time.perf_counter()
+        if done == 0:
+            self._evaluation = self._latest_news = now
+        elif now - self._latest_news >= NEWS_EVERY:
+            self._latest_news = now
+            left = display.duration((now - self._evaluation) / done * (total - done))
+            self.say(f"evaluating: {done:,} of {total:,} batches, {left} left")
+
+    def guessed(self, step: int, guesses: Sequence[Guess]) -> None:
+        """Keep what the model guessed for masked words, and show it."""
+        if self._directory is not None and guesses:
+            self._try(GUESSES, sinks.append, self._directory / GUESSES, lines_of(step, guesses))
+        for each in guesses:
+            self.say(f"  {each}")
 
     def log(self, step: int, metrics: sinks.Metrics) -> None:
         """Send metrics to all sinks, and show them.
@@ -161,7 +188,7 @@ class Tracker:
             self._try(name, sink.log, step, metrics)
         # Training and validation come separately; the live lines show the latest of both.
         self._latest.update(metrics)
-        self._live.numbers = display.learning(self._latest), display.speed(self._latest)
+        self._live.numbers = display.learning_now(self._latest), display.speed(self._latest)
         self.progress(step)
         # Without data wait and memory, to fit into 80 columns. Validation has no speed.
         speed = display.speed(metrics, brief=True)

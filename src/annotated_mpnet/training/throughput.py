@@ -35,6 +35,8 @@ Good training code reaches 25 to 45 % of the peak:
 
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -139,6 +141,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def memory_in_use(device: torch.device) -> float:
+    """Return the memory used now, in bytes and counted as by `memory_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _of_process("VmRSS") or memory_peak(device) * 1e9
+
+
 def memory_peak(device: torch.device) -> float:
     """Return the most memory used so far, in GB (10^9 bytes).
 
@@ -146,6 +155,18 @@ def memory_peak(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in kB, macOS in bytes.
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    # On Linux `ru_maxrss` may be the peak of the process that started this one.
+    if (peak := _of_process("VmHWM")) is not None:
+        return peak / 1e9
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, others in kB.
+    return usage / 1e9 if sys.platform == "darwin" else usage * 1024 / 1e9
+
+
+def _of_process(name: str) -> float | None:
+    """Return a size from /proc/self/status, in bytes; None where there is no such file or line."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024.0
+    return None

@@ -165,6 +165,26 @@ class Trainer:
         with uncompiled():
             return loop.evaluate(self._setup, batches)
 
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits of the predicted tokens, (B, P, V), in float32 on the CPU.
+
+        Args:
+            batch: the same on all ranks.
+        """
+        self.model.eval()
+        moved = batch.to(self.network.device)
+        with uncompiled(), self._setup.autocast:
+            logits_BPV: Tensor = self.model(
+                moved.input_ids,
+                moved.predicted_positions,
+                moved.predicted_ids,
+                moved.attention_mask,
+                self.input_mode,
+            )
+        self.network.reshard()
+        return logits_BPV.float().cpu()
+
     @contextmanager
     def _explaining_divergence(self) -> Iterator[None]:
         try:
