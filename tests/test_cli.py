@@ -89,7 +89,6 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
             ["--warmup-updates 900", "--decay-updates 200", "--total-updates 1000"],
         ),
         (["--keep-prob", "0.6", "--rand-prob", "0.6"], ["--keep-prob", "--rand-prob"]),
-        (["--resume", "--hf-model-path", "x"], ["--resume", "--hf-model-path"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         (["--wandb-watch", "--fsdp"], ["--wandb-watch", "--fsdp"]),
         (["--relative-attention-num-buckets", "31"], ["--relative-attention-num-buckets"]),
@@ -211,14 +210,13 @@ def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
 def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[run]\nhf_model_path = "weights"\n')
-    assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
-    for layer in (["--preset", "continue"], ["--config", str(file)]):
+    typed = ["--hf-model-path", "weights"]
+    assert parse_pretrain(["--preset", "continue"]).settings.run.initial_weights is not None
+    for layer in (["--preset", "continue"], ["--config", str(file)], typed):
         for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
-            assert parse_pretrain([*layer, *resume]).settings.run.hf_model_path is None
-    typed = parse_pretrain(["--preset", "continue", "--resume", "--hf-model-path", "weights"])
-    assert typed.settings.run.hf_model_path == "weights"
-    with pytest.raises(ConfigError, match="resume"):
-        typed.settings.validate()
+            settings = parse_pretrain([*layer, *resume]).settings
+            settings.validate()
+            assert settings.run.initial_weights is None
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:

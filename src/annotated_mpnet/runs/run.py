@@ -8,8 +8,9 @@ Cheap checks come first, and nothing is written to the run's directory before ev
     -----------------------------------------    ----------------    ---------------------------
     a flag, the device, W&B without its package  no time             nothing
     a directory that holds another run           no time             nothing
+    weights that cannot be read                  seconds             nothing
     the text, the tokenizer                      seconds to hours    the cache of packed text
-    weights that do not fit the model            the same            the cache
+    weights of another vocabulary                the same            the cache
     the checkpoint to resume from                the same            the cache
     memory                                       the first update    a run without a checkpoint
 
@@ -38,8 +39,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from annotated_mpnet.checkpoints.checkpoint import CONFIG, TrainState, read_model_config
-from annotated_mpnet.checkpoints.manifest import library_versions
+from annotated_mpnet import conversion
+from annotated_mpnet.checkpoints.checkpoint import (
+    CONFIG,
+    TOKENIZER,
+    TrainState,
+    read_model_config,
+)
+from annotated_mpnet.checkpoints.manifest import library_versions, read_folder
+from annotated_mpnet.checkpoints.resume import checkpoint_path
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.checkpoints.run_directory import (
     METRICS,
@@ -52,10 +60,12 @@ from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.fast.kernel_check import kernel_fault
+from annotated_mpnet.files.atomic import directory_of
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.optimizer import build_optimizer
+from annotated_mpnet.runs.card import card_facts
 from annotated_mpnet.runs.initial_weights import build_model, check_export
 from annotated_mpnet.runs.plan import plan
 from annotated_mpnet.runs.preparation import (
@@ -119,16 +129,22 @@ def run_pretraining(
         # to resume?
         path, here = config.run.checkpoint_dir, _resumes_here(config.run)
         world.on_rank_0(lambda: refuse_taken_directory(path, here, config.run.overwrite))
-        saved = world.on_rank_0(lambda: _saved_network(config.run))
+        saved, tokenizer_files = world.on_rank_0(lambda: _saved(config.run))
         if saved is not None:
             config = _with_network(config, saved)
+        source = config.run.initial_weights
+        initial = None if source is None else conversion.load_any(source)
 
         log.debug("reading text and tokenizer, to compute on %s", device)
-        text = read_text(config.data, config.run.seed, world.rank, world.size)
+        tokenizer = config.data.tokenizer_name or (initial and initial.tokenizer)
+        if tokenizer is None and tokenizer_files:
+            tokenizer = stack.enter_context(directory_of(tokenizer_files))
+        data = dataclasses.replace(config.data, tokenizer_name=tokenizer)
+        text = read_text(data, config.run.seed, world.rank, world.size)
         identity = identity_of(config, text, world.size)
         _refuse_different_text(identity, world)
 
-        model, notes = build_model(config, text)
+        model, notes = build_model(config, text, initial)
         if config.run.export_hf:
             notes += check_export(text.vocabulary, model.config)
         fault = None
@@ -181,6 +197,8 @@ def run_pretraining(
             trainer,
             tracker,
             config.tracking.logging_steps,
+            card_facts(config, source),
+            initial.modules if initial else {},
         )
         planned = [*notes, *plan(config, text, model, device, bf16, attention, world.size)]
         if dry_run:
@@ -214,6 +232,9 @@ def _run(
         (path / REPORT).unlink(missing_ok=True)
     plateau = measure_plateau(session.text)
     if plateau is not None:
+        session.facts = dataclasses.replace(
+            session.facts, plateau_bits=plateau.bits, plateau_accuracy=plateau.accuracy
+        )
         tracker.say(
             f"unigram plateau on the validation text: {plateau.bits:.2f} bits, accuracy "
             f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
@@ -343,27 +364,27 @@ def _differences(
                 yield rank, name, value, first[name]
 
 
-def _saved_network(run: RunConfig) -> ModelConfig | None:
-    """Return the architecture of the checkpoint to resume from; None without a resume.
+def _saved(run: RunConfig) -> tuple[ModelConfig | None, dict[str, bytes]]:
+    """Return architecture and tokenizer of the checkpoint to resume from; nothing without a resume.
 
-    It is read before the checkpoint is verified. If none can be read, the result is None too, and
-    `Session.restore` reports the error.
+    They are read before the checkpoint is verified. If none can be read, the result is nothing too,
+    and `Session.restore` reports the error.
 
     Raises:
         CheckpointError: there is no checkpoint at all.
     """
     if not run.resuming:
-        return None
+        return None, {}
     wanted = run.resume_checkpoint
-    candidates = newest_first(run.checkpoint_dir) if wanted is None else [wanted]
+    candidates = newest_first(run.checkpoint_dir) if wanted is None else [checkpoint_path(wanted)]
     if not candidates:
         raise nothing_to_resume(run.checkpoint_dir)
     for path in candidates:
         try:
-            return read_model_config(path / CONFIG)
+            return read_model_config(path / CONFIG), read_folder(path, TOKENIZER)
         except CheckpointError:
             continue
-    return None
+    return None, {}
 
 
 def _with_network(config: PretrainingConfig, saved: ModelConfig) -> PretrainingConfig:

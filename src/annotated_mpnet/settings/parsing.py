@@ -71,10 +71,6 @@ def parse_pretrain(arguments: Sequence[str]) -> PretrainCommand:
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{origin}: {error}") from None
         below |= given
-    if command.settings.run.resuming:
-        # A resumed run has its weights in its checkpoint and does not need the preset's. Typed, the
-        # two flags contradict each other, and `validate` refuses them.
-        below.pop("hf_model_path", None)
     return _build(PretrainCommand, below | typed)
 
 
