@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
+from annotated_mpnet import cli
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.conversion import convert_checkpoint
 from annotated_mpnet.conversion.kept import from_export_files
@@ -185,6 +187,25 @@ def test_checkpoint_with_a_foreign_file_for_its_export_is_refused(
             from_export_files(dataclasses.replace(checkpoint, export_files={name: b""}))
     with pytest.raises(CheckpointError, match=r"card\.json cannot be read"):
         from_export_files(dataclasses.replace(checkpoint, export_files={"card.json": b"[]"}))
+
+
+def test_command_of_the_readme_does_it(
+    continued: Continued, text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    (command,) = [
+        line for line in readme.read_text().splitlines() if "--hf-model-path sentence-tr" in line
+    ]
+    # The name on the Hub is a directory here.
+    shutil.copytree(continued.encoder, tmp_path / "sentence-transformers" / "all-mpnet-base-v2")
+    shutil.copytree(text.train_dir, tmp_path / "my_text")
+    monkeypatch.chdir(tmp_path)
+    program, *words = shlex.split(command)
+    words += shlex.split("--total-updates 1 --warmup-updates 0 --lr 1e-12 --max-tokens 32")
+    assert cli._ending(program, cli._pretrain, words) == 0
+    assert (vectors(Path("checkpoints/continue/hf")) - continued.wanted).abs().max() < 1e-5
+    card = Path("checkpoints/continue/hf/README.md").read_text()
+    assert "| validation text | 2% of the training text, held out |" in card
 
 
 # The model card.

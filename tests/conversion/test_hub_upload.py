@@ -1,5 +1,6 @@
 """`convert-to-hf --push-to-hub`: what arrives at the Hub, and each way in which it can fail."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,19 @@ def convert(run: Path, *flags: str) -> int | str | None:
         with pytest.raises(SystemExit) as ending:
             cli.convert()
     return ending.value.code
+
+
+def test_command_of_the_readme_does_it(
+    run: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (command,) = [line for line in readme.read_text().splitlines() if "--push-to-hub OW" in line]
+    run.parent.joinpath("checkpoints").mkdir()
+    run.rename(run.parent / "checkpoints" / "mine")
+    monkeypatch.chdir(run.parent)
+    program, *words = shlex.split(command)
+    assert cli._ending(program, cli._convert, words) == 0
+    assert list(server.files) == ["OWNER/my-mpnet"]
 
 
 def contents(directory: Path) -> dict[str, bytes]:

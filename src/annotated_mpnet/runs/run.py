@@ -145,6 +145,8 @@ def run_pretraining(
         _refuse_different_text(identity, world)
 
         model, notes = build_model(config, text, initial)
+        modules = initial.modules if initial else {}
+        del initial  # the model has a copy of its weights
         if config.run.export_hf:
             notes += check_export(text.vocabulary, model.config)
         fault = None
@@ -198,7 +200,7 @@ def run_pretraining(
             tracker,
             config.tracking.logging_steps,
             card_facts(config, source),
-            initial.modules if initial else {},
+            modules,
         )
         planned = [*notes, *plan(config, text, model, device, bf16, attention, world.size)]
         if dry_run:

@@ -68,7 +68,8 @@ class ConvertCommand:
     """Also write pytorch_model.bin, for old readers."""
     push_to_hub: str | None = None
     """Also upload the result to this repository of the Hugging Face Hub, OWNER/NAME; it is made if
-    there is none. It takes a token that may write: `hf auth login`, or HF_TOKEN."""
+    there is none. It takes a token that may write: `hf auth login`, or HF_TOKEN. An older export
+    there is replaced, with its README.md; the repository's history keeps it."""
     private: bool = False
     """Make the repository of --push-to-hub private, if it is made now. Default: public."""
     debug: bool = False
