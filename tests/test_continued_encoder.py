@@ -225,7 +225,8 @@ def test_card_says_what_the_model_is(continued: Continued, text: TinyText) -> No
         "| training text | train |",
         "| validation text | valid.txt |",
         "| test text | test.txt |",
-        "| objective | mpnet, predicted 0.15,",
+        "| objective | masked and permuted (MPNet): 15% of the tokens predicted, whole words;",
+        "| update | 8 sequences of up to 32 tokens |",
         "| trained | 1 updates, 256 tokens, ",
         f"| guessing by frequency, on the validation text | {result.plateau.bits:.3f} | "
         f"{result.plateau.accuracy:.3f} |",

@@ -140,6 +140,11 @@ def test_pt_file_gives_weights_only_and_says_so(
     model, notes = build_model(changed(config, **{option: value}), text)
     assert same_weights(model, scrambled(text))
     assert notes == [f"starting from {path}: weights only, from step 0"]
+    both = changed(config, resume_checkpoint=path, hf_model_path="some/model")
+    assert build_model(both, text)[1] == [
+        f"--hf-model-path some/model is ignored: the weights are those of {path}",
+        *notes,
+    ]
 
 
 def test_pt_file_that_would_run_code_is_refused_with_or_without_trust(

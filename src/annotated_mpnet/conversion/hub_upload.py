@@ -24,7 +24,7 @@ REFUSALS = {
 
 
 def check_upload(name: str) -> None:
-    """Raise a `ConfigError` for a name that no repository can have, or if nobody is logged in.
+    """Raise a `ConfigError` for a name that no repository can have, or if there is no token.
 
     The owner belongs to it, because the model card says how to load the model by its name.
     """

@@ -56,7 +56,7 @@ def with_progress(facts: CardFacts, state: TrainState) -> CardFacts:
     masking, batch = state.identity.get("masking"), state.identity.get("batch")
     return dataclasses.replace(
         facts,
-        objective=None if masking is None else str(masking),
+        objective=facts.objective or (None if masking is None else str(masking)),
         sequences=f"{batch} sequences of up to {state.identity.get('length')} tokens",
         updates=state.update,
         tokens=state.tokens_seen,

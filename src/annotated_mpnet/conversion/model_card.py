@@ -124,7 +124,7 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, str]]:
     on_hub = f"[{base}](https://huggingface.co/{base})"
     yield "base model", on_hub if facts.base_on_hub else base
     if not facts.updates:
-        yield "training", "none by annotated-mpnet: the weights are those of the base model"
+        yield "training", "none: this is the base model, converted"
         return
     for part in ("training", "validation", "test"):
         yield f"{part} text", facts.data.get(part, "none" if facts.data else "not recorded")

@@ -103,7 +103,7 @@ def convert_checkpoint(
         overwrite: replace an older Hugging Face model there.
         pytorch_bin: also write `pytorch_model.bin`.
         push_to_hub: also upload it, to the repository of this name.
-        private: nobody else may see the repository, if it is made now.
+        private: make that repository private, if there is none yet.
 
     Raises:
         CheckpointError, ConfigError, WriteError: see `load_any`, `export_to_hugging_face` and

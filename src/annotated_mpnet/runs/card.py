@@ -5,11 +5,16 @@ from pathlib import Path
 from annotated_mpnet.conversion.kept import base_facts
 from annotated_mpnet.conversion.model_card import FRESH, CardFacts, place_name
 from annotated_mpnet.errors import without_password
-from annotated_mpnet.mpnet.config import flag
+from annotated_mpnet.mpnet.config import ObjectiveConfig, flag
 from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, fields_of
 from annotated_mpnet.streams.hub import DEFAULT_DATASET
 
-ABOUT_TRAINING = ("objective", "data", "optimization")
+OBJECTIVES = {
+    "mpnet": "masked and permuted (MPNet)",
+    "mlm": "masked (MLM)",
+    "plm": "permuted (PLM)",
+}
+ABOUT_TRAINING = ("data", "optimization")
 """Groups of settings that decide what is learned. The others are about the machine and the run."""
 TOLD_ELSEWHERE = (
     *("train_dir", "valid_file", "test_file", "valid_fraction", "tokenizer_name", "num_workers"),
@@ -31,7 +36,22 @@ def card_facts(config: PretrainingConfig, source: str | None) -> CardFacts:
         base_on_hub=base.base_on_hub,
         data=data,
         dataset=dataset,
+        objective=_objective(config.objective),
         settings=_settings(config),
+    )
+
+
+def _objective(objective: ObjectiveConfig) -> str:
+    """Say what is predicted.
+
+    >>> _objective(ObjectiveConfig())
+    'masked and permuted (MPNet): 15% of the tokens predicted, whole words; 10% kept, 10% random'
+    """
+    words = ", whole words" if objective.whole_word_mask else ""
+    kept, random = 100 * objective.keep_prob, 100 * objective.rand_prob
+    return (
+        f"{OBJECTIVES[objective.input_mode]}: {100 * objective.pred_prob:g}% of the tokens "
+        f"predicted{words}; {kept:g}% kept, {random:g}% random"
     )
 
 

@@ -87,10 +87,10 @@ def build_model(
     torch.manual_seed(fold_in_seed(config.run.seed, "weights") % 2**63)
     run, optimization = config.run, config.optimization
     source, notes = run.initial_weights, list[str]()
-    if run.resuming and run.hf_model_path is not None:
-        notes.append(
-            f"--hf-model-path {run.hf_model_path} is ignored: the run resumes with its own weights"
-        )
+    if run.hf_model_path not in (None, source):
+        weights = "the run resumes with its own weights"
+        reason = weights if run.resuming else f"the weights are those of {source}"
+        notes.append(f"--hf-model-path {run.hf_model_path} is ignored: {reason}")
     if source is None:
         model = MPNetForPretraining(_wanted(config, text.vocabulary))
         table = model.sentence_encoder.relative_attention_bias
@@ -98,7 +98,8 @@ def build_model(
             start_locally(table)
     else:
         loaded = loaded or conversion.load_any(source)
-        model, notes = _start_from(source, loaded, config, text)
+        model, said = _start_from(source, loaded, config, text)
+        notes += said
         if optimization.relative_bias_init != "auto":
             notes.append(
                 f"--relative-bias-init {optimization.relative_bias_init} has no effect: the bias "
