@@ -133,7 +133,7 @@ def test_resumed_run_needs_nothing_of_its_start(continued: Continued, tmp_path: 
     # The same command with --resume: its weights are ignored, its tokenizer is the checkpoint's.
     again = changed(continued.config, checkpoint_dir=tmp_path / "run", resume=True, total_updates=2)
     result, said = run(again)
-    ignored = f"--hf-model-path {continued.source} is ignored: the run resumes with its own weights"
+    ignored = f"--hf-model-path {continued.source} is ignored: a resumed run has its weights"
     assert said.replace("\n", " ").count("--hf-model-path") == 1
     assert ignored in said.replace("\n", "")
     assert result.export is not None

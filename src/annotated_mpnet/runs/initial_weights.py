@@ -88,8 +88,7 @@ def build_model(
     run, optimization = config.run, config.optimization
     source, notes = run.initial_weights, list[str]()
     if run.hf_model_path not in (None, source):
-        weights = "the run resumes with its own weights"
-        reason = weights if run.resuming else f"the weights are those of {source}"
+        reason = f"the weights are those of {source}" if source else "a resumed run has its weights"
         notes.append(f"--hf-model-path {run.hf_model_path} is ignored: {reason}")
     if source is None:
         model = MPNetForPretraining(_wanted(config, text.vocabulary))
