@@ -16,6 +16,7 @@ from annotated_mpnet import cli
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.conversion import convert_checkpoint
 from annotated_mpnet.conversion.kept import from_export_files
+from annotated_mpnet.conversion.model_card import FACTS
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.runs.run import RunResult
@@ -140,7 +141,7 @@ def test_resumed_run_needs_nothing_of_its_start(continued: Continued, tmp_path: 
     assert (vectors(result.export) - continued.wanted).abs().max() < 1e-5
     first, second = (load_checkpoint(tmp_path / "run" / f"checkpoint{update}") for update in (1, 2))
     modules = dict(first.export_files)
-    assert modules.pop("card.json") != second.export_files["card.json"]
+    assert modules.pop(FACTS) != second.export_files[FACTS]
     assert set(modules) == {
         "modules.json",
         "config_sentence_transformers.json",
@@ -149,7 +150,7 @@ def test_resumed_run_needs_nothing_of_its_start(continued: Continued, tmp_path: 
         "2_Normalize/config.json",
     }
     assert modules.items() <= second.export_files.items()
-    assert json.loads(second.export_files["card.json"])["base"] == "sentences"
+    assert json.loads(second.export_files[FACTS])["base"] == "sentences"
     # Nothing left to do: not a byte changes.
     before = tree(tmp_path / "run")
     run(again)
@@ -185,8 +186,8 @@ def test_checkpoint_with_a_foreign_file_for_its_export_is_refused(
     for name in ("config.json", "modeling.py", "../up.json", "1_Pooling/../config.json"):
         with pytest.raises(CheckpointError, match="no file of an export"):
             from_export_files(dataclasses.replace(checkpoint, export_files={name: b""}))
-    with pytest.raises(CheckpointError, match=r"card\.json cannot be read"):
-        from_export_files(dataclasses.replace(checkpoint, export_files={"card.json": b"[]"}))
+    with pytest.raises(CheckpointError, match=r"annotated_mpnet\.json cannot be read"):
+        from_export_files(dataclasses.replace(checkpoint, export_files={FACTS: b"[]"}))
 
 
 def test_command_of_the_readme_does_it(
@@ -211,7 +212,7 @@ def test_command_of_the_readme_does_it(
 # The model card.
 
 
-def test_card_says_what_the_model_is(continued: Continued, text: TinyText) -> None:
+def test_card_says_what_the_model_is(continued: Continued, text: TinyText, tmp_path: Path) -> None:
     assert continued.result.export is not None
     card = (continued.result.export / "README.md").read_text()
     result = continued.result
@@ -237,6 +238,15 @@ def test_card_says_what_the_model_is(continued: Continued, text: TinyText) -> No
         "pipeline(\"fill-mask\", 'hf')",
     ):
         assert said in card, said
+    # The card of an export of the export says the same.
+    convert_checkpoint(
+        continued.result.export,
+        tmp_path / "run" / "hf",
+        save_tokenizer=True,
+        overwrite=False,
+        pytorch_bin=False,
+    )
+    assert (tmp_path / "run" / "hf" / "README.md").read_text() == card
     # A card is public: it tells nothing of the machine.
     assert str(text.train_dir.parent) not in card
 

@@ -138,6 +138,7 @@ def test_padding_of_the_vocabulary_goes_even_if_the_tokenizer_is_not_wanted(
     )
     assert [path.name for path in report.files] == [
         "README.md",
+        "annotated_mpnet.json",
         "config.json",
         "model.safetensors",
     ]

@@ -3,7 +3,7 @@
     model.safetensors       the tensors in float32, under Hugging Face's names
     config.json             what MPNetConfig needs, eps and padding id spelled out
     tokenizer.json, ...     so the directory is enough, offline
-    README.md               the model card (`model_card.py`)
+    README.md               the model card (`model_card.py`), and annotated_mpnet.json, its facts
     modules.json, ...       of a sentence encoder, what comes after the network
     pytorch_model.bin       on request, for readers without safetensors
 
@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from annotated_mpnet.checkpoints.records import to_json
 from annotated_mpnet.conversion.foreign import reading
-from annotated_mpnet.conversion.model_card import CardFacts, model_card
+from annotated_mpnet.conversion.model_card import FACTS, CardFacts, model_card
 from annotated_mpnet.conversion.names import (
     reasons_not_representable,
     to_hugging_face,
@@ -140,6 +141,8 @@ def export_to_hugging_face(
             fresh_head=fresh_head,
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
+        if facts is not None and facts.updates:
+            (staging / FACTS).write_text(to_json(facts), encoding="utf-8")
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
             plain = _untruncated(tokenizer, config.max_positions)

@@ -39,6 +39,7 @@ from annotated_mpnet.conversion.foreign import (
     tokenizer_in,
     without_second_names,
 )
+from annotated_mpnet.conversion.model_card import FACTS, CardFacts
 from annotated_mpnet.conversion.names import read_mpnet_config, to_hugging_face, to_ours
 from annotated_mpnet.conversion.sentence_modules import read_modules, transformer_in
 from annotated_mpnet.errors import CheckpointError
@@ -105,9 +106,9 @@ def read_hugging_face(directory: Path) -> LoadedWeights:
     if encoder_only:
         tensors |= _fresh_head(tensors["sentence_encoder.embed_tokens.weight"])
     # In a sentence-transformers directory, the tokenizer is where the network is.
-    return LoadedWeights(
-        config, tensors, notes, tokenizer_in(directory), modules, fresh_head=encoder_only
-    )
+    facts = decode(whole / FACTS, CardFacts) if (whole / FACTS).is_file() else None
+    tokenizer = tokenizer_in(directory)
+    return LoadedWeights(config, tensors, notes, tokenizer, modules, facts, encoder_only)
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -15,11 +15,9 @@ import msgspec
 from annotated_mpnet.checkpoints.checkpoint import EXPORT_FILES, Checkpoint, TrainState
 from annotated_mpnet.checkpoints.records import reading, short, to_json
 from annotated_mpnet.conversion.hugging_face import HUB_NAME
-from annotated_mpnet.conversion.model_card import CardFacts, place_name
+from annotated_mpnet.conversion.model_card import FACTS, CardFacts, place_name
 from annotated_mpnet.conversion.sentence_modules import is_module_file
 from annotated_mpnet.errors import CheckpointError
-
-CARD = "card.json"
 
 
 def base_facts(base: str) -> CardFacts:
@@ -30,7 +28,7 @@ def base_facts(base: str) -> CardFacts:
 
 def to_export_files(facts: CardFacts, modules: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return what a checkpoint keeps for its export (`Checkpoint.export_files`)."""
-    return {**modules, CARD: to_json(facts).encode()}
+    return {**modules, FACTS: to_json(facts).encode()}
 
 
 def from_export_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], CardFacts]:
@@ -40,9 +38,9 @@ def from_export_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], CardFac
         CheckpointError: they are not what this program writes.
     """
     files, state = dict(checkpoint.export_files), checkpoint.state
-    with reading(Path(EXPORT_FILES, CARD)):
+    with reading(Path(EXPORT_FILES, FACTS)):
         # Checkpoints of earlier versions have none.
-        facts = msgspec.json.decode(files.pop(CARD, b"{}"), type=CardFacts)
+        facts = msgspec.json.decode(files.pop(FACTS, b"{}"), type=CardFacts)
     if foreign := [name for name in files if not is_module_file(name)]:
         raise CheckpointError(
             f"the checkpoint's {EXPORT_FILES}/ holds {short(foreign[0])}, which is no file of an "
@@ -53,11 +51,13 @@ def from_export_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], CardFac
 
 def with_progress(facts: CardFacts, state: TrainState) -> CardFacts:
     """Return the facts with how much a model was trained, and how."""
-    masking, batch = state.identity.get("masking"), state.identity.get("batch")
+    identity = state.identity
+    sequences = f"{identity.get('batch')} sequences of up to {identity.get('length')} tokens"
     return dataclasses.replace(
         facts,
-        objective=facts.objective or (None if masking is None else str(masking)),
-        sequences=f"{batch} sequences of up to {state.identity.get('length')} tokens",
+        # Of a checkpoint without facts, its identity tells it in other words.
+        objective=facts.objective or (str(identity["masking"]) if "masking" in identity else None),
+        sequences=sequences if "batch" in identity else None,
         updates=state.update,
         tokens=state.tokens_seen,
         predicted=state.predicted_seen,

@@ -1,8 +1,9 @@
 """The model card of an export, `README.md`: what the model is, how it came about, how to use it.
 
-Most of it cannot be read from the weights. So a run keeps the facts with each checkpoint, and an
-export made a year later, of a checkpoint on another machine, says the same as one at the end of the
-run. The Hub reads the block between the two `---` lines.
+Most of it cannot be read from the weights. So each checkpoint of a run has the facts, and an export
+made a year later, of a checkpoint on another machine, says the same as one at the end of the run.
+An export has them too, in annotated_mpnet.json, for a conversion of the export. The Hub reads the
+block between the two `---` lines.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCardData
 from annotated_mpnet.errors import without_password
 from annotated_mpnet.mpnet.config import ModelConfig
 
+FACTS = "annotated_mpnet.json"
 FRESH = "none: the weights were random"
 
 

@@ -69,7 +69,7 @@ HUGGING_FACE_MODEL = Kind(
     "a Hugging Face model",
     "config.json",
     f"config.json model.safetensors pytorch_model.bin README.md {TOKENIZER_FILES} "
-    "modules.json config_sentence_transformers.json sentence_*_config.json",
+    "annotated_mpnet.json modules.json config_sentence_transformers.json sentence_*_config.json",
     directories="[0-9]_[A-Z]*",
 )
 
