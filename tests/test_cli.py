@@ -215,12 +215,13 @@ def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
 def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[run]\nhf_model_path = "weights"\n')
-    assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
     typed = ["--hf-model-path", "weights"]
+    assert parse_pretrain(["--preset", "continue"]).settings.run.initial_weights is not None
     for layer in (["--preset", "continue"], ["--config", str(file)], typed):
-        assert parse_pretrain(layer).settings.run.initial_weights is not None
         for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
-            assert parse_pretrain([*layer, *resume]).settings.run.initial_weights is None
+            settings = parse_pretrain([*layer, *resume]).settings
+            settings.validate()
+            assert settings.run.initial_weights is None
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:

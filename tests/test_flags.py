@@ -27,7 +27,7 @@ PRETRAIN = {
     "--train-dir": (None, Path("texts"), []),
     "--valid-file": (None, Path("valid.txt"), []),
     "--test-file": (None, Path("test.txt"), []),
-    "--tokenizer-name": ("microsoft/mpnet-base", "my_tokenizer", []),
+    "--tokenizer-name": (None, "my_tokenizer", []),
     "--max-tokens": (512, 128, []),
     "--max-positions": (None, 1024, []),
     "--encoder-layers": (12, 6, []),
@@ -103,7 +103,7 @@ PRETRAIN = {
     "--overwrite": (False, True, []),
     "--export-hf": (True, False, []),
     "--layer-norm-eps": (1e-5, 1e-12, []),
-    "--head-bias": ("zeros", "frequencies", []),
+    "--head-bias": ("auto", "frequencies", []),
     "--relative-bias-init": ("auto", "normal", []),
     "--distributed-timeout": (1800, 60, []),
 }
@@ -114,6 +114,8 @@ CONVERT = {
     "--save-tokenizer": True,
     "--overwrite": False,
     "--pytorch-bin": False,
+    "--push-to-hub": None,
+    "--private": False,
     "--debug": False,
 }
 
@@ -154,6 +156,10 @@ def test_convert_to_hf_has_these_flags_with_these_defaults() -> None:
         hf_model_folder_path=Path("b"),
         save_tokenizer=False,
         pytorch_bin=True,
+    )
+    typed += " --push-to-hub me/mine --private"
+    assert parse(ConvertCommand, typed.split(), "convert-to-hf") == dataclasses.replace(
+        command, push_to_hub="me/mine", private=True
     )
 
 

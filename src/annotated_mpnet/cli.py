@@ -167,6 +167,8 @@ def _convert(arguments: Sequence[str]) -> None:
             save_tokenizer=command.save_tokenizer,
             overwrite=command.overwrite,
             pytorch_bin=command.pytorch_bin,
+            push_to_hub=command.push_to_hub,
+            private=command.private,
         )
 
 

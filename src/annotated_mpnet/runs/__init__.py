@@ -3,6 +3,7 @@
     run.py               all of it, top to bottom
     texts.py             what is trained, validated and tested on
     initial_weights.py   the model before the first update
+    card.py              the model card of its exports
     preparation.py       device, attention, the run's identity, the plateau
     plan.py              what is said before the first update
     masked_words.py      what the model guesses at each evaluation

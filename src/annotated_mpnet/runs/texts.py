@@ -41,7 +41,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.mpnet.collator import Vocabulary
-from annotated_mpnet.settings.config import DataConfig
+from annotated_mpnet.settings.config import DEFAULT_TOKENIZER, DataConfig
 from annotated_mpnet.streams.eval_samples import choose_eval_samples
 from annotated_mpnet.streams.hub import open_downloaded, open_stream
 from annotated_mpnet.streams.shards import ShardReader
@@ -105,7 +105,7 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
     # `streaming` is on by default and means nothing for --train-dir.
     if data.train_dir is None and data.streaming:
         reader = ShardReader(open_stream(data), seed, rank, world_size)
-        tokenizer = load_tokenizer(data.tokenizer_name)
+        tokenizer = load_tokenizer(data.tokenizer_name or DEFAULT_TOKENIZER)
         if data.eval_samples > 0 and len(held_out) < 2:
             samples = choose_eval_samples(reader, data.eval_samples, data.min_text_length)
             held_out = {"valid": samples.valid, "test": samples.test} | held_out
@@ -122,7 +122,7 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
             source = WithoutTexts(source, _hashes(held_out))
         if data.valid_fraction > 0:
             source, held_out["valid"] = split_by_hash(source, data.valid_fraction)
-        tokenizer = load_tokenizer(data.tokenizer_name)
+        tokenizer = load_tokenizer(data.tokenizer_name or DEFAULT_TOKENIZER)
         train = _pack(source, tokenizer, data)
     # Packed like the training text: a token is easier to predict in a longer sequence.
     packed = {name: _pack(source, tokenizer, data) for name, source in held_out.items()}

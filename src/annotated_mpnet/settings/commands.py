@@ -52,12 +52,14 @@ class ConvertCommand:
     """Turn a checkpoint into a Hugging Face MPNetForMaskedLM, and check that it is the same model.
 
     The result is loaded again and its logits are compared with the checkpoint's. If they differ by
-    more than 1e-4, the command fails and writes nothing.
+    more than 1e-4, the command fails and writes nothing. A sentence encoder keeps its modules, so
+    sentence-transformers computes the same vectors.
     """
 
     mpnet_checkpoint_path: Path
-    """A checkpoint, a run's directory (its best model is converted), or a .pt file of
-    annotated-mpnet or of Microsoft's code."""
+    """A checkpoint, a run's directory (its best model is converted), a model of Hugging Face or of
+    sentence-transformers (directory or Hub name), or a .pt file of annotated-mpnet or of
+    Microsoft's code."""
     hf_model_folder_path: Path
     """The directory to write."""
     save_tokenizer: bool = True
@@ -67,6 +69,12 @@ class ConvertCommand:
     directory that is not empty is an error."""
     pytorch_bin: bool = False
     """Also write pytorch_model.bin, for old readers."""
+    push_to_hub: str | None = None
+    """Also upload the result to this repository of the Hugging Face Hub, OWNER/NAME; it is made if
+    there is none. It takes a token that may write: `hf auth login`, or HF_TOKEN. An older export
+    there is replaced, with its README.md; the repository's history keeps it."""
+    private: bool = False
+    """Make the repository of --push-to-hub private, if it is made now. Default: public."""
     debug: bool = False
     """Write a debug log to standard error, including the libraries' messages and the traceback of
     an error."""

@@ -36,6 +36,8 @@ from annotated_mpnet.mpnet.config import (
     option,
 )
 
+DEFAULT_TOKENIZER = "microsoft/mpnet-base"
+
 Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 
 
@@ -82,8 +84,9 @@ class DataConfig:
     """full: fill sequences across the ends of documents. none: one document per sequence, padded to
     the longest of the batch; a long document takes several sequences. documents: whole documents
     share a sequence but do not attend to each other."""
-    tokenizer_name: str = "microsoft/mpnet-base"
-    """Hub name or directory of the tokenizer. It decides the size of the vocabulary."""
+    tokenizer_name: str | None = None
+    """Hub name or directory of the tokenizer. It decides the size of the vocabulary. Default: that
+    of the checkpoint to resume from or of --hf-model-path, else microsoft/mpnet-base."""
     max_tokens: int = option(512, at_least=4, at_most=1048576)
     """Tokens per sequence, `<s>` and `</s>` included (paper: 512). Attention grows with the square
     of it; shorter sequences train faster and see less context."""
@@ -125,8 +128,9 @@ class RunConfig:
     """Accepted for old command lines, without effect. Nothing is ever unpickled unsafely; a file
     that holds more than plain tensors is refused with a way out."""
     hf_model_path: str | None = None
-    """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. A
-    resumed run has its own."""
+    """Start from the weights of an MPNet of Hugging Face or sentence-transformers (directory or Hub
+    name), at update 0. It brings its tokenizer; a sentence encoder keeps its modules (pooling,
+    normalization, prompts) in every export. Ignored with --resume."""
     allow_change: str = ""
     """Comma-separated names of what may differ from the run being resumed (data, seed, batch, ...).
     The run is then no longer exactly the uninterrupted one."""
