@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "runs": {
         "mpnet",
         "errors",
+        "files",
         "signals",
         "fast",
         "settings",

@@ -185,15 +185,6 @@ def test_missing_flags_are_named() -> None:
         parse(ConvertCommand, [], "convert-to-hf")
 
 
-def test_a_tokenizer_is_not_learned_from_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--output", str(tmp_path / "tokenizer")]
-    assert cli._ending("train-mpnet-tokenizer", cli._train_tokenizer, arguments) == 2
-    assert "FILES is missing" in capsys.readouterr().err
-    assert not (tmp_path / "tokenizer").exists()
-
-
 # Files.
 
 
