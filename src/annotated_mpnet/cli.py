@@ -174,17 +174,10 @@ def _convert(arguments: Sequence[str]) -> None:
 
 def _train_tokenizer(arguments: Sequence[str]) -> None:
     command = parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
-    from annotated_mpnet.text.learn_tokenizer import train_tokenizer_files
+    from annotated_mpnet.runs.tokenizer import learn_tokenizer
 
-    report = train_tokenizer_files(
-        command.files,
-        command.vocab_size,
-        command.output,
-        overwrite=command.overwrite,
-        text_field=command.text_field,
-    )
     with redirect_stdout(_Spoken()):
-        print(report)
+        learn_tokenizer(command)
 
 
 def _ending(
