@@ -23,6 +23,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,9 @@ def versions() -> dict[str, str | None]:
     """Return what was measured, and with what; a commit with changes on top ends in `+`."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "transformers", "annotated-mpnet"):
-        found[package] = importlib.metadata.version(package)
+        found[package] = None  # not installed
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found | {"commit": commit()}
 
 

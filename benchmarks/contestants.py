@@ -7,7 +7,8 @@
     products    the matrix products of a step of ours alone, one after the other: the floor below
                 which no step can get on the machine
 
-A step is forward, backward and AdamW, on one micro-batch of full rows.
+A step is forward, backward and AdamW, on one micro-batch of full sequences. On a GPU, ours is a
+whole update as a run makes it: recorded as a CUDA graph (unless `--not-recorded`), and clipped.
 
 Each contestant can run in a process of its own (`Worker`), as its user would start it: then what
 one of them does to the memory of its process (`fast/allocator.py`) is no gift to the others,
@@ -29,12 +30,17 @@ from torch import nn
 
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
+from annotated_mpnet.fast.projection import padded_linear
+from annotated_mpnet.fast.recording import RecordedStep
+from annotated_mpnet.mpnet import loop
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
-from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.mpnet.config import InputMode, OptimizationConfig
+from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.preparation import choose_attention
 from annotated_mpnet.settings.config import Attention
 from annotated_mpnet.training.throughput import layer_shape, memory_peak
+from annotated_mpnet.training.trainer import DeferredCheck
 from common import SHAPES, Shape, hugging_face, make_batch, model_config, num_predicted
 from permuted_form import PermutedForm
 
@@ -55,6 +61,7 @@ class Setting:
         device: where.
         attention: of ours.
         compile: ours with --compile.
+        recorded: ours as a CUDA graph, on a GPU.
     """
 
     shape: Shape
@@ -63,6 +70,12 @@ class Setting:
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     attention: Attention = "auto"
     compile: bool = False
+    recorded: bool = True
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU with CUDA."""
+        return self.device.type == "cuda"
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:
@@ -81,6 +94,7 @@ class Setting:
             torch.device(arguments.device),
             arguments.attention,
             arguments.compile,
+            not arguments.not_recorded,
         )
 
 
@@ -94,6 +108,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--attention", default="auto", help="of ours")
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
+    parser.add_argument("--not-recorded", action="store_true", help="ours with --no-cuda-graph")
 
 
 def mode_of(name: str) -> InputMode:
@@ -109,7 +124,32 @@ def build(name: str, setting: Setting) -> Step:
     torch.manual_seed(0)
     make = _hugging_face if name == "hf" else _ours
     module, loss = make(name, setting, batch)
+    if isinstance(module, MPNetForPretraining) and name != "permuted" and setting.on_gpu:
+        return update_step(module, mode_of(name), batch, setting)
     return training_step(module, loss, setting)
+
+
+def update_step(
+    model: MPNetForPretraining, mode: InputMode, batch: Batch, setting: Setting
+) -> Step:
+    """Return an update of a run in one function."""
+    optimization = OptimizationConfig(lr=1e-5, warmup_updates=0)
+    optimizer = build_optimizer(model, optimization, setting.device)
+    step = RecordedStep(*batch.input_ids.shape) if setting.recorded else loop.add_gradient
+    setup = loop.Setup(
+        loop.Network(model, setting.device),
+        optimizer,
+        optimization,
+        mode,
+        autocast=torch.autocast("cuda", dtype=torch.bfloat16, enabled=setting.bf16),
+        check_finite=DeferredCheck(optimizer, setting.device),
+        add_gradient=step,
+    )
+
+    def update() -> None:
+        loop.update(setup, 0, [batch])
+
+    return update
 
 
 def training_step(module: nn.Module, loss: Loss, setting: Setting) -> Step:
@@ -154,6 +194,8 @@ def our_model(setting: Setting) -> MPNetForPretraining:
     """Return our network, after what a run does with it before it trains."""
     model = _plain(setting)
     model.use_attention(ATTENTIONS[choose_attention(setting.attention, setting.device)[0]])
+    if setting.on_gpu:
+        model.lm_head.project = padded_linear
     if setting.compile:
         from annotated_mpnet.fast.compilation import compile_model
 
@@ -223,16 +265,16 @@ def timed(step: Step, device: torch.device, times: int = 1) -> float:
 class Worker:
     """A contestant in a process of its own, which steps when it is told to.
 
-    The process runs the same script once more, with `--worker NAME` behind its flags, and calls
-    `work`.
+    The process runs a script, by default this one once more, with `--worker NAME` after its flags;
+    it calls `work`.
 
     Attributes:
         seconds: of a step, one entry for each turn.
         memory_gb: the most that it took; known at its end.
     """
 
-    def __init__(self, name: str, flags: Sequence[str]) -> None:
-        command = [sys.executable, sys.argv[0], *flags, "--worker", name]
+    def __init__(self, name: str, flags: Sequence[str], script: str | None = None) -> None:
+        command = [sys.executable, script or sys.argv[0], *flags, "--worker", name]
         self.seconds: list[float] = []
         self.memory_gb = 0.0
         self._process = subprocess.Popen(

@@ -20,13 +20,14 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.mpnet.attention import RelativeMultiHeadAttention
+from annotated_mpnet.mpnet.attention import RelativeMultiHeadAttention, attend_blocks
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import RelativeBiasInit
 from annotated_mpnet.runs.texts import read_text
@@ -143,7 +144,7 @@ def weights_by_distance(learner: Ours, batch: Batch) -> torch.Tensor:
     layers = attentions(model)
     usual = [layer.attend for layer in layers]
     for layer in layers:
-        layer.attend = recording(found)
+        layer.attend = partial(attend_blocks, recording(found))
     model.encode(batch.input_ids, batch.attention_mask)
     for layer, attend in zip(layers, usual, strict=True):
         layer.attend = attend

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "runs": {
         "mpnet",
         "errors",
+        "files",
         "signals",
         "fast",
         "settings",
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo"},
     "__main__": {"cli"},
     # The public names, imported when they are first asked for.
-    "package": {"mpnet", "conversion"},
+    "package": {"mpnet", "text", "conversion"},
     # What users of annotated-mpnet import.
     "modeling": {"mpnet"},
     "data": {"mpnet"},

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import annotated_mpnet
 from annotated_mpnet import cli
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.mpnet.config import flag
@@ -184,18 +185,20 @@ def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     assert "\x1b" not in said
 
 
+@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+def test_the_version_is_printed_alone(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse(kind, ["--version"], "program")
+    said = capsys.readouterr().out
+    version = re.escape(annotated_mpnet.__version__)
+    assert re.fullmatch(rf"annotated-mpnet {version} \(Python 3\.\S+, torch .*\)\n", said)
+    with pytest.raises(ConfigError, match="--version: ignored explicit argument '3'"):
+        parse(kind, ["--version=3"], "program")
+
+
 def test_missing_flags_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^--mpnet-checkpoint-path and --hf-"):
         parse(ConvertCommand, [], "convert-to-hf")
-
-
-def test_a_tokenizer_is_not_learned_from_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--output", str(tmp_path / "tokenizer")]
-    assert cli._ending("train-mpnet-tokenizer", cli._train_tokenizer, arguments) == 2
-    assert "FILES is missing" in capsys.readouterr().err
-    assert not (tmp_path / "tokenizer").exists()
 
 
 # Files.
@@ -215,12 +218,13 @@ def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
 def test_a_resumed_run_does_not_begin_with_the_weights_of_its_preset_again(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[run]\nhf_model_path = "weights"\n')
-    assert parse_pretrain(["--preset", "continue"]).settings.run.hf_model_path is not None
     typed = ["--hf-model-path", "weights"]
+    assert parse_pretrain(["--preset", "continue"]).settings.run.initial_weights is not None
     for layer in (["--preset", "continue"], ["--config", str(file)], typed):
-        assert parse_pretrain(layer).settings.run.initial_weights is not None
         for resume in (["--resume"], ["--resume-checkpoint", str(tmp_path)]):
-            assert parse_pretrain([*layer, *resume]).settings.run.initial_weights is None
+            settings = parse_pretrain([*layer, *resume]).settings
+            settings.validate()
+            assert settings.run.initial_weights is None
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ PRETRAIN = {
     "--train-weights": (None, (3.0,), []),
     "--valid-file": (None, Path("valid.txt"), []),
     "--test-file": (None, Path("test.txt"), []),
-    "--tokenizer-name": ("microsoft/mpnet-base", "my_tokenizer", []),
+    "--tokenizer-name": (None, "my_tokenizer", []),
     "--max-tokens": (512, 128, []),
     "--max-positions": (None, 1024, []),
     "--encoder-layers": (12, 6, []),
@@ -76,6 +76,7 @@ PRETRAIN = {
     "--wandb-watch": (False, True, []),
     "--num-workers": (0, 4, []),
     "--compile": (False, True, []),
+    "--cuda-graph": (True, False, []),
     "--seed": (12345, 0, []),
     "--debug": (False, True, []),
     # What is new.
@@ -103,7 +104,7 @@ PRETRAIN = {
     "--overwrite": (False, True, []),
     "--export-hf": (True, False, []),
     "--layer-norm-eps": (1e-5, 1e-12, []),
-    "--head-bias": ("zeros", "frequencies", []),
+    "--head-bias": ("auto", "frequencies", []),
     "--relative-bias-init": ("auto", "normal", []),
     "--distributed-timeout": (1800, 60, []),
 }
@@ -114,6 +115,8 @@ CONVERT = {
     "--save-tokenizer": True,
     "--overwrite": False,
     "--pytorch-bin": False,
+    "--push-to-hub": None,
+    "--private": False,
     "--debug": False,
 }
 
@@ -154,6 +157,10 @@ def test_convert_to_hf_has_these_flags_with_these_defaults() -> None:
         hf_model_folder_path=Path("b"),
         save_tokenizer=False,
         pytorch_bin=True,
+    )
+    typed += " --push-to-hub me/mine --private"
+    assert parse(ConvertCommand, typed.split(), "convert-to-hf") == dataclasses.replace(
+        command, push_to_hub="me/mine", private=True
     )
 
 

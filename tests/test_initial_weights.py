@@ -14,7 +14,7 @@ from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_
 from annotated_mpnet.conversion import export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError, ConfigError
-from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
 from annotated_mpnet.mpnet.local_start import local_bias
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.mpnet.randomness import fold_in_seed
@@ -140,6 +140,11 @@ def test_pt_file_gives_weights_only_and_says_so(
     model, notes = build_model(changed(config, **{option: value}), text)
     assert same_weights(model, scrambled(text))
     assert notes == [f"starting from {path}: weights only, from step 0"]
+    both = changed(config, resume_checkpoint=path, hf_model_path="some/model")
+    assert build_model(both, text)[1] == [
+        f"--hf-model-path some/model is ignored: the weights are those of {path}",
+        *notes,
+    ]
 
 
 def test_pt_file_that_would_run_code_is_refused_with_or_without_trust(
@@ -168,13 +173,52 @@ def test_encoder_without_a_head_gets_a_fresh_one_that_is_said(
 ) -> None:
     with quiet_transformers():
         MPNetModel.from_pretrained(exported(text, tmp_path / "hf")).save_pretrained(tmp_path / "e")
-    model, notes = started(config, text, tmp_path / "e")
+    model, notes = started(config, text, tmp_path / "e", head_bias="zeros")
     assert "the head starts from fresh weights" in notes
     assert torch.equal(
         model.sentence_encoder.layers[1].fc1.weight,
         scrambled(text).sentence_encoder.layers[1].fc1.weight,
     )
     assert model.lm_head.bias.count_nonzero() == 0
+
+
+def test_fresh_head_starts_from_frequencies_and_a_loaded_one_keeps_its_bias(
+    config: PretrainingConfig, text: Text, tmp_path: Path
+) -> None:
+    config = changed(config, head_bias="auto")
+    assert config.optimization == dataclasses.replace(
+        config.optimization, head_bias=OptimizationConfig().head_bias
+    )
+    new, notes = build_model(config, text)
+    assert notes == []
+    assert same_weights(new, build_model(changed(config, head_bias="frequencies"), text)[0])
+    with quiet_transformers():
+        hf = exported(text, tmp_path / "hf")
+        MPNetModel.from_pretrained(hf).save_pretrained(tmp_path / "encoder")
+    model, notes = started(config, text, tmp_path / "encoder")
+    assert torch.equal(model.lm_head.bias, new.lm_head.bias)
+    # One that was loaded is kept, even one of zeros.
+    tensors = load_file(hf / "model.safetensors")
+    for bias in (tensors["lm_head.bias"], torch.zeros(text.vocabulary.size)):
+        save_file(tensors | {"lm_head.bias": bias}, hf / "model.safetensors", {"format": "pt"})
+        kept, notes = started(config, text, hf)
+        assert torch.equal(kept.lm_head.bias, bias)
+        assert "head-bias" not in notes
+
+
+def test_head_starts_from_zeros_where_there_is_no_text_to_count_and_that_is_said(
+    config: PretrainingConfig, text: Text
+) -> None:
+    config = changed(config, head_bias="auto")
+    uncounted = dataclasses.replace(text)
+    uncounted.__dict__["training_counts"] = None
+    model, notes = build_model(config, uncounted)
+    assert model.lm_head.bias.count_nonzero() == 0
+    assert "the head's bias starts from zeros" in notes[0]
+    with pytest.raises(ConfigError, match="--head-bias frequencies needs text to count"):
+        build_model(changed(config, head_bias="frequencies"), uncounted)
+    # A resumed run has its head.
+    assert build_model(changed(config, resume=True), uncounted)[1] == []
 
 
 def test_frequencies_go_into_a_fresh_head_and_never_into_a_trained_one(
@@ -485,6 +529,7 @@ def test_export_start_export_gives_the_same_bytes(
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
     assert "tokenizer.json" in names
+    names.remove("README.md")  # which has the directory's name in it
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 

@@ -14,10 +14,11 @@ from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.loop import add_gradient
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.initial_weights import build_model
 from annotated_mpnet.runs.plan import plan
-from annotated_mpnet.runs.preparation import choose_attention
+from annotated_mpnet.runs.preparation import choose_attention, choose_recording
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.memory_estimate import Workload
@@ -166,7 +167,7 @@ def lines_of(
     """Return the lines of a plan by their first words."""
     model, _ = build_model(config, text)
     attention = choose_attention(config.machine.attention, device)
-    lines = list(plan(config, text, model, device, False, attention, world_size))
+    lines = list(plan(config, text, model, device, False, attention, None, world_size))
     return dict(line.split(": ", 1) if ": " in line else (line, "") for line in lines)
 
 
@@ -185,7 +186,10 @@ def test_plan_counts_sequences_of_all_processes_and_epochs(tiny: TinyText, text:
 
 def test_plan_says_why_this_device_and_this_attention(tiny: TinyText, text: Text) -> None:
     config = tiny_config(tiny, Path("unused"))
-    assert lines_of(config, text)["device"].endswith("(the best that PyTorch finds here), float32")
+    anywhere = changed(config, device="auto")
+    assert lines_of(anywhere, text)["device"].endswith(
+        "(the best that PyTorch finds here), float32"
+    )
     asked = changed(config, device="cpu", attention="eager")
     lines = lines_of(asked, text)
     assert lines["device"] == "cpu (asked for), float32"
@@ -224,7 +228,8 @@ def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) 
 def test_lines_that_need_no_path_fit_into_eighty_columns(tiny: TinyText, text: Text) -> None:
     config = changed(tiny_config(tiny, Path("unused")), compile=True)
     model, _ = build_model(config, text)
-    for line in plan(config, text, model, CPU, True, ("blocked", "auto: the fastest on a CPU"), 2):
+    attention = "blocked", "auto: the fastest on a CPU"
+    for line in plan(config, text, model, CPU, True, attention, "not recorded", 2):
         if not line.startswith(("training text", "validation text")):
             assert len(line) <= 80, line
 
@@ -239,3 +244,31 @@ def test_attention_on_a_gpu_repeats_to_the_bit_or_the_plan_says_that_it_does_not
         assert "a resumed run is not byte-identical" in reason
     with pytest.raises(ConfigError, match=r"--attention triton .* \(out of resource\); leave it"):
         choose_attention("triton", cuda, "out of resource")
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "said"),
+    [
+        ({}, 1, "recorded as a CUDA graph"),
+        ({"cuda_graph": False}, 1, "not recorded as a CUDA graph (--no-cuda-graph)"),
+        ({}, 2, "not recorded as a CUDA graph (several processes)"),
+        (
+            {"packing": "none", "gradient_checkpointing": True},
+            1,
+            "not recorded as a CUDA graph (--packing none: shapes vary, --gradient-checkpointing)",
+        ),
+    ],
+)
+def test_plan_says_whether_micro_batches_are_recorded(
+    tiny: TinyText, text: Text, changes: dict[str, object], world_size: int, said: str
+) -> None:
+    config = changed(tiny_config(tiny, Path("unused")), **changes)
+    _, recording = choose_recording(config, torch.device("cuda"), world_size)
+    model, _ = build_model(config, text)
+    attention = choose_attention(config.machine.attention, CPU)
+    lines = list(plan(config, text, model, CPU, False, attention, recording, world_size))
+    assert f"micro-batches: {said}" in lines
+
+
+def test_only_a_gpu_records(tiny: TinyText) -> None:
+    assert choose_recording(tiny_config(tiny, Path("unused")), CPU, 1) == (add_gradient, None)

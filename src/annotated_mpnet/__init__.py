@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from annotated_mpnet.conversion import export_to_hugging_face
     from annotated_mpnet.mpnet.batch import Batch
-    from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
-    from annotated_mpnet.mpnet.config import ModelConfig
+    from annotated_mpnet.mpnet.collator import (
+        DataCollatorForMaskedPermutedLanguageModeling,
+        NumberedSequence,
+    )
+    from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig
     from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+    from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
 
 __version__ = "0.1.0"
 
@@ -25,8 +29,12 @@ __all__ = [
     "DataCollatorForMaskedPermutedLanguageModeling",
     "MPNetForPretraining",
     "ModelConfig",
+    "NumberedSequence",
+    "ObjectiveConfig",
     "export_to_hugging_face",
     "load_model",
+    "load_tokenizer",
+    "vocabulary_of",
 ]
 
 _HOME = {
@@ -34,7 +42,11 @@ _HOME = {
     "DataCollatorForMaskedPermutedLanguageModeling": "mpnet.collator",
     "MPNetForPretraining": "mpnet.pretraining",
     "ModelConfig": "mpnet.config",
+    "NumberedSequence": "mpnet.collator",
+    "ObjectiveConfig": "mpnet.config",
     "export_to_hugging_face": "conversion",
+    "load_tokenizer": "text.tokenizer",
+    "vocabulary_of": "text.tokenizer",
 }
 
 

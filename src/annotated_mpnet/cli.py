@@ -167,22 +167,17 @@ def _convert(arguments: Sequence[str]) -> None:
             save_tokenizer=command.save_tokenizer,
             overwrite=command.overwrite,
             pytorch_bin=command.pytorch_bin,
+            push_to_hub=command.push_to_hub,
+            private=command.private,
         )
 
 
 def _train_tokenizer(arguments: Sequence[str]) -> None:
     command = parse(TokenizerCommand, arguments, "train-mpnet-tokenizer")
-    from annotated_mpnet.text.learn_tokenizer import train_tokenizer_files
+    from annotated_mpnet.runs.tokenizer import learn_tokenizer
 
-    report = train_tokenizer_files(
-        command.files,
-        command.vocab_size,
-        command.output,
-        overwrite=command.overwrite,
-        text_field=command.text_field,
-    )
     with redirect_stdout(_Spoken()):
-        print(report)
+        learn_tokenizer(command)
 
 
 def _ending(

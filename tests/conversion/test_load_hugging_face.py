@@ -61,7 +61,7 @@ def test_import_export_gives_the_same_bytes(masked_lm: Path, tmp_path: Path) -> 
 def test_export_import_gives_back_network_and_numbers(tmp_path: Path) -> None:
     model = tiny_model(tiny_config(layer_norm_eps=2e-5, dropout=0.3, encoder_layers=11))
     export_to_hugging_face(model, tmp_path / "hf", tokenizer=None, overwrite=False)
-    config, tensors, notes, _ = load_any(str(tmp_path / "hf"))
+    config, tensors, notes, *_ = load_any(str(tmp_path / "hf"))
     # Hugging Face's network knows no dropout inside the feed-forward layer.
     assert config == dataclasses.replace(model.config, activation_dropout=0.0)
     assert notes == []
@@ -75,7 +75,7 @@ def test_encoder_only_model_computes_the_same_and_gets_a_fresh_head_that_is_said
 ) -> None:
     theirs = MPNetModel(hugging_face_config()).eval()
     directory = saved(theirs, tmp_path / "encoder")
-    config, tensors, notes, _ = load_any(str(directory))
+    config, tensors, notes, *_ = load_any(str(directory))
     assert any("head starts from fresh weights" in note for note in notes)
     assert any("pooler was left out" in note for note in notes)
     model = loaded(directory)
@@ -282,7 +282,7 @@ def test_bin_of_an_old_version_is_read(masked_lm: Path) -> None:
     tensors["lm_head.decoder.weight"] = tensors["mpnet.embeddings.word_embeddings.weight"]
     tensors["lm_head.decoder.bias"] = tensors.pop("lm_head.bias")
     torch.save(tensors, masked_lm / "pytorch_model.bin")
-    again, found, notes, _ = load_any(str(masked_lm))
+    again, found, notes, *_ = load_any(str(masked_lm))
     assert (again, notes) == (config, [])
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 

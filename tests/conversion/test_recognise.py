@@ -136,7 +136,12 @@ def test_padding_of_the_vocabulary_goes_even_if_the_tokenizer_is_not_wanted(
     report = convert_checkpoint(
         run, tmp_path / "hf", save_tokenizer=False, overwrite=False, pytorch_bin=False
     )
-    assert [path.name for path in report.files] == ["config.json", "model.safetensors"]
+    assert [path.name for path in report.files] == [
+        "README.md",
+        "annotated_mpnet.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert report.vocabulary_cut == 128 - VOCAB_SIZE
 
 

@@ -1,30 +1,29 @@
 """Compile the Triton kernels for GPUs that need not be there; a test runs this as a process.
 
 Prints a line for each kernel, architecture and set of constants: how many instructions of tensor
-cores are in it, and how much shared memory it takes.
+cores are in it, how much shared memory it takes, and how much there is.
 """
-
-from itertools import product
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from annotated_mpnet.fast import triton_kernels
-from annotated_mpnet.fast.triton_attention import TILES
+from annotated_mpnet.fast.triton_attention import TUNED, USUAL, Launch
 
 HALVES = ("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value")
-FLOATS = ("log_sum", "mean", "by_distance", "d_by_step")
-INTEGERS = ("query_facts", "key_facts", "step_of_distance", "first_distance", "seeds")
+FLOATS = ("log_sum", "mean", "strip", "d_until")
+INTEGERS = ("query_facts", "key_facts", "end_of_step", "keys_before", "seeds")
 TYPES = {"scale": "fp32", "rescale": "fp32"}
 TYPES |= dict.fromkeys(HALVES, "*bf16") | dict.fromkeys(FLOATS, "*fp32")
 TYPES |= dict.fromkeys(INTEGERS, "*i32")
-SIZES = {"K": 64, "WIDE_K": 64, "TILE_Q": TILES.queries, "TILE_M": TILES.keys, "STEPS": 32}
+SIZES = {"K": 64, "WIDE_K": 64, "STEPS": 32}
 
 
-def compile_for(name: str, capability: int, flags: dict[str, bool]) -> str:
+def compile_for(name: str, capability: int, how: Launch, flags: dict[str, bool]) -> str:
     kernel = getattr(triton_kernels, name)
-    constants = {key: value for key, value in (SIZES | flags).items() if key in kernel.arg_names}
+    sizes = SIZES | {"TILE_Q": how.queries, "TILE_M": how.keys}
+    constants = {key: value for key, value in (sizes | flags).items() if key in kernel.arg_names}
     signature = {key: TYPES.get(key, "i32") for key in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     # Addresses and strides are multiples of 16, as Triton finds them to be in a network.
@@ -39,16 +38,22 @@ def compile_for(name: str, capability: int, flags: dict[str, bool]) -> str:
         constexprs={(kernel.arg_names.index(key),): value for key, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    options = {"num_stages": how.stages, "maxnreg": how.registers}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assembly = compiled.asm["ptx"]
     tensor_cores = assembly.count("wgmma.mma_async") + assembly.count("mma.sync")
     return f"{name} sm_{capability} {tensor_cores} {compiled.metadata.shared}"
 
 
 def main() -> None:
-    kernels = ("attend_forward", "attend_backward_keys", "attend_backward_queries")
-    for name, capability, on in product(kernels, (80, 90), (False, True)):
-        print(compile_for(name, capability, dict.fromkeys(("BIASED", "HIDES", "DROPS"), on)))
+    for (name, natural), tuned in TUNED.items():
+        # The dense block without anything hidden, and the staircase with everything.
+        flags = dict.fromkeys(("EVEN_Q", "EVEN_M", "NATURAL"), natural)
+        flags |= dict.fromkeys(("HIDES", "DOCUMENTS", "DROPS", "ADDS"), not natural)
+        for capability, how in ((80, USUAL), (90, USUAL), (90, tuned)):
+            # Shared memory of a consumer's card, and of an H100.
+            limit = 99 if how is USUAL else 227
+            print(compile_for(name, capability, how, {"BIASED": True} | flags), 1024 * limit)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The ways to compute attention are one attention, and a choice that is no part of the network."""
 
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from samples import TINY, random_batch, random_model, relative_difference
 
 from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
-from annotated_mpnet.mpnet.attention import EAGER, SDPA, Attention, attend_eager, attend_sdpa
+from annotated_mpnet.mpnet.attention import (
+    EAGER,
+    SDPA,
+    Attention,
+    BiasedBlock,
+    attend_blocks,
+    attend_eager,
+    attend_sdpa,
+)
 
 NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
 
@@ -41,7 +50,8 @@ def test_dropout_takes_away_weights_and_keeps_their_mean(name: AttentionName) ->
     # Values of 1: the result is then the sum of the weights that are left.
     query, key = torch.zeros(1, 1, 2000, 8), torch.randn(1, 1, 10, 8)
     torch.manual_seed(0)
-    sums = ATTENTIONS[name].attend(query, key, torch.ones_like(key), None, dropout=0.5)[..., 0]
+    blocks = (BiasedBlock(2000, 10, bias=None),)
+    sums = ATTENTIONS[name].attend(query, key, torch.ones_like(key), blocks, 0.5)[..., 0]
     assert sums.mean().item() == pytest.approx(1.0, abs=0.03)
     # Ten weights of 0.1, each doubled or dropped: a standard deviation of 0.1 * sqrt(10).
     assert sums.std().item() == pytest.approx(0.316, abs=0.02)
@@ -77,7 +87,7 @@ def test_the_choice_reaches_every_layer_and_may_change_at_any_time() -> None:
 
     with torch.no_grad():
         sdpa = model.loss_sum(batch)
-        model.use_attention(Attention(watch))
+        model.use_attention(Attention(partial(attend_blocks, watch)))
         eager = model.loss_sum(batch)
         model.use_attention(SDPA)
         again = model.loss_sum(batch)

@@ -7,6 +7,8 @@
         config.json            ModelConfig: the model's dimensions
         stream.json, .safetensors   the position in a streamed dataset (absent for local files)
         tokenizer/
+        export/                what an export needs besides: facts for the model card, and the
+                               modules of a sentence encoder (absent in older checkpoints)
         manifest.json          sizes and hashes of all files, written last (`manifest.py`)
 
 The state is small because nothing random depends on history (`mpnet/randomness.py`): the number of
@@ -40,7 +42,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -68,6 +70,7 @@ CONFIG = "config.json"
 STREAM = "stream.json"
 STREAM_TENSORS = "stream.safetensors"
 TOKENIZER = "tokenizer"
+EXPORT_FILES = "export"
 BEST = "best_checkpoint"
 
 NUMBERED = re.compile(r"checkpoint(0|[1-9][0-9]{0,17})")
@@ -109,6 +112,8 @@ class Checkpoint:
     optimizer_tensors: Mapping[str, Tensor] | None
     """By "exp_avg.", "exp_avg_sq." or "step." and the parameter's name. None: export only."""
     stream: StreamParts | None = None
+    export_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Path in `export/` -> content."""
 
 
 def checkpoint_name(update: int) -> str:
@@ -191,6 +196,11 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
     if STREAM in manifest.files:
         ranks = decode_exactly(directory / STREAM, _StreamRecord).ranks
         stream = ranks, _read_tensors(directory / STREAM_TENSORS)
+    export_files = {
+        name.removeprefix(f"{EXPORT_FILES}/"): (directory / name).read_bytes()
+        for name in manifest.files
+        if name.startswith(f"{EXPORT_FILES}/")
+    }
     return Checkpoint(
         run_id=manifest.run_id,
         state=state,
@@ -198,6 +208,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
         stream=stream,
+        export_files=export_files,
     )
 
 
@@ -245,6 +256,10 @@ def _write(
         ranks, tensors = checkpoint.stream
         (directory / STREAM).write_text(to_json(_StreamRecord(ranks)))
         _write_tensors(directory / STREAM_TENSORS, tensors)
+    for name, content in checkpoint.export_files.items():
+        path = directory / EXPORT_FILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     # safetensors gives its files mode 0600; other files follow the umask.
     for path in directory.glob("*.safetensors"):
         path.chmod((directory / STATE).stat().st_mode)

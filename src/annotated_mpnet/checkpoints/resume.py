@@ -41,6 +41,15 @@ class Resumable:
     warnings: list[str]
 
 
+def checkpoint_path(wanted: Path) -> Path:
+    """Return the checkpoint that --resume-checkpoint means; annotated-mpnet's was a file NAME.pt.
+
+    >>> checkpoint_path(Path("nowhere/checkpoint2500.pt"))
+    PosixPath('nowhere/checkpoint2500')
+    """
+    return wanted if wanted.is_dir() else wanted.with_suffix("")
+
+
 def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
     """Load the newest whole checkpoint of a run; None if there is no checkpoint at all.
 

@@ -54,6 +54,7 @@ from filelock import FileLock, Timeout
 
 from annotated_mpnet.checkpoints.checkpoint import (
     CONFIG,
+    EXPORT_FILES,
     MODEL,
     OPTIMIZER,
     REPLACED,
@@ -81,7 +82,7 @@ CHECKPOINT = Kind(
     "a checkpoint",
     MANIFEST,
     f"{MODEL} {OPTIMIZER} {STATE} {CONFIG} {STREAM} {STREAM_TENSORS} {MANIFEST}",
-    directories=TOKENIZER,
+    directories=f"{TOKENIZER} {EXPORT_FILES}",
 )
 
 
@@ -209,11 +210,7 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def nothing_to_resume(directory: Path) -> CheckpointError:
-    """Return the error for `--resume` in a directory without a checkpoint.
-
-    A fresh start would lack the initial weights of a preset or a settings file, which `--resume`
-    leaves out (`settings/parsing.py`).
-    """
+    """Return the error for `--resume` in a directory without a checkpoint."""
     # With metrics in it, a new run would be refused too.
     way_out = "with --overwrite instead" if holds_run(directory) else "without it"
     return CheckpointError(f"--resume finds no checkpoint in {directory}; start the run {way_out}")

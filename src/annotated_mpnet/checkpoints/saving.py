@@ -23,6 +23,7 @@ written and hashed, no other thread waited longer than 13 ms (`docs/log.md`).
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -84,7 +85,13 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def save(self, name: str, state: TrainState, stream: StreamState | None) -> None:
+    def save(
+        self,
+        name: str,
+        state: TrainState,
+        stream: StreamState | None,
+        export_files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         """Copy the state of a run and start to write it, on all ranks in the same update.
 
         Raises:
@@ -104,6 +111,7 @@ class Saver:
             model_config=self._trainer.model.config,
             model_tensors=self._model,
             optimizer_tensors=self._means if run.save_optimizer_state else None,
+            export_files=export_files,
         )
         earlier = list(self._writes)
         twin, self._twin = self._twin, name

@@ -27,6 +27,10 @@ shape, no warning, another network. So there are two rules:
 Reading is as strict: every tensor has its place or is named in an error, and no file can run code.
 What was made up (a head) or left out (a pooler) is said in `notes`.
 
+A sentence encoder is more than its network. What sentence-transformers has after it travels along,
+with each checkpoint, to every export (`sentence_modules.py`, `kept.py`); so do the facts for the
+model card (`model_card.py`).
+
 May be imported by runs/, demo/ and the command line.
 """
 

@@ -3,6 +3,8 @@
     model.safetensors       the tensors in float32, under Hugging Face's names
     config.json             what MPNetConfig needs, eps and padding id spelled out
     tokenizer.json, ...     so the directory is enough, offline
+    README.md               the model card (`model_card.py`), and annotated_mpnet.json, its facts
+    modules.json, ...       of a sentence encoder, what comes after the network
     pytorch_model.bin       on request, for readers without safetensors
 
 **All or nothing.** It is built beside its target and renamed when it is proved (`files/output.py`).
@@ -13,8 +15,9 @@ vocabulary was padded for matrix kernels (30,527 tokens in 30,592 rows, say).
 **Length.** The tokenizer's `model_max_length` is `max_positions`, 512 tokens with `<s>` and `</s>`;
 not the 514 of `max_position_embeddings`.
 
-**sentence-transformers** opens the directory like any Hugging Face model: it finds no modules.json
-and puts a mean over the tokens after the encoder.
+**sentence-transformers** opens the directory too. What began as a sentence encoder still is one
+(`sentence_modules.py`); for any other model it finds no modules.json and puts a mean over the
+tokens after the encoder.
 """
 
 import copy
@@ -23,19 +26,23 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from annotated_mpnet.checkpoints.records import to_json
 from annotated_mpnet.conversion.foreign import reading
+from annotated_mpnet.conversion.model_card import FACTS, CardFacts, model_card
 from annotated_mpnet.conversion.names import (
     reasons_not_representable,
     to_hugging_face,
     to_mpnet_config,
 )
 from annotated_mpnet.conversion.proof import compare_logits, quiet_transformers
+from annotated_mpnet.conversion.sentence_modules import write_modules
 from annotated_mpnet.conversion.vocabulary import difference_to_weights, tokenizer_difference
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
@@ -69,6 +76,10 @@ def export_to_hugging_face(
     overwrite: bool = False,
     pytorch_bin: bool = False,
     save_tokenizer: bool = True,
+    modules: Mapping[str, bytes] = MappingProxyType({}),
+    facts: CardFacts | None = None,
+    fresh_head: bool = False,
+    on_hub: str | None = None,
 ) -> ExportReport:
     """Write a model as Hugging Face's `MPNetForMaskedLM`, and prove that it is the same network.
 
@@ -79,7 +90,7 @@ def export_to_hugging_face(
     ...     target = Path(folder) / "hf"
     ...     report = export_to_hugging_face(model, target, tokenizer=None, overwrite=False)
     >>> [file.name for file in report.files], report.max_difference < 1e-5
-    (['config.json', 'model.safetensors'], True)
+    (['README.md', 'config.json', 'model.safetensors'], True)
 
     Args:
         model: on any device, in any mode; not changed.
@@ -89,6 +100,10 @@ def export_to_hugging_face(
         overwrite: replace an older Hugging Face model there.
         pytorch_bin: also write `pytorch_model.bin`.
         save_tokenizer: also write the tokenizer, without truncation and padding.
+        modules: of a sentence encoder (`LoadedWeights.modules`).
+        facts: for the model card: how it was trained.
+        fresh_head: for the model card: whether the LM head was made up.
+        on_hub: for the model card: its name on the Hub, if it will be uploaded.
 
     Raises:
         ConfigError: Hugging Face cannot represent the network (all reasons are named), the
@@ -115,6 +130,19 @@ def export_to_hugging_face(
     ):
         _write(staging, tensors, pytorch_bin)
         to_mpnet_config(config, bos, eos).save_pretrained(staging)
+        write_modules(modules, staging)
+        card = model_card(
+            facts,
+            config,
+            directory,
+            on_hub,
+            parameters=sum(each.numel() for each in tensors.values()),
+            is_sentence_encoder=bool(modules),
+            fresh_head=fresh_head,
+        )
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        if facts is not None and facts.updates:
+            (staging / FACTS).write_text(to_json(facts), encoding="utf-8")
         difference = compare_logits(staging, config, tensors)
         if tokenizer is not None and save_tokenizer:
             plain = _untruncated(tokenizer, config.max_positions)

@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from annotated_mpnet.conversion.model_card import CardFacts
 from annotated_mpnet.errors import CheckpointError, UserError
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -53,12 +55,18 @@ class LoadedWeights(NamedTuple):
         tensors: its state, complete, in float32, under our names.
         notes: for the user: what was made up, what was left out.
         tokenizer: directory or Hub name of its tokenizer; None if unknown.
+        modules: what sentence-transformers has after it, as files (`sentence_modules.py`).
+        facts: what the model card says about its training, if it is a checkpoint of ours.
+        fresh_head: whether the LM head was made up.
     """
 
     config: ModelConfig
     tensors: dict[str, Tensor]
     notes: list[str]
     tokenizer: str | None
+    modules: Mapping[str, bytes] = MappingProxyType({})
+    facts: CardFacts | None = None
+    fresh_head: bool = False
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Weights from Hugging Face: the right ones, all of them, or none.
 
 Three kinds of directory hold an MPNet: one of `MPNetForMaskedLM`, one of `MPNetModel`, and one of
-sentence-transformers, whose modules.json says where one of the other two is. The tensors' names
-tell what a file holds, not `architectures` in config.json (all-mpnet-base-v2 calls itself
-MPNetForMaskedLM and has no head):
+sentence-transformers, whose modules.json says where one of the other two is, and what comes after
+it (`sentence_modules.py`). The tensors' names tell what a file holds, not `architectures` in
+config.json (all-mpnet-base-v2 calls itself MPNetForMaskedLM and has no head):
 
     names in the file                          it is                      it becomes
     -----------------------------------------  -------------------------  ----------------------
@@ -39,7 +39,9 @@ from annotated_mpnet.conversion.foreign import (
     tokenizer_in,
     without_second_names,
 )
+from annotated_mpnet.conversion.model_card import FACTS, CardFacts
 from annotated_mpnet.conversion.names import read_mpnet_config, to_hugging_face, to_ours
+from annotated_mpnet.conversion.sentence_modules import read_modules, transformer_in
 from annotated_mpnet.errors import CheckpointError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -57,12 +59,13 @@ class _Index(msgspec.Struct):
 
 def download(name: str) -> Path:
     """Return the directory of a model of the Hub; raises `CheckpointError`."""
-    # Configuration, weights, tokenizer; no code, no other framework's copy of the weights.
-    plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    # Configuration, weights, tokenizer, modules after the network (some are pickles only); no code,
+    # no other framework's copy of the weights.
+    plain = ["*.json", "*.txt", "*.model", "*.safetensors", "[1-9]_*/pytorch_model.bin"]
     try:
         path = Path(snapshot_download(name, allow_patterns=plain))
         # Most repositories hold both formats; the pickle is read only if it is the only one.
-        if not any(path.rglob("*.safetensors")):
+        if not any(transformer_in(path).glob("*.safetensors")):
             snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*/pytorch_model*.bin"])
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -79,10 +82,10 @@ def read_hugging_face(directory: Path) -> LoadedWeights:
         CheckpointError: not an MPNet, not readable without running code, not complete, or not a
             network that Hugging Face's own code would run as described.
     """
-    directory = _transformer_in(directory)
+    whole, directory = directory, transformer_in(directory)
     config = read_mpnet_config(directory / "config.json")
+    modules, notes = read_modules(whole, config.max_positions)
     path, found = _read_weights(directory)
-    notes = []
     # Two things that are not pretrained: the numbers 0, 1, 2, ... that early versions saved, and a
     # pooler, a layer on `<s>` for classifying sentences.
     wanted = {name: each for name, each in found.items() if not name.endswith(".position_ids")}
@@ -103,26 +106,9 @@ def read_hugging_face(directory: Path) -> LoadedWeights:
     if encoder_only:
         tensors |= _fresh_head(tensors["sentence_encoder.embed_tokens.weight"])
     # In a sentence-transformers directory, the tokenizer is where the network is.
-    return LoadedWeights(config, tensors, notes, tokenizer_in(directory))
-
-
-def _transformer_in(directory: Path) -> Path:
-    """Return where the network of a sentence-transformers directory is; other directories as given.
-
-    modules.json lists what a sentence passes through: [Transformer in "", Pooling in "1_Pooling"].
-    Older versions had the Transformer in 0_Transformer.
-    """
-    path = directory / "modules.json"
-    if not path.is_file():
-        old_layout = directory / "0_Transformer"
-        return old_layout if (old_layout / "config.json").is_file() else directory
-    for module in decode(path, list[dict[str, object]]):
-        if str(module.get("type")).endswith("Transformer"):
-            # The path comes from a file: it must not lead out of its directory.
-            inner = directory / str(module.get("path", ""))
-            if inner.resolve().is_relative_to(directory.resolve()):
-                return inner
-    raise CheckpointError(f"{path} names no Transformer module inside the directory; {WAY_OUT}")
+    facts = decode(whole / FACTS, CardFacts) if (whole / FACTS).is_file() else None
+    tokenizer = tokenizer_in(directory)
+    return LoadedWeights(config, tensors, notes, tokenizer, modules, facts, encoder_only)
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:

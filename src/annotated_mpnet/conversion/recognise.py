@@ -42,7 +42,9 @@ from annotated_mpnet.conversion.foreign import (
     reading,
     tokenizer_in,
 )
+from annotated_mpnet.conversion.hub_upload import check_upload, upload
 from annotated_mpnet.conversion.hugging_face import HUB_NAME, download, read_hugging_face
+from annotated_mpnet.conversion.kept import base_facts, from_export_files
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.conversion.pt_files import read_pt_file
 from annotated_mpnet.errors import CheckpointError, ConfigError, UserError
@@ -81,7 +83,14 @@ def load_any(path_or_name: str) -> LoadedWeights:
 
 
 def convert_checkpoint(
-    path: Path, directory: Path, *, save_tokenizer: bool, overwrite: bool, pytorch_bin: bool
+    path: Path,
+    directory: Path,
+    *,
+    save_tokenizer: bool,
+    overwrite: bool,
+    pytorch_bin: bool,
+    push_to_hub: str | None = None,
+    private: bool = False,
 ) -> ExportReport:
     """Read a network of any kind and export it: the command `convert-to-hf`.
 
@@ -93,10 +102,17 @@ def convert_checkpoint(
         save_tokenizer: write the tokenizer too; False also allows weights that come without one.
         overwrite: replace an older Hugging Face model there.
         pytorch_bin: also write `pytorch_model.bin`.
+        push_to_hub: also upload it, to the repository of this name.
+        private: make that repository private, if there is none yet.
 
     Raises:
-        CheckpointError, ConfigError, WriteError: see `load_any` and `export_to_hugging_face`.
+        CheckpointError, ConfigError, WriteError: see `load_any`, `export_to_hugging_face` and
+            `upload`.
     """
+    if private and push_to_hub is None:
+        raise ConfigError("--private is about the repository of --push-to-hub; give its name too")
+    if push_to_hub is not None:
+        check_upload(push_to_hub)
     with write_errors(directory):  # before the weights are read
         inputs = [path] if os.path.lexists(path) else []
         refuse_to_replace(directory, HUGGING_FACE_MODEL, overwrite=overwrite, inputs=inputs)
@@ -110,6 +126,10 @@ def convert_checkpoint(
         overwrite=overwrite,
         pytorch_bin=pytorch_bin,
         save_tokenizer=save_tokenizer,
+        modules=loaded.modules,
+        facts=loaded.facts or base_facts(str(path)),
+        fresh_head=loaded.fresh_head,
+        on_hub=push_to_hub,
     )
     for note in loaded.notes:
         print(note)
@@ -117,6 +137,8 @@ def convert_checkpoint(
         print(f"left out {report.vocabulary_cut} embeddings that stand for no token")
     print(f"wrote {report.directory}: {', '.join(file.name for file in report.files)}")
     print(f"opened it again: logits differ by {report.max_difference:.1e} at most")
+    if push_to_hub is not None:
+        print(f"uploaded: {upload(directory, push_to_hub, private)}")
     return report
 
 
@@ -157,4 +179,5 @@ def _read_checkpoint(directory: Path) -> LoadedWeights:
     with reading(directory / CONFIG):
         expected = expected_tensors(config)
     tensors = checked(checkpoint.model_tensors, expected, directory / MODEL)
-    return LoadedWeights(config, tensors, [], tokenizer_in(directory / TOKENIZER))
+    modules, facts = from_export_files(checkpoint)
+    return LoadedWeights(config, tensors, [], tokenizer_in(directory / TOKENIZER), modules, facts)

@@ -7,6 +7,7 @@
   and the time to compile does not grow with their number.
 - The gradient of an embedding stays exact. Generated kernels add up its rows in any order, and the
   same run would end in other weights each time.
+- The loss is compiled too. As written, it copies the logits to float32, the largest numbers of all.
 - Gradient checkpointing and --fsdp also work layer by layer, around a compiled layer.
 
 **In place.** `layer.compile()` changes how the layer is called. `torch.compile(layer)` would wrap
@@ -25,11 +26,12 @@ Evaluations run uncompiled: they are a small part of a run, and their batches va
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 
 SHAPES = 64
 """Graphs per layer, after which PyTorch gives up and runs it as written. Its default of 8 is too
@@ -60,8 +62,12 @@ def compile_model(model: MPNetForPretraining, device: torch.device, *, lengths_v
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     # Under DDP, PyTorch would cut the graphs into pieces. A layer is small enough.
     torch._dynamo.config.optimize_ddp = False
+    options: dict[str, Any] = {"fallback_random": True}
     for layer in model.sentence_encoder.layers:
-        layer.compile(dynamic=lengths_vary, options={"fallback_random": True})
+        layer.compile(dynamic=lengths_vary, options=options)
+    model.cross_entropy_sum = torch.compile(
+        cross_entropy_sum, dynamic=lengths_vary, options=options
+    )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def kernel_fault(config: ModelConfig, device: torch.device, bf16: bool) -> str |
     small = dataclasses.replace(
         config,
         vocab_size=99,
-        max_positions=150,
+        max_positions=192,
         encoder_layers=2,
         encoder_embed_dim=heads * head_dim,
         encoder_ffn_dim=16,
@@ -64,10 +64,10 @@ def kernel_fault(config: ModelConfig, device: torch.device, bf16: bool) -> str |
 
 
 def _batch(vocab_size: int) -> Batch:
-    """Return two sequences of 150 tokens with 23 predictions each: tiles of all kinds."""
-    ids_BL = torch.randint(5, vocab_size, (2, 150))
-    positions_BP = torch.stack([torch.randperm(150)[:23] for _ in range(2)])
-    return Batch(ids_BL, positions_BP, ids_BL.gather(1, positions_BP), None, 300, 46)
+    """Return two sequences of 192 tokens with 23 predictions each: tiles of all kinds."""
+    ids_BL = torch.randint(5, vocab_size, (2, 192))
+    positions_BP = torch.stack([torch.randperm(192)[:23] for _ in range(2)])
+    return Batch(ids_BL, positions_BP, ids_BL.gather(1, positions_BP), None, 384, 46)
 
 
 def _gradients(

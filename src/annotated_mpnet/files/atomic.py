@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def write_if_changed(path: Path, data: bytes) -> None:
     """Leave a file alone that has the right bytes: another process may be reading it."""
     if not path.is_file() or path.read_bytes() != data:
         write_file(path, data)
+
+
+@contextmanager
+def directory_of(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield a temporary directory that holds these files."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            path = Path(directory, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield directory
 
 
 def beside(target: Path) -> tuple[Path, Path]:

@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from annotated_mpnet.errors import ConfigError, WriteError
@@ -41,7 +42,7 @@ class Kind:
         name: for messages.
         decisive: the file without which a directory is not one of these.
         files: all that may be in it.
-        directories: the names of those that may be in it.
+        directories: the names of those that may be in it, with wildcards.
     """
 
     name: str
@@ -55,8 +56,11 @@ class Kind:
             path.name
             for path in directory.iterdir()
             if path.is_symlink()
-            or path.name not in (self.directories if path.is_dir() else self.files).split()
             or not (path.is_dir() or path.is_file())
+            or not any(
+                fnmatchcase(path.name, each)
+                for each in (self.directories if path.is_dir() else self.files).split()
+            )
         )
 
 
@@ -64,7 +68,9 @@ TOKENIZER = Kind("a tokenizer", "tokenizer.json", TOKENIZER_FILES)
 HUGGING_FACE_MODEL = Kind(
     "a Hugging Face model",
     "config.json",
-    f"config.json model.safetensors pytorch_model.bin {TOKENIZER_FILES}",
+    f"config.json model.safetensors pytorch_model.bin README.md {TOKENIZER_FILES} "
+    "annotated_mpnet.json modules.json config_sentence_transformers.json sentence_*_config.json",
+    directories="[0-9]_[A-Z]*",
 )
 
 

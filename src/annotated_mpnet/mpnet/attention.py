@@ -41,6 +41,7 @@ Next: `mpnet/encoder.py`, the layer around the attention.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -100,21 +101,6 @@ def bias_matrix(block: Block, table: RelativePositionBias | None, hidden: Tensor
     return bias.to(torch.get_autocast_dtype(device) if autocast else hidden.dtype)
 
 
-class Attention(NamedTuple):
-    """A way to compute attention.
-
-    Attributes:
-        attend: called as `attend_eager` is.
-        make_bias: called as `bias_matrix` is; what it returns goes to `attend`.
-    """
-
-    attend: Callable[..., Tensor]
-    make_bias: Callable[[Block, RelativePositionBias | None, Tensor], Any] = bias_matrix
-
-
-EAGER, SDPA = Attention(attend_eager), Attention(attend_sdpa)
-
-
 class BiasedBlock(NamedTuple):
     """The next `num_queries` queries, which attend to the first `num_keys` keys.
 
@@ -124,6 +110,45 @@ class BiasedBlock(NamedTuple):
     num_queries: int
     num_keys: int
     bias: Any
+
+
+def attend_blocks(
+    attend: Callable[..., Tensor],
+    query_BHQK: Tensor,
+    key_BHMK: Tensor,
+    value_BHMK: Tensor,
+    blocks: tuple[BiasedBlock, ...],
+    dropout: float,
+) -> Tensor:
+    """Compute one block after the other, each as `attend_eager` does; return (B, Q, H, K)."""
+    queries = torch.split(query_BHQK, [block.num_queries for block in blocks], dim=2)
+    attended = [
+        attend(
+            query,
+            key_BHMK[:, :, : block.num_keys],
+            value_BHMK[:, :, : block.num_keys],
+            bias=block.bias,
+            dropout=dropout,
+        ).transpose(1, 2)
+        for query, block in zip(queries, blocks, strict=True)
+    ]
+    return torch.cat(attended, dim=1)
+
+
+class Attention(NamedTuple):
+    """A way to compute attention.
+
+    Attributes:
+        attend: called as `attend_blocks` is, without its first argument.
+        make_bias: called as `bias_matrix` is; what it returns goes to `attend`.
+    """
+
+    attend: Callable[..., Tensor]
+    make_bias: Callable[[Block, RelativePositionBias | None, Tensor], Any] = bias_matrix
+
+
+EAGER = Attention(partial(attend_blocks, attend_eager))
+SDPA = Attention(partial(attend_blocks, attend_sdpa))
 
 
 class RelativeMultiHeadAttention(nn.Module):
@@ -159,19 +184,9 @@ class RelativeMultiHeadAttention(nn.Module):
         key_value = F.linear(key_input_BMD, weights[1], biases[1])
         key_BHMK, value_BHMK = (self._split_heads(each) for each in key_value.chunk(2, dim=2))
 
-        queries = torch.split(query_BHQK, [block.num_queries for block in blocks], dim=2)
-        attended = [
-            self.attend(
-                query,
-                key_BHMK[:, :, : block.num_keys],
-                value_BHMK[:, :, : block.num_keys],
-                bias=block.bias,
-                dropout=self.dropout if self.training else 0.0,
-            ).transpose(1, 2)
-            for query, block in zip(queries, blocks, strict=True)
-        ]
+        dropout = self.dropout if self.training else 0.0
+        attended_BQHK = self.attend(query_BHQK, key_BHMK, value_BHMK, blocks, dropout)
         # The heads side by side again, and mixed by one last matrix.
-        attended_BQHK = torch.cat(attended, dim=1)
         return self.out_proj(attended_BQHK.flatten(2))
 
     def _split_heads(self, projected: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gel
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
 Schedule = Literal["polynomial", "cosine", "wsd"]
-HeadBias = Literal["zeros", "frequencies"]
+HeadBias = Literal["auto", "zeros", "frequencies"]
 RelativeBiasInit = Literal["auto", "normal", "local"]
 
 
@@ -205,10 +205,11 @@ class OptimizationConfig:
     weight_decay: float = option(0.01, at_least=0, at_most=1, aliases=("-wd",))
     """AdamW: decay per unit of learning rate (paper: 0.01): an update at rate lr takes the share lr
     x weight-decay off each weight. Biases and norms are exempt."""
-    head_bias: HeadBias = "zeros"
+    head_bias: HeadBias = "auto"
     """Initial bias of the LM head: zeros (the original), or the logarithm of each token's frequency
     in the training text. With frequencies, the loss starts where guessing by frequency ends, which
-    saves hundreds of updates: much in a short run, nothing in a long one."""
+    saves hundreds of updates: much in a short run, nothing in a long one. auto: frequencies in a
+    fresh head, if there is text to count; a head that is loaded keeps its bias."""
     relative_bias_init: RelativeBiasInit = "auto"
     """Initial relative position bias. local: a quarter of the heads prefer the left neighbour and a
     quarter the right one at first. This ends the plateau that short runs get stuck on, and training

@@ -90,14 +90,7 @@ def update(setup: Setup, number: int, micro_batches: list[Batch]) -> UpdateResul
     for m, batch in enumerate(micro_batches):
         seed_dropout(setup.seed, number, m, network.rank)
         with network.sync_gradients(m == len(micro_batches) - 1):
-            # Under autocast, matrix products run in bfloat16; weights, gradients, norms and the
-            # loss stay in float32. The backward pass takes each type from the forward pass.
-            with setup.autocast:
-                micro_loss = network.loss_sum(batch.to(network.device), setup.input_mode)
-            # Ranks average their gradients, where the update needs the sum: hence `num_ranks`.
-            share = micro_loss * network.num_ranks / num_predicted
-            share.backward()  # type: ignore[no-untyped-call]
-        loss_sum += micro_loss.detach()
+            loss_sum += setup.add_gradient(setup, batch, num_predicted)
     loss_sum = network.sum_on_device(loss_sum)
     gradient_norm = clip_gradients(network, setup.optimization.clip_grad_norm)
     # Between the gradient and the step: one NaN is enough to lose every weight.
@@ -105,6 +98,26 @@ def update(setup: Setup, number: int, micro_batches: list[Batch]) -> UpdateResul
     set_learning_rate(optimizer, learning_rate(number, setup.optimization))
     optimizer.step()
     return UpdateResult(loss_sum, num_predicted, num_tokens, gradient_norm)
+
+
+def add_gradient(setup: Setup, batch: Batch, num_predicted: int | Tensor) -> Tensor:
+    """Add a micro-batch's share of an update's gradient to `.grad`; return its summed loss.
+
+    Args:
+        setup: what is trained, and how.
+        batch: the micro-batch.
+        num_predicted: N, of the whole update.
+    """
+    network = setup.network
+    batch = batch.to(network.device)
+    # Under autocast, matrix products run in bfloat16; weights, gradients, norms and the loss stay
+    # in float32. The backward pass takes each type from the forward pass.
+    with setup.autocast:
+        loss = network.loss_sum(batch, setup.input_mode)
+    # Ranks average their gradients, where the update needs the sum: hence `num_ranks`.
+    share = loss * network.num_ranks / num_predicted
+    share.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def train(
@@ -305,6 +318,7 @@ class Setup:
     Attributes:
         autocast: the context of the forward pass, such as `torch.autocast` in bfloat16.
         check_finite: called between the gradient and the step.
+        add_gradient: called for each micro-batch.
     """
 
     network: Network
@@ -314,6 +328,7 @@ class Setup:
     seed: int = 12345
     autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
     check_finite: Callable[[int, Tensor, Tensor], None] = check_finite
+    add_gradient: Callable[[Setup, Batch, int], Tensor] = add_gradient
 
 
 class Hooks:

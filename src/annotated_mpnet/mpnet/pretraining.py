@@ -46,7 +46,7 @@ s^2 / 2 nats (0.22 bits in MPNet-base). With 1024 tokens, log2(V) is 10:
 Next: `mpnet/masking.py`, how the predicted tokens are chosen and corrupted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -74,11 +74,13 @@ class MPNetLMHead(nn.Module):
         self.layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
         self.activation = ACTIVATIONS[config.activation_fn]
+        # How the last product is computed, not what it is: free to change.
+        self.project: Callable[[Tensor, Tensor, Tensor], Tensor] = F.linear
 
     def forward(self, hidden_BPD: Tensor, weight_VD: Tensor) -> Tensor:
         """Return logits (B, P, V), with the tied token embeddings as the last matrix."""
         features_BPD = self.layer_norm(self.activation(self.dense(hidden_BPD)))
-        return F.linear(features_BPD, weight_VD, self.bias)
+        return self.project(features_BPD, weight_VD, self.bias)
 
 
 class MPNetForPretraining(nn.Module):
@@ -92,6 +94,7 @@ class MPNetForPretraining(nn.Module):
         self.config = config
         self.sentence_encoder = SentenceEncoder(config)
         self.lm_head = MPNetLMHead(config)
+        self.cross_entropy_sum = cross_entropy_sum
         self.reset_parameters()
 
     def forward(
@@ -142,7 +145,7 @@ class MPNetForPretraining(nn.Module):
         """
         slots = batch.predicted_positions, batch.predicted_ids
         logits_BPV = self(batch.input_ids, *slots, batch.attention_mask, input_mode)
-        return cross_entropy_sum(logits_BPV, batch.predicted_ids)
+        return self.cross_entropy_sum(logits_BPV, batch.predicted_ids)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the hidden states (B, L, D) of plain sentences (B, L), as Hugging Face's MPNet.

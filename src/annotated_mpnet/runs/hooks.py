@@ -4,7 +4,7 @@ All ranks run the same loop and call these methods in the same order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from annotated_mpnet.checkpoints.checkpoint import (
@@ -16,7 +16,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
 from annotated_mpnet.checkpoints.saving import Saver
 from annotated_mpnet.errors import DataError, FailedElsewhereError
 from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.mpnet.loop import Hooks, Progress, UpdateResult
+from annotated_mpnet.mpnet.loop import Evaluation, Hooks, Progress, UpdateResult
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.settings.config import RunConfig
 from annotated_mpnet.signals import StopRequest
@@ -38,6 +38,7 @@ class RunHooks(Hooks):
         guess: has the model guess the masked words of the validation text (`masked_words.py`).
         run: the intervals, in updates, of evaluations and checkpoints.
         logging_steps: that of lines of metrics.
+        export_files: what a checkpoint keeps for its export, given the evaluation of this update.
         request: notes the first signal; it is looked at between two updates, and between two
             batches of an evaluation.
         stopped_by: the signal that stopped the loop, the same on all ranks; None if none did.
@@ -52,6 +53,7 @@ class RunHooks(Hooks):
     guess: Callable[[], list[Guess]]
     run: RunConfig
     logging_steps: int
+    export_files: Callable[[Evaluation | None], Mapping[str, bytes]]
     request: StopRequest = field(default_factory=StopRequest)
     stopped_by: int | None = None
 
@@ -60,6 +62,7 @@ class RunHooks(Hooks):
         self.evaluate_every = self.run.effective_eval_interval
         self.save_every = self.run.checkpoint_interval
         self._progress = self.start
+        self._evaluated: tuple[int, Evaluation] | None = None
         self._window = MetricsWindow(self.trainer)
 
     def updates(self, ahead: Iterator[Update]) -> Iterator[Update]:
@@ -118,13 +121,16 @@ class RunHooks(Hooks):
         }
         self.tracker.log(progress.update, metrics)
         self.tracker.guessed(progress.update, self.guess())
+        self._evaluated = progress.update, result
         return result.bits
 
     def save(self, progress: Progress, best: bool) -> None:
         """Hand a checkpoint to the saver, which writes it beside the next updates."""
         self._pause()
         name = BEST if best else checkpoint_name(progress.update)
-        self.saver.save(name, state_of(progress, self.identity), progress.text)
+        update, evaluation = self._evaluated or (None, None)
+        files = self.export_files(evaluation if update == progress.update else None)
+        self.saver.save(name, state_of(progress, self.identity), progress.text, files)
 
     def should_stop(self) -> bool:
         """Return whether any rank has received a signal."""

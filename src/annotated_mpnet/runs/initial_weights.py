@@ -9,14 +9,17 @@ A run that starts from weights is a new run: update 0, warm-up, no optimizer sta
 is another matter (`checkpoints/resume.py`). What comes from where:
 
     architecture     the source's; flags that differ are overridden, and we say so
+    tokenizer        the source's, if none is named
     vocabulary       must be the same, token by token (`conversion/vocabulary.py`), else refused
     position table   the source's, made longer if the run needs more positions
     dropout          the run's: no weight depends on it
     head             the source's; fresh if it has none
+    modules          the source's, kept for the exports (`conversion/sentence_modules.py`)
 
 **A fresh head** should not damage a trained encoder. `conversion/hugging_face.py` says how ours is
-made; --head-bias frequencies also sets its bias to the frequency of each token. all-mpnet-base-v2
-on the demo's text, before the first update:
+made. Its bias starts from the frequency of each token, as in a new network, unless --head-bias says
+otherwise; a bias that is loaded is kept. all-mpnet-base-v2 on the demo's text, before the first
+update:
 
     head                                       bits per predicted token
     -----------------------------------------  -----------------------------------------
@@ -46,6 +49,7 @@ import torch
 from torch import Tensor
 
 from annotated_mpnet import conversion
+from annotated_mpnet.conversion.foreign import LoadedWeights
 from annotated_mpnet.conversion.vocabulary import check_vocabulary
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.collator import Vocabulary
@@ -54,7 +58,7 @@ from annotated_mpnet.mpnet.local_start import start_locally
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.mpnet.randomness import fold_in_seed
 from annotated_mpnet.runs.texts import Text
-from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.settings.config import DEFAULT_TOKENIZER, PretrainingConfig
 from annotated_mpnet.text.frequencies import unigram_log_probabilities
 from annotated_mpnet.text.tokenizer import check_for_export
 
@@ -65,8 +69,15 @@ BY_TOKEN = ("sentence_encoder.embed_tokens.weight", "lm_head.bias")
 """The two tensors with a row for each token."""
 
 
-def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretraining, list[str]]:
+def build_model(
+    config: PretrainingConfig, text: Text, loaded: LoadedWeights | None = None
+) -> tuple[MPNetForPretraining, list[str]]:
     """Return the network before the first update, on the CPU, and notes for the user.
+
+    Args:
+        config: of the run.
+        text: of the run.
+        loaded: the weights of `config.run.initial_weights`, if they are at hand.
 
     Raises:
         CheckpointError: the source is missing, damaged, not an MPNet, or has another vocabulary.
@@ -74,15 +85,20 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
     """
     # Weights are a function of the seed alone: the demo builds the untrained network again.
     torch.manual_seed(fold_in_seed(config.run.seed, "weights") % 2**63)
-    source, optimization = config.run.initial_weights, config.optimization
-    notes: list[str] = []
+    run, optimization = config.run, config.optimization
+    source, notes = run.initial_weights, list[str]()
+    if run.hf_model_path not in (None, source):
+        reason = f"the weights are those of {source}" if source else "a resumed run has its weights"
+        notes.append(f"--hf-model-path {run.hf_model_path} is ignored: {reason}")
     if source is None:
         model = MPNetForPretraining(_wanted(config, text.vocabulary))
         table = model.sentence_encoder.relative_attention_bias
         if table is not None and optimization.relative_bias_init != "normal":
             start_locally(table)
     else:
-        model, notes = _start_from(source, config, text)
+        loaded = loaded or conversion.load_any(source)
+        model, said = _start_from(source, loaded, config, text)
+        notes += said
         if optimization.relative_bias_init != "auto":
             notes.append(
                 f"--relative-bias-init {optimization.relative_bias_init} has no effect: the bias "
@@ -93,7 +109,18 @@ def build_model(config: PretrainingConfig, text: Text) -> tuple[MPNetForPretrain
             "--trust-checkpoint has no effect: files are read as plain tensors, and nothing in "
             "them is run, trusted or not"
         )
-    if optimization.head_bias == "frequencies":
+    if run.resuming:
+        return model, notes  # the weights will be the checkpoint's
+    is_fresh = loaded is None or loaded.fresh_head
+    if optimization.head_bias == "auto" and is_fresh:
+        if text.training_counts is None:
+            notes.append(
+                "the head's bias starts from zeros: there is no text to count, as a stream is not "
+                "read twice for it (--head-bias)"
+            )
+        else:
+            _set_head_bias(model, text)
+    elif optimization.head_bias == "frequencies":
         # Only a fresh bias is all zeros.
         if model.lm_head.bias.count_nonzero() == 0:
             _set_head_bias(model, text)
@@ -159,11 +186,13 @@ def _set_head_bias(model: MPNetForPretraining, text: Text) -> None:
 
 
 def _start_from(
-    source: str, config: PretrainingConfig, text: Text
+    source: str, loaded: LoadedWeights, config: PretrainingConfig, text: Text
 ) -> tuple[MPNetForPretraining, list[str]]:
     """Return a network with the weights of a source, fitted to the run, and notes."""
-    loaded = conversion.load_any(source)
-    notes = check_vocabulary(loaded, source, text.tokenizer, config.data.tokenizer_name)
+    tokenizer = config.data.tokenizer_name or loaded.tokenizer or DEFAULT_TOKENIZER
+    notes = check_vocabulary(loaded, source, text.tokenizer, tokenizer)
+    if config.data.tokenizer_name is None and loaded.tokenizer is not None:
+        notes.append(f"tokenizer: the model's own, {loaded.tokenizer}")
     wanted, tensors = _wanted(config, text.vocabulary), dict(loaded.tensors)
     # Vocabularies are sometimes padded: those rows belong to no token.
     for name in BY_TOKEN:

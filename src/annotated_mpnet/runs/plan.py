@@ -54,6 +54,7 @@ def plan(
     device: torch.device,
     bf16: bool,
     attention: tuple[AttentionName, str],
+    recording: str | None,
     world_size: int,
 ) -> Iterator[str]:
     """Yield the lines; the weights of `model` may be sharded already."""
@@ -80,6 +81,8 @@ def plan(
     elif machine.fsdp:
         yield "processes: 1; --fsdp has no effect until torchrun starts more"
     yield f"attention: {attention[0]} ({attention[1]})"
+    if recording is not None:
+        yield f"micro-batches: {recording}"
     if machine.compile:
         yield "compiled: the first update takes minutes"
 

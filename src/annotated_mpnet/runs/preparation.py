@@ -1,6 +1,7 @@
-"""Three decisions before the first update, each from the settings and one other thing.
+"""Decisions before the first update, each from the settings and one other thing.
 
     choose_device, choose_attention     the machine    where, and in which numbers?
+    choose_recording                    the machine    kernel by kernel, or in one go?
     identity_of                         the text       which run is this?
     measure_plateau                     the text       what does guessing by frequency reach?
 
@@ -14,12 +15,17 @@ terms a GPU adds in float32. Weights, means, norms and losses stay in float32. f
 loss scale to keep small gradients from becoming 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.fast.attention import AttentionName
+from annotated_mpnet.fast.recording import RecordedStep
+from annotated_mpnet.mpnet.batch import Batch
+from annotated_mpnet.mpnet.loop import Setup, add_gradient
 from annotated_mpnet.runs.texts import Text
 from annotated_mpnet.settings.config import Attention, MachineConfig, PretrainingConfig
 from annotated_mpnet.text.frequencies import (
@@ -30,6 +36,8 @@ from annotated_mpnet.text.frequencies import (
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.tokenizer import tokenizer_hash
 from annotated_mpnet.training.distributed import World
+
+AddGradient = Callable[[Setup, Batch, int], Tensor]
 
 DIFFERS = "the last bits differ each time, so a resumed run is not byte-identical"
 
@@ -133,6 +141,24 @@ def choose_attention(
     if on_gpu:
         return "sdpa", f"auto: no Triton here ({fault}); {DIFFERS}"
     return "sdpa", "auto: PyTorch's own kernels"
+
+
+def choose_recording(
+    config: PretrainingConfig, device: torch.device, world_size: int
+) -> tuple[AddGradient, str | None]:
+    """Return how a micro-batch is computed, and on a GPU how that is said in the plan."""
+    if device.type != "cuda":
+        return add_gradient, None
+    obstacles = {
+        "--no-cuda-graph": not config.machine.cuda_graph,
+        f"--packing {config.data.packing}: shapes vary": config.data.packing != "full",
+        "several processes": world_size > 1,
+        "--gradient-checkpointing": config.machine.gradient_checkpointing,
+    }
+    if found := [name for name, is_there in obstacles.items() if is_there]:
+        return add_gradient, f"not recorded as a CUDA graph ({', '.join(found)})"
+    recorded = RecordedStep(config.optimization.batch_size, config.data.max_tokens)
+    return recorded, "recorded as a CUDA graph"
 
 
 def identity_of(

@@ -8,8 +8,9 @@ Cheap checks come first, and nothing is written to the run's directory before ev
     -----------------------------------------    ----------------    ---------------------------
     a flag, the device, W&B without its package  no time             nothing
     a directory that holds another run           no time             nothing
+    weights that cannot be read                  seconds             nothing
     the text, the tokenizer                      seconds to hours    the cache of packed text
-    weights that do not fit the model            the same            the cache
+    weights of another vocabulary                the same            the cache
     the checkpoint to resume from                the same            the cache
     memory                                       the first update    a run without a checkpoint
 
@@ -38,13 +39,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from annotated_mpnet import conversion
 from annotated_mpnet.checkpoints.checkpoint import (
     CONFIG,
     REPLACED,
+    TOKENIZER,
     TrainState,
     read_model_config,
 )
-from annotated_mpnet.checkpoints.manifest import library_versions
+from annotated_mpnet.checkpoints.manifest import library_versions, read_folder
+from annotated_mpnet.checkpoints.resume import checkpoint_path
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.checkpoints.run_directory import (
     METRICS,
@@ -58,16 +62,20 @@ from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.fast.kernel_check import kernel_fault
+from annotated_mpnet.fast.projection import padded_linear
+from annotated_mpnet.files.atomic import directory_of
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation
 from annotated_mpnet.mpnet.optimizer import build_optimizer
+from annotated_mpnet.runs.card import card_facts
 from annotated_mpnet.runs.initial_weights import build_model, check_export
 from annotated_mpnet.runs.plan import plan
 from annotated_mpnet.runs.preparation import (
     Plateau,
     choose_attention,
     choose_device,
+    choose_recording,
     identity_of,
     measure_plateau,
 )
@@ -138,20 +146,30 @@ def run_pretraining(
         if config.run.autoresume:
             start = world.on_rank_0(lambda: find_start(path))
             _print(console, f"--autoresume: {AUTORESUME[start].format(path)}")
-        run, ignored = _without_start(config.run, start == "resume")
-        config = dataclasses.replace(config, run=run)
+        run, ignored = config.run, list[str]()
+        if start == "resume":
+            run, ignored = _resumed(run)
+            config = dataclasses.replace(config, run=run)
         here, anew = _resumes_here(run), run.overwrite or start == "restart"
         world.on_rank_0(lambda: refuse_taken_directory(path, here, anew))
-        saved = world.on_rank_0(lambda: _saved_network(config.run))
+        saved, tokenizer_files = world.on_rank_0(lambda: _saved(config.run))
         if saved is not None:
             config = _with_network(config, saved)
+        source = config.run.initial_weights
+        initial = None if source is None else conversion.load_any(source)
 
         log.debug("reading text and tokenizer, to compute on %s", device)
-        text = read_text(config.data, config.run.seed, world.rank, world.size)
+        tokenizer = config.data.tokenizer_name or (initial and initial.tokenizer)
+        if tokenizer is None and tokenizer_files:
+            tokenizer = stack.enter_context(directory_of(tokenizer_files))
+        data = dataclasses.replace(config.data, tokenizer_name=tokenizer)
+        text = read_text(data, config.run.seed, world.rank, world.size)
         identity = identity_of(config, text, world.size)
         _refuse_different_text(identity, world)
 
-        model, said = build_model(config, text)
+        model, said = build_model(config, text, initial)
+        modules = initial.modules if initial else {}
+        del initial  # the model has a copy of its weights
         if config.run.export_hf:
             said += check_export(text.vocabulary, model.config)
         fault = None
@@ -162,6 +180,8 @@ def run_pretraining(
         attention = choose_attention(config.machine.attention, device, fault)
         model.use_attention(ATTENTIONS[attention[0]])
         model.use_gradient_checkpointing(config.machine.gradient_checkpointing)
+        if device.type == "cuda":
+            model.lm_head.project = padded_linear
         if config.machine.compile:
             compile_model(model, device, lengths_vary=config.data.packing != "full")
         if device.type == "cpu":
@@ -179,6 +199,7 @@ def run_pretraining(
             tracker = Tracker(path, directory.run_id, config, console)
         # The other ranks wait here until rank 0 has the directory.
         world.on_rank_0(lambda: None)
+        add_gradient, recording = choose_recording(config, device, world.size)
         trainer = Trainer(
             network,
             optimizer,
@@ -187,6 +208,7 @@ def run_pretraining(
             config.run.seed,
             bf16,
             tracker,
+            add_gradient,
         )
         collator = DataCollatorForMaskedPermutedLanguageModeling(
             text.vocabulary,
@@ -204,12 +226,14 @@ def run_pretraining(
             trainer,
             tracker,
             config.tracking.logging_steps,
+            card_facts(config, source),
+            modules,
         )
         planned = [
             *ignored,
             *said,
             *notes,
-            *plan(config, text, model, device, bf16, attention, world.size),
+            *plan(config, text, model, device, bf16, attention, recording, world.size),
         ]
         if dry_run:
             _rehearse(session, device, planned, console)
@@ -242,6 +266,9 @@ def _run(
         (path / REPORT).unlink(missing_ok=True)
     plateau = measure_plateau(session.text)
     if plateau is not None:
+        session.facts = dataclasses.replace(
+            session.facts, plateau_bits=plateau.bits, plateau_accuracy=plateau.accuracy
+        )
         tracker.say(
             f"unigram plateau on the validation text: {plateau.bits:.2f} bits, accuracy "
             f"{plateau.accuracy:.3f}: what guessing by frequency reaches"
@@ -371,29 +398,31 @@ def _differences(
                 yield rank, name, value, first[name]
 
 
-def _saved_network(run: RunConfig) -> ModelConfig | None:
-    """Return the architecture of the checkpoint to resume from; None without a resume.
+def _saved(run: RunConfig) -> tuple[ModelConfig | None, dict[str, bytes]]:
+    """Return architecture and tokenizer of the checkpoint to resume from; nothing without a resume.
 
-    It is read before the checkpoint is verified. If none can be read, the result is None too, and
-    `Session.restore` reports the error.
+    They are read before the checkpoint is verified. If none can be read, the result is nothing too,
+    and `Session.restore` reports the error.
 
     Raises:
         CheckpointError: there is no checkpoint at all.
     """
     if not run.resuming:
-        return None
+        return None, {}
     wanted = run.resume_checkpoint
     # Killed while the only one was replaced, a run has it under another name for now (`recover`).
     replaced = run.checkpoint_dir.glob(f"{REPLACED}*")
-    candidates = [wanted] if wanted else newest_first(run.checkpoint_dir) or list(replaced)
+    candidates = newest_first(run.checkpoint_dir) or list(replaced)
+    if wanted is not None:
+        candidates = [checkpoint_path(wanted)]
     if not candidates:
         raise nothing_to_resume(run.checkpoint_dir)
     for path in candidates:
         try:
-            return read_model_config(path / CONFIG)
+            return read_model_config(path / CONFIG), read_folder(path, TOKENIZER)
         except CheckpointError:
             continue
-    return None
+    return None, {}
 
 
 def _with_network(config: PretrainingConfig, saved: ModelConfig) -> PretrainingConfig:
@@ -426,31 +455,19 @@ AUTORESUME = {
 }
 
 
-def _without_start(run: RunConfig, resumes: bool) -> tuple[RunConfig, list[str]]:
-    """Leave out what only a start needs where a run is resumed; return notes of it too.
+def _resumed(run: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Return the settings of a run that --autoresume has found, and notes.
 
-    >>> run = RunConfig(autoresume=True, hf_model_path="microsoft/mpnet-base")
-    >>> _without_start(run, resumes=False)[1]
-    []
-    >>> resumed, notes = _without_start(run, resumes=True)
-    >>> resumed.resuming, notes
-    (True, ['--hf-model-path microsoft/mpnet-base is ignored: a resumed run has its weights'])
-
-    Args:
-        run: the settings.
-        resumes: whether --autoresume has found a run.
+    >>> run, notes = _resumed(RunConfig(autoresume=True, resume_checkpoint=Path("other")))
+    >>> run.resuming, run.resume_checkpoint, notes
+    (True, None, ['--resume-checkpoint other is ignored: the run itself is resumed'])
     """
-    given: dict[str, object] = {"--hf-model-path": run.hf_model_path}
-    if resumes:
-        given["--resume-checkpoint"] = run.resume_checkpoint
-        run = dataclasses.replace(run, resume=True, resume_checkpoint=None)
-    if not run.resuming:
-        return run, []
-    return run, [
-        f"{name} {value} is ignored: a resumed run has its weights"
-        for name, value in given.items()
-        if value
-    ]
+    notes = []
+    if run.resume_checkpoint is not None:
+        notes.append(
+            f"--resume-checkpoint {run.resume_checkpoint} is ignored: the run itself is resumed"
+        )
+    return dataclasses.replace(run, resume=True, resume_checkpoint=None), notes
 
 
 def _resumes_here(run: RunConfig) -> bool:

@@ -20,11 +20,10 @@ needs to see the disk. On resume everything is compared before a single weight i
 at once, after training, so it cannot influence any choice. The same model is exported.
 """
 
-import dataclasses
 import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,12 +41,15 @@ from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors
 from annotated_mpnet.checkpoints.resume import (
     Resumable,
     changed_settings,
+    checkpoint_path,
     compare_identity,
     compare_model_config,
     newest_valid_checkpoint,
 )
 from annotated_mpnet.checkpoints.run_directory import EXPORT, RunDirectory, nothing_to_resume
 from annotated_mpnet.checkpoints.saving import Saver, streams_from
+from annotated_mpnet.conversion.kept import from_export_files, to_export_files, with_progress
+from annotated_mpnet.conversion.model_card import CardFacts
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
@@ -95,6 +97,8 @@ class Session:
         trainer: the loop, with network and optimizer.
         tracker: where metrics and messages go.
         logging_steps: updates between two lines of metrics.
+        facts: what the model card says about the run; a resume adds the base from its checkpoint.
+        modules: of a sentence encoder, what its exports keep; on resume those of the checkpoint.
     """
 
     run: RunConfig
@@ -105,10 +109,13 @@ class Session:
     trainer: Trainer
     tracker: Tracker
     logging_steps: int
+    facts: CardFacts
+    modules: Mapping[str, bytes]
 
     def __post_init__(self) -> None:
         self.world = self.trainer.world
-        self._start = Progress()
+        self._start = self._end = Progress()
+        self._best: Checkpoint | None = None
         self._stream_counts = StreamCounts()
 
     def restore(self, settings: str) -> TrainState:
@@ -175,12 +182,14 @@ class Session:
                 partial(guess_words, self.trainer, choose_words(self.text), self.text),
                 self.run,
                 self.logging_steps,
+                self._export_files,
             )
             # Closed after an error too, or the thread would go on reading. Signals are only noted
             # from here on.
             with closing(self._updates_ahead()) as ahead, listening(hooks.request):
                 progress = self.trainer.train(self._start, hooks.updates(ahead), hooks)
                 saver.finish()
+        self._end = progress
         if progress.update > self._start.update:
             self._stream_counts = saver.stream_counts
         # Also if the signal came after the last update: test, export and report are not begun.
@@ -211,12 +220,13 @@ class Session:
         Returns:
             Bits and accuracy; None without a test text.
         """
-        best = self._load_best() if self.directory is not None else None
+        best = self._best = self._load_best() if self.directory is not None else None
         if self.world.on_rank_0(lambda: best is not None):
             self.trainer.network.load(best.model_tensors if best else {})
         if self.text.test is None:
             return None
         result = self.trainer.evaluate(self._evaluation_batches(self.text.test))
+        self.facts = replace(self.facts, test_bits=result.bits, test_accuracy=result.accuracy)
         self.tracker.say(f"test text: {result.bits:.3f} bits, accuracy {result.accuracy:.3f}")
         return result
 
@@ -278,8 +288,7 @@ class Session:
         assert self.directory is not None
         wanted = self.run.resume_checkpoint
         if wanted is not None:
-            # annotated-mpnet's commands name `checkpoint2500.pt`.
-            path = wanted if wanted.is_dir() else wanted.with_suffix("")
+            path = checkpoint_path(wanted)
             return Resumable(path, load_checkpoint(path), [])
         found = newest_valid_checkpoint(self.directory.path, self.directory.run_id)
         if found is None:
@@ -298,10 +307,12 @@ class Session:
         tracker, checkpoint = self.tracker, found.checkpoint
         for warning in found.warnings:
             tracker.warn(warning)
+        self.modules, kept = from_export_files(checkpoint)
+        self.facts = replace(self.facts, base=kept.base, base_on_hub=kept.base_on_hub)
         changes = compare_model_config(checkpoint.model_config, self.trainer.model.config)
         allowed = self.run.allowed_changes
         losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
-        state = dataclasses.replace(checkpoint.state, identity=self.identity)
+        state = replace(checkpoint.state, identity=self.identity)
         streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
         if not self._is_finished(state):
             for change in [*changes, *self._changed_settings(settings)]:
@@ -354,9 +365,7 @@ class Session:
         # epoch of the furthest anew, with masks that were not used before.
         furthest = max(streams, key=lambda each: each.position.epoch)
         delivered = max(each.delivered for each in streams)
-        return dataclasses.replace(furthest, delivered=delivered).restarted(
-            self.world.rank, self.world.size
-        )
+        return replace(furthest, delivered=delivered).restarted(self.world.rank, self.world.size)
 
     def _updates_ahead(self) -> Generator[Update]:
         """Yield updates that a thread makes ahead, for a GPU in pinned memory."""
@@ -391,6 +400,12 @@ class Session:
         self.tracker.say(f"best model: {path}, after update {best.state.update}")
         return best
 
+    def _export_files(self, evaluation: Evaluation | None) -> Mapping[str, bytes]:
+        facts = self.facts
+        if evaluation is not None:
+            facts = replace(facts, valid_bits=evaluation.bits, valid_accuracy=evaluation.accuracy)
+        return to_export_files(facts, self.modules)
+
     def _write_export(self, tensors: dict[str, Tensor]) -> Path | None:
         """Write `hf/`, which is proven to compute the same logits, over an earlier export.
 
@@ -400,9 +415,22 @@ class Session:
         # A network of its own on the CPU: that of the loop may be sharded or compiled.
         model = MPNetForPretraining(self.trainer.model.config)
         model.load_state_dict(tensors)
+        facts = with_progress(self.facts, state_of(self._end, self.identity))
+        if self._best is not None:
+            _, best = from_export_files(self._best)
+            facts = replace(
+                with_progress(self.facts, self._best.state),
+                valid_bits=self._best.state.best_valid_bits,
+                valid_accuracy=best.valid_accuracy,
+            )
         try:
             report = conversion.export_to_hugging_face(
-                model, self.directory.path / EXPORT, tokenizer=self.text.tokenizer, overwrite=True
+                model,
+                self.directory.path / EXPORT,
+                tokenizer=self.text.tokenizer,
+                overwrite=True,
+                modules=self.modules,
+                facts=facts,
             )
         except ConfigError as error:
             self.tracker.warn(f"no Hugging Face export: {error}")

@@ -44,7 +44,7 @@ from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import DataError
 from annotated_mpnet.mpnet.collator import Vocabulary
-from annotated_mpnet.settings.config import DataConfig
+from annotated_mpnet.settings.config import DEFAULT_TOKENIZER, DataConfig
 from annotated_mpnet.streams.eval_samples import choose_eval_samples
 from annotated_mpnet.streams.hub import open_downloaded, open_stream
 from annotated_mpnet.streams.shards import ShardReader
@@ -110,7 +110,7 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
     # `streaming` is on by default and means nothing for --train-dir.
     if data.train_dir is None and data.streaming:
         reader = ShardReader(open_stream(data), seed, rank, world_size)
-        tokenizer = load_tokenizer(data.tokenizer_name)
+        tokenizer = load_tokenizer(data.tokenizer_name or DEFAULT_TOKENIZER)
         if data.eval_samples > 0 and len(held_out) < 2:
             samples = choose_eval_samples(reader, data.eval_samples, data.min_text_length)
             held_out = {"valid": samples.valid, "test": samples.test} | held_out
@@ -130,7 +130,7 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
             # By hashes, so all parts of a mixture hold out the same documents.
             _, held_out["valid"] = split_by_hash(source, data.valid_fraction)
             sources = [split_by_hash(each, data.valid_fraction)[0] for each in sources]
-        tokenizer = load_tokenizer(data.tokenizer_name)
+        tokenizer = load_tokenizer(data.tokenizer_name or DEFAULT_TOKENIZER)
         parts = [_pack(each, tokenizer, data) for each in sources]
         weights = data.train_weights
         train = parts[0] if weights is None else Mixture(parts, weights)

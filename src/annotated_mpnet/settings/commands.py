@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from annotated_mpnet.mpnet.config import option
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import Preset
 
@@ -52,12 +53,14 @@ class ConvertCommand:
     """Turn a checkpoint into a Hugging Face MPNetForMaskedLM, and check that it is the same model.
 
     The result is loaded again and its logits are compared with the checkpoint's. If they differ by
-    more than 1e-4, the command fails and writes nothing.
+    more than 1e-4, the command fails and writes nothing. A sentence encoder keeps its modules, so
+    sentence-transformers computes the same vectors.
     """
 
     mpnet_checkpoint_path: Path
-    """A checkpoint, a run's directory (its best model is converted), or a .pt file of
-    annotated-mpnet or of Microsoft's code."""
+    """A checkpoint, a run's directory (its best model is converted), a model of Hugging Face or of
+    sentence-transformers (directory or Hub name), or a .pt file of annotated-mpnet or of
+    Microsoft's code."""
     hf_model_folder_path: Path
     """The directory to write."""
     save_tokenizer: bool = True
@@ -67,26 +70,60 @@ class ConvertCommand:
     directory that is not empty is an error."""
     pytorch_bin: bool = False
     """Also write pytorch_model.bin, for old readers."""
+    push_to_hub: str | None = None
+    """Also upload the result to this repository of the Hugging Face Hub, OWNER/NAME; it is made if
+    there is none. It takes a token that may write: `hf auth login`, or HF_TOKEN. An older export
+    there is replaced, with its README.md; the repository's history keeps it."""
+    private: bool = False
+    """Make the repository of --push-to-hub private, if it is made now. Default: public."""
     debug: bool = False
     """Write a debug log to standard error, including the libraries' messages and the traceback of
     an error."""
 
 
+TokenizerModel = Literal["wordpiece", "bpe", "unigram"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerCommand:
-    """Learn a WordPiece tokenizer from text files, with MPNet's special tokens.
+    """Learn a tokenizer from text, for any language, with MPNet's special tokens.
 
-    They are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and `<mask>` at the end. Text is lower-cased
-    and stripped of accents, as BERT does; the vowel signs of Indic scripts and Thai are kept.
+        From files:    train-mpnet-tokenizer FILES --output DIR
+        From the Hub:  train-mpnet-tokenizer --dataset-name NAME --output DIR
+
+    The special tokens are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, and `<mask>` at the end. Vowel
+    signs and other marks of Indic scripts, Thai and Japanese are always kept. At the end it says
+    how many tokens a word takes and how much of the text is unknown.
     """
 
-    files: list[Path]
+    files: tuple[Path, ...] = ()
     """Text: files or directories, in the formats of --train-dir."""
     vocab_size: int = 30527
-    """Number of tokens, 64 to 10000000, special tokens included. MPNet has 30527; use fewer for a
-    small text."""
+    """Number of tokens, at most 10000000, special tokens included; at least 64, 300 (bpe) or 400
+    (unigram). MPNet has 30527; use fewer for a small text."""
+    model: TokenizerModel = "wordpiece"
+    """wordpiece: as BERT and MPNet; a word with a letter that is not in the vocabulary is unknown.
+    bpe: bytes, as RoBERTa; nothing is unknown, and any text comes back exactly. unigram: as
+    SentencePiece and XLM-R; rare letters are spelled in bytes, so nothing is unknown. For text
+    without spaces, unigram."""
+    lowercase: bool | None = None
+    """Read all text in lower case. Default: yes with wordpiece, no with bpe and unigram."""
+    strip_accents: bool | None = None
+    """Remove the accents of Latin and Greek letters (é is read as e). No other marks are ever
+    removed. Default: the same as --lowercase."""
+    dataset_name: str | None = None
+    """Learn from a dataset: a name on the Hub, which is streamed, or a folder of data files.
+    Excludes FILES."""
+    dataset_config: str | None = None
+    """Configuration (subset) of the dataset, if it has several."""
+    dataset_split: str = "train"
+    """Split of the dataset."""
+    dataset_revision: str | None = None
+    """Commit, tag or branch of the dataset. Default: the newest commit."""
+    dataset_documents: int = option(100000, at_least=1, at_most=10**9)
+    """Documents to read, from the beginning of the dataset. More hardly change the vocabulary."""
     text_field: str = "text"
-    """Column that holds the text in .jsonl, .parquet and .csv files."""
+    """Column that holds the text, in datasets and in .jsonl, .parquet and .csv files."""
     output: Path
     """The directory to write. Pass it to pretrain-mpnet as --tokenizer-name."""
     overwrite: bool = False

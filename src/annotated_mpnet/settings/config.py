@@ -36,6 +36,8 @@ from annotated_mpnet.mpnet.config import (
     option,
 )
 
+DEFAULT_TOKENIZER = "microsoft/mpnet-base"
+
 Attention = Literal["auto", "sdpa", "triton", "blocked", "eager"]
 
 
@@ -87,8 +89,9 @@ class DataConfig:
     """full: fill sequences across the ends of documents. none: one document per sequence, padded to
     the longest of the batch; a long document takes several sequences. documents: whole documents
     share a sequence but do not attend to each other."""
-    tokenizer_name: str = "microsoft/mpnet-base"
-    """Hub name or directory of the tokenizer. It decides the size of the vocabulary."""
+    tokenizer_name: str | None = None
+    """Hub name or directory of the tokenizer. It decides the size of the vocabulary. Default: that
+    of the checkpoint to resume from or of --hf-model-path, else microsoft/mpnet-base."""
     max_tokens: int = option(512, at_least=4, at_most=1048576)
     """Tokens per sequence, `<s>` and `</s>` included (paper: 512). Attention grows with the square
     of it; shorter sequences train faster and see less context."""
@@ -137,8 +140,9 @@ class RunConfig:
     """Accepted for old command lines, without effect. Nothing is ever unpickled unsafely; a file
     that holds more than plain tensors is refused with a way out."""
     hf_model_path: str | None = None
-    """Start from the weights of a Hugging Face MPNet (directory or Hub name), at update 0. A
-    resumed run has its own."""
+    """Start from the weights of an MPNet of Hugging Face or sentence-transformers (directory or Hub
+    name), at update 0. It brings its tokenizer; a sentence encoder keeps its modules (pooling,
+    normalization, prompts) in every export. Ignored with --resume."""
     allow_change: str = ""
     """Comma-separated names of what may differ from the run being resumed (data, seed, batch, ...).
     The run is then no longer exactly the uninterrupted one."""
@@ -205,6 +209,10 @@ class MachineConfig:
     """Compile the model with torch.compile. The first updates take minutes, the rest less time
     each. Results agree to rounding; checkpoints are interchangeable. On a CPU it needs a C++
     compiler."""
+    cuda_graph: bool = True
+    """On a GPU, record the kernels of a micro-batch once and replay them, which saves the CPU the
+    work of starting each. Not with several processes, --gradient-checkpointing, or a --packing
+    other than full; the plan says so."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer, and compute the rest again in the backward pass: the same
     numbers, about a third more time, a fraction of the memory."""

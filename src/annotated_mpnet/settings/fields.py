@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def _shown_default(self) -> str:
-        if self.default is dataclasses.MISSING:
+        if self.default in (dataclasses.MISSING, ()):
             return ""
         if self.default is None:
             # Some help texts explain what unset means (`Default: 10 % of --total-updates`).

@@ -22,8 +22,10 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import importlib.metadata
 import inspect
 import os
+import platform
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -138,6 +140,12 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
         allow_abbrev=False,
     )
     parser.settings = settings
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        help="Print the versions of this program, Python and the main libraries, and exit.",
+    )
     _add_flags(parser, kind)
     # argparse would accept any beginning of `-num_buckets`, so it sees only the flag itself.
     spelled, as_typed = [], {}
@@ -274,10 +282,28 @@ class _Parser(argparse.ArgumentParser):
         annotated_mpnet.errors.ConfigError: --lr has no value; expected a number, >0 to 1; ...
         """
         about = r"argument (--[\w-]+)\S*: (?:expected .*one .*|ignored .*? argument (.*))"
-        if found := re.fullmatch(about, message):
+        if (found := re.fullmatch(about, message)) and found[1] in self.settings:
             seen = "has no value" if found[2] is None else f"is {found[2][:80]}"
             message = f"{found[1]} {seen}; expected {self.settings[found[1]].expected}"
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    """Print what a bug report needs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and exit, without importing anything heavy."""
+        versions = [f"{name} {_version_of(name)}" for name in ("torch", "transformers", "datasets")]
+        versions.insert(0, f"Python {platform.python_version()}")
+        print(f"annotated-mpnet {_version_of('annotated-mpnet')} ({', '.join(versions)})")
+        parser.exit()
+
+
+def _version_of(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -1,106 +1,111 @@
-r"""Learn a WordPiece tokenizer from text, with MPNet's layout of special tokens.
+r"""Learn a tokenizer from text, with MPNet's layout of special tokens.
 
-    0     1       2      3       4 ...                                               V - 1
-    <s>   <pad>   </s>   <unk>   ##a ##b ... a b ..., then pieces as they are found  <mask>
+    0     1       2      3       4 ...                                  V - 1
+    <s>   <pad>   </s>   <unk>   letters or bytes, then learned pieces  <mask>
 
 A domain or language with other words than BERT's English needs fewer tokens with pieces learned
 from its own text. The layout stays because Hugging Face's MPNet has the padding id 1 hard-coded.
-Text is read as BERT reads it: lower case, no accents, split at white space and punctuation, the
-longest known piece first, `##` before a piece that continues a word.
+There are three ways to learn pieces, and to read text:
 
->>> backend = _bert_like(models.WordPiece(unk_token="<unk>"))
->>> text = backend.normalizer.normalize_str("Élan, 12 CATS!")
->>> text, [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
-('elan, 12 cats!', ['elan', ',', '12', 'cats', '!'])
-
-Two things are read in another way, for the sake of other languages. BERT removes *all* combining
-marks, which are accents in French, but vowels in Hindi and Thai and the difference between ka and
-ga in Japanese; here only U+0300 to U+036F are removed. And to BERT a word of more than 100 letters
-is unknown, as a sentence without spaces then is; here it is cut into parts of 100.
-
->>> backend.normalizer.normalize_str("élan हिन्दी が")
-'elan हिन्दी が'
->>> [len(piece) for piece, _ in backend.pre_tokenizer.pre_tokenize_str("ก" * 240)]
-[100, 100, 40]
-
-The trainer starts with letters, `c ##a ##t`, merges the neighbours that occur together most often,
-and repeats until the vocabulary is full:
+    --model     learned by                 reads text                   a rare letter, a new one
+    wordpiece   merging letters            as BERT (uncased)            its word is <unk>
+    bpe         merging bytes              byte for byte, as RoBERTa    its bytes
+    unigram     pruning frequent strings   as it is, as XLM-R           its bytes
 
 >>> import tempfile
->>> with tempfile.NamedTemporaryFile(mode="w", suffix=".txt") as file:
-...     _ = file.write("The cat sat on the mat. Other cats sat there too, like Zoe.\n" * 9)
-...     file.flush()
-...     tokenizer = train_wordpiece([Path(file.name)], vocab_size=64)
->>> tokenizer.tokenize("The cats sat, Zoé.")
-['the', 'cats', 'sat', ',', 'zoe', '.']
->>> tokenizer.tokenize("catlike combat")
-['cat', '##l', '##ik', '##e', '<unk>']
+>>> def learn(model, size):
+...     with tempfile.NamedTemporaryFile(mode="w", suffix=".txt") as file:
+...         _ = file.write("The cat sat on the mat. Other cats sat there too, like Zoe.\n" * 9)
+...         file.flush()
+...         return train_tokenizer([Path(file.name)], size, model=model)
+>>> tokenizer = learn("wordpiece", 64)
+>>> tokenizer.tokenize("The cats sat, Zoé."), tokenizer.tokenize("catlike combat")
+(['the', 'cats', 'sat', ',', 'zoe', '.'], ['cat', '##l', '##ik', '##e', '<unk>'])
 >>> len(tokenizer), tokenizer.mask_token_id  # there was no more to learn
 (57, 56)
+>>> tokenizer = learn("bpe", 300)
+>>> tokenizer.tokenize("The cats sat, Zoé.")
+['The', 'Ġcats', 'Ġsat', ',', 'ĠZo', 'Ã', '©', '.']
+>>> tokenizer.decode(tokenizer("The cats sat, Zoé.\t🐈").input_ids, skip_special_tokens=True)
+'The cats sat, Zoé.\t🐈'
 
-A letter that the text does not have, here the b, makes its whole word unknown, as in BERT. So does
-a rare letter that a small vocabulary has no room for: how much of the text is unknown is measured
-at the end.
+**WordPiece** reads lower case, removes accents, and splits at white space and punctuation. `##` is
+before a piece that continues a word. Two things differ from BERT, for the sake of other languages.
+BERT removes *all* combining marks, which are accents in French, but vowels in Hindi and Thai, the
+difference between ka and ga in Japanese, and half of the letter й in Russian. Here an accent is a
+mark on a Latin or Greek letter, with every `--model`:
+
+>>> normalizer_for("wordpiece", lowercase=True, strip_accents=True).normalize_str("Élan हिन्दी が й")
+'elan हिन्दी が й'
+
+And to BERT a word of more than 100 letters is unknown, as a sentence without spaces then is; here
+it is cut into parts of 100.
+
+**BPE and unigram** change nothing unless they are told to. BPE gives back any text exactly; unigram
+loses a space at the beginning, and writes ▁ (U+2581), its sign for a space, as a space. They split
+text with one pattern, `WORDS`: GPT-2's, in which a combining mark would end a word.
+
+>>> [part for part, _ in pre_tokenizer_for("unigram").pre_tokenize_str("it's हिन्दी, 12 CATS!")]
+['▁it', "'s", '▁हिन्दी', ',', '▁12', '▁CATS', '!']
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
+from datasets.utils import tqdm
 from tokenizers import (
-    Regex,
+    AddedToken,
     Tokenizer,
-    decoders,
     models,
     normalizers,
-    pre_tokenizers,
     processors,
-    trainers,
 )
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError, DataError
 from annotated_mpnet.files.output import TOKENIZER, output_directory
+from annotated_mpnet.settings.commands import TokenizerModel
 from annotated_mpnet.text.sources import Counts, find_text_files, read_documents, shown
 from annotated_mpnet.text.tokenizer import write_tokenizer
+from annotated_mpnet.text.tokenizer_learners import (
+    LEADING,
+    MASK,
+    learn_bpe,
+    learn_unigram,
+    learn_wordpiece,
+    normalizer_for,
+    pre_tokenizer_for,
+)
+from annotated_mpnet.text.tokenizer_report import measure
 
-LEADING = ("<s>", "<pad>", "</s>", "<unk>")
-"""The first ids, in the order of fairseq's dictionary."""
+SMALLEST = {"wordpiece": 64, "bpe": 300, "unigram": 400}
+"""Tokens. 256 of them are bytes, except with WordPiece; with fewer, no word would have a piece."""
 
-MASK = "<mask>"
-"""The last id: fairseq appends the mask after the words of its dictionary."""
-
-LONGEST_WORD = 100
-"""Letters. The search for the longest known piece takes quadratic time."""
-
-SMALLEST, LARGEST = 64, 10_000_000
-"""Tokens. With fewer, nearly all text would be unknown; more are a slip."""
-
-LETTERS_SHARE = 4
-"""A quarter of the vocabulary is for letters. Each takes two places, `a` and `##a`, so half is left
-for words, even in Chinese; rarer letters become unknown."""
-
-MEASURED = 1000
-"""Documents that are tokenized to measure the result, spread over the text."""
-
-MUCH_UNKNOWN = 0.01
-"""From this share of the text on, the user is warned."""
+LARGEST = 10_000_000
+"""Tokens; more are a slip."""
 
 
-def train_wordpiece(
+def train_tokenizer(
     files: Sequence[Path],
     vocab_size: int,
+    *,
+    model: TokenizerModel = "wordpiece",
+    lowercase: bool | None = None,
+    strip_accents: bool | None = None,
     text_field: str = "text",
     counts: Counts | None = None,
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary from text files, in the formats of `text/file_formats.py`.
 
-    The same text gives the same vocabulary on any machine (`_alphabet`).
+    The same text gives the same vocabulary on any machine.
 
     Args:
         files: the text, read twice: for its letters, then for its pieces.
         vocab_size: V tokens, the five special ones included; small text may yield fewer.
+        model: the kind of pieces.
+        lowercase: None means yes with WordPiece, no with the others.
+        strip_accents: None means the same as `lowercase`.
         text_field: the column that holds the text, in files with columns.
         counts: updated.
 
@@ -108,41 +113,41 @@ def train_wordpiece(
         ConfigError: the size makes no sense.
         DataError: a file cannot be read, or there is no text.
     """
-    if not SMALLEST <= vocab_size <= LARGEST:
-        raise ConfigError(
-            f"--vocab-size is {str(vocab_size)[:80]}; expected {SMALLEST} to {LARGEST}"
-        )
+    check_vocab_size(vocab_size, model)
     counts = Counts() if counts is None else counts
-    alphabet = _alphabet(_documents(files, text_field, counts), vocab_size // LETTERS_SHARE)
-    if not alphabet:
+    lowercase = model == "wordpiece" if lowercase is None else lowercase
+    strip_accents = lowercase if strip_accents is None else strip_accents
+    normalizer = normalizer_for(model, lowercase, strip_accents)
+    reader = Tokenizer(models.BPE())
+    reader.pre_tokenizer = pre_tokenizer_for(model)
+    if normalizer is not None:
+        reader.normalizer = normalizer
+    letters = _count_letters(files, text_field, counts, normalizer)
+    if not letters:
         others = f" and {len(files) - 1} more files" if len(files) > 1 else ""
         raise DataError(
             f"no text in {shown(files[0])}{others}: {counts}; expected a document on each line, or "
             "in each row"
         )
-    learner = _bert_like(models.WordPiece(unk_token="<unk>"))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size - 1,  # one is left for the mask
-        special_tokens=[*LEADING, *(f"##{letter}" for letter in alphabet)],
-        initial_alphabet=alphabet,
-        # `##a` is called a special token because those keep their order.
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    learner.train_from_iterator(_documents(files, text_field), trainer)
-    # Only the learner's vocabulary is of use: it took the letters for special tokens.
-    vocabulary = learner.get_vocab(with_added_tokens=True)
-    model = models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=LONGEST_WORD)
-    backend = _bert_like(model)
-    # The mask is new and gets the next id, V - 1.
-    backend.add_special_tokens([*LEADING, MASK])
-    backend.decoder = decoders.WordPiece()
+    documents = _documents(files, text_field)
+    if model == "wordpiece":
+        backend = learn_wordpiece(reader, documents, vocab_size, letters)
+    elif model == "bpe":
+        backend = learn_bpe(reader, documents, vocab_size)
+    else:
+        backend = learn_unigram(reader, documents, vocab_size, letters)
+    # The mask is new and gets the next id, V - 1. Where a piece begins with its space, the mask
+    # takes the space too, as the word did that it replaces.
+    mask = AddedToken(MASK, lstrip=model != "wordpiece", special=True)
+    backend.add_special_tokens([*LEADING, mask])
     # Two sentences are joined as in RoBERTa, with two `</s>` between.
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", 0), ("</s>", 2)],
     )
+    # transformers 4 would otherwise remove the space before a full stop when it decodes.
+    exact = {} if model == "wordpiece" else {"clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token="<s>",
@@ -151,10 +156,25 @@ def train_wordpiece(
         eos_token="</s>",
         sep_token="</s>",
         unk_token="<unk>",
-        mask_token=MASK,
+        mask_token=MASK if model == "wordpiece" else mask,
         # MPNet has no token types, and its classes refuse them.
         model_input_names=["input_ids", "attention_mask"],
+        **exact,
     )
+
+
+def check_vocab_size(vocab_size: int, model: TokenizerModel) -> None:
+    """Raise a `ConfigError` if a vocabulary of this size makes no sense."""
+    if not SMALLEST[model] <= vocab_size <= LARGEST:
+        why = "" if model == "wordpiece" else f" with --model {model}, where 256 of them are bytes"
+        raise ConfigError(
+            f"--vocab-size is {str(vocab_size)[:80]}; expected {SMALLEST[model]} to {LARGEST}{why}"
+        )
+
+
+def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learn a WordPiece vocabulary from text files; see `train_tokenizer`."""
+    return train_tokenizer(files, vocab_size)
 
 
 def train_tokenizer_files(
@@ -162,6 +182,9 @@ def train_tokenizer_files(
     vocab_size: int,
     output: Path,
     *,
+    model: TokenizerModel = "wordpiece",
+    lowercase: bool | None = None,
+    strip_accents: bool | None = None,
     overwrite: bool = False,
     text_field: str = "text",
 ) -> str:
@@ -172,6 +195,9 @@ def train_tokenizer_files(
             result.
         vocab_size: tokens, the five special ones included.
         output: the directory; absent or empty, unless `overwrite`.
+        model: the kind of pieces; it and the next two are those of `train_tokenizer`.
+        lowercase: read text in lower case.
+        strip_accents: read text without accents.
         overwrite: replace the tokenizer there (`files/output.py`).
         text_field: the column that holds the text, in files with columns.
 
@@ -188,41 +214,26 @@ def train_tokenizer_files(
     files = [file for path in text for file in find_text_files(path, "FILES", counts)]
     # The directory first: that it cannot be written is known before the text is read.
     with output_directory(output, TOKENIZER, overwrite=overwrite, inputs=files) as staging:
-        tokenizer = train_wordpiece(files, vocab_size, text_field, counts)
-        unknown, words, letters = _measure(tokenizer, files, text_field, counts.documents)
-        write_tokenizer(tokenizer, staging)
-    report = (
-        f"{counts}\n{output}: {len(tokenizer):,} tokens; the text has {1 / words:.2f} of them per "
-        f"word, with {letters:.1f} letters each, and {unknown:.2%} of it is unknown; use it with "
-        "--tokenizer-name"
-    )
-    if unknown >= MUCH_UNKNOWN:
-        report += (
-            f"\nwarning: {unknown:.1%} of the text becomes <unk>: it has more different letters "
-            f"than the {vocab_size // LETTERS_SHARE:,} that --vocab-size {vocab_size} has room "
-            "for; raise --vocab-size"
+        tokenizer = train_tokenizer(
+            files,
+            vocab_size,
+            model=model,
+            lowercase=lowercase,
+            strip_accents=strip_accents,
+            text_field=text_field,
+            counts=counts,
         )
-    return report
-
-
-def _bert_like(model: models.WordPiece) -> Tokenizer:
-    """Return a tokenizer that reads text as BERT (uncased) does, but for marks and long words."""
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.BertNormalizer(strip_accents=False),
-            normalizers.NFD(),
-            normalizers.Replace(Regex("[\u0300-\u036f]+"), ""),
-            normalizers.NFC(),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.BertPreTokenizer(),
-            pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), behavior="isolated"),
-        ]
-    )
-    return tokenizer
+        result = measure(tokenizer, _documents(files, text_field), counts.documents)
+        write_tokenizer(tokenizer, staging)
+    fewer = "" if len(tokenizer) == vocab_size else ": there was no more to learn"
+    report = [
+        str(counts),
+        f"{output}: {model}, {len(tokenizer):,} tokens{fewer}",
+        f"on this text: {result}",
+        *(f"warning: {each}" for each in result.warnings(vocab_size)),
+        f"to use it: pretrain-mpnet --tokenizer-name {output}",
+    ]
+    return "\n".join(report)
 
 
 def _documents(
@@ -231,31 +242,18 @@ def _documents(
     return (document for path in files for document in read_documents(path, counts, text_field))
 
 
-def _alphabet(documents: Iterator[str], most: int) -> list[str]:
-    """Return the most frequent letters of the text, as BERT reads it, in order.
-
-    Left alone, the trainer numbers `##a`, `##b`, ... in the order of a hash table, and the same
-    text gives another vocabulary in each run.
-    """
-    normalizer = _bert_like(models.WordPiece(unk_token="<unk>")).normalizer
-    counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(normalizer.normalize_str(document))
-    letters = [letter for letter in counts if not letter.isspace()]
-    return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:most])
-
-
-def _measure(
-    tokenizer: PreTrainedTokenizerFast, files: Sequence[Path], text_field: str, documents: int
-) -> tuple[float, float, float]:
-    """Return the share of letters in unknown words, and the words and letters per token."""
-    every = max(1, documents // MEASURED)
-    letters = unknown = tokens = words = 0
-    for document in islice(_documents(files, text_field), 0, None, every):
-        encoding = tokenizer.backend_tokenizer.encode(document[:4000], add_special_tokens=False)
-        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            letters += end - start
-            unknown += end - start if token == tokenizer.unk_token_id else 0
-        tokens += len(encoding)
-        words += len(set(encoding.word_ids))
-    return unknown / letters, words / tokens, letters / tokens
+def _count_letters(
+    files: Sequence[Path],
+    text_field: str,
+    counts: Counts,
+    normalizer: normalizers.Normalizer | None,
+) -> Counter[str]:
+    """Count the letters of the text, white space left out, the most frequent first."""
+    found: Counter[str] = Counter()
+    with tqdm(_documents(files, text_field, counts), desc="Reading", unit=" documents") as bar:
+        for document in bar:
+            found.update(document if normalizer is None else normalizer.normalize_str(document))
+    letters = [letter for letter in found if not letter.isspace()]
+    # Of equally frequent ones, the order must not be that of a hash table.
+    order = sorted(letters, key=lambda letter: (-found[letter], letter))
+    return Counter({letter: found[letter] for letter in order})

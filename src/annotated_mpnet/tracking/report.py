@@ -244,7 +244,7 @@ fill = pipeline("fill-mask", "{export}")
 print(fill("It is a truth universally <mask>."))
 
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("{export}")  # an encoder, not yet trained to compare sentences
+model = SentenceTransformer("{export}")  # fine-tune it on pairs of sentences first
 print(model.encode(["a sentence"]).shape)
 ```'''
 

@@ -1,7 +1,7 @@
 """The book's loop (`mpnet/loop.py`) as a run calls it: on its device, with its settings."""
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -104,6 +104,7 @@ class Trainer:
         seed: int,
         bf16: bool,
         tracker: Reporter,
+        add_gradient: Callable[[loop.Setup, Batch, int], Tensor] = loop.add_gradient,
     ) -> None:
         self.network = network
         self.model = network.model
@@ -121,6 +122,7 @@ class Trainer:
             input_mode,
             seed,
             torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+            add_gradient=add_gradient,
         )
         self._deferred: DeferredCheck | None = None
         # With FSDP, PyTorch promises nothing about AdamW's flag.
