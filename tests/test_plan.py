@@ -21,6 +21,7 @@ from annotated_mpnet.runs.plan import plan
 from annotated_mpnet.runs.preparation import choose_attention, choose_recording
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.training.busy import STAT, busy_cores
 from annotated_mpnet.training.memory_estimate import Workload
 from tiny_run import TinyText, changed, tiny_config, write_text
 
@@ -182,6 +183,30 @@ def test_plan_counts_sequences_of_all_processes_and_epochs(tiny: TinyText, text:
         == f"8 updates, {8 * 24 / sequences:.2f} epochs of {sequences:,} sequences"
     )
     assert lines["processes"] == "3, each with all weights (DDP)"
+
+
+@pytest.mark.parametrize(("busy", "said"), [(1.4, True), (0.1, False), (None, False)])
+def test_plan_says_when_other_work_uses_the_cores(
+    tiny: TinyText, text: Text, monkeypatch: pytest.MonkeyPatch, busy: float | None, said: bool
+) -> None:
+    monkeypatch.setattr("annotated_mpnet.runs.plan.busy_cores", lambda: busy)
+    lines = lines_of(tiny_config(tiny, Path("unused")), text)
+    assert any(line.startswith("other work uses 1.4 of ") for line in lines) is said
+
+
+@pytest.mark.skipif(not STAT.exists(), reason="Linux only")
+def test_cores_at_work_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert busy_cores(seconds=0.05) is None or busy_cores(seconds=0.05) >= 0
+    stat = tmp_path / "stat"
+    stat.write_text("cpu0 0 0 0 0 0\ncpu1 0 0 0 0 0\n")
+
+    def meanwhile(_: float) -> None:
+        stat.write_text("cpu0 30 0 0 70 0\ncpu1 100 0 0 0 0\n")
+
+    monkeypatch.setattr("annotated_mpnet.training.busy.STAT", stat)
+    monkeypatch.setattr("time.sleep", meanwhile)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert busy_cores() == pytest.approx(1.3)
 
 
 def test_plan_says_why_this_device_and_this_attention(tiny: TinyText, text: Text) -> None:

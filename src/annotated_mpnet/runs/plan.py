@@ -37,11 +37,15 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.mixture import ROUND, Mixture
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.display import duration, size
+from annotated_mpnet.training.busy import busy_cores
 from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload, copied_bytes
 from annotated_mpnet.training.throughput import device_name, memory_in_use, peak_flops
 
 SHARE_OF_PEAK = 0.33
 """Of a GPU's peak, reached by good training code; networks narrower than MPNet-base reach less."""
+
+BUSY = 0.3
+"""Cores at work before the run begins, from which on the plan says so."""
 
 FLOPS_PER_THREAD = 50e9
 """Of a current CPU, for float32 products of a decent size."""
@@ -75,6 +79,10 @@ def plan(
     why = "asked for" if machine.device != "auto" else "the best that PyTorch finds here"
     name = f", {device_name(device)}" if device.type == "cuda" else ""
     yield f"device: {device}{name} ({why}), {'bfloat16' if bf16 else 'float32'}"
+    alone = device.type == "cpu" and world_size == 1
+    if alone and (busy := busy_cores() or 0.0) > BUSY:
+        there = len(os.sched_getaffinity(0))
+        yield f"other work uses {busy:.1f} of {there} cores: all will take longer than planned"
     if world_size > 1:
         share = "its share of the weights (FSDP)" if machine.fsdp else "all weights (DDP)"
         yield f"processes: {world_size}, each with {share}"
