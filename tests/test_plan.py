@@ -277,6 +277,7 @@ def test_attention_on_a_gpu_repeats_to_the_bit_or_the_plan_says_that_it_does_not
         ({}, 1, "recorded as a CUDA graph"),
         ({"cuda_graph": False}, 1, "not recorded as a CUDA graph (--no-cuda-graph)"),
         ({}, 2, "not recorded as a CUDA graph (several processes)"),
+        ({"wandb_watch": True}, 1, "not recorded as a CUDA graph (--wandb-watch)"),
         (
             {"packing": "none", "gradient_checkpointing": True},
             1,

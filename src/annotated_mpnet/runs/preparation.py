@@ -154,6 +154,8 @@ def choose_recording(
         f"--packing {config.data.packing}: shapes vary": config.data.packing != "full",
         "several processes": world_size > 1,
         "--gradient-checkpointing": config.machine.gradient_checkpointing,
+        # It looks at each gradient while it is computed, which a replay does not.
+        "--wandb-watch": config.tracking.wandb_watch,
     }
     if found := [name for name, is_there in obstacles.items() if is_there]:
         return add_gradient, f"not recorded as a CUDA graph ({', '.join(found)})"

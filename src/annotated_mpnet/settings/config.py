@@ -211,8 +211,8 @@ class MachineConfig:
     compiler."""
     cuda_graph: bool = True
     """On a GPU, record the kernels of a micro-batch once and replay them, which saves the CPU the
-    work of starting each. Not with several processes, --gradient-checkpointing, or a --packing
-    other than full; the plan says so."""
+    work of starting each. Not with several processes, --gradient-checkpointing, --wandb-watch, or a
+    --packing other than full; the plan says so."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer, and compute the rest again in the backward pass: the same
     numbers, about a third more time, a fraction of the memory."""
