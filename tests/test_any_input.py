@@ -146,7 +146,7 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
 
 
 def test_a_second_file_after_a_flag_is_explained() -> None:
-    assert "for several files give their directory" in refused("--train-dir", "a.txt", "b.txt")
+    assert "for several files give their directory" in refused("--valid-file", "a.txt", "b.txt")
 
 
 COMMANDS: dict[str, type] = {
@@ -159,7 +159,7 @@ PATHS = [
     for program, kind in COMMANDS.items()
     for each in all_settings(kind)
     if each.type is Path or each.name in ("tokenizer_name", "hf_model_path", "dataset_name")
-] + [("pretrain-mpnet", "--config")]
+] + [("pretrain-mpnet", "--config"), ("pretrain-mpnet", "--train-dir")]
 OTHERS = {
     "convert-to-hf": ["--mpnet-checkpoint-path=a", "--hf-model-folder-path=b"],
     "train-mpnet-tokenizer": ["--output=a", "b"],
