@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 from scripts import run_main
 
+from interpreted import triton_runs
+
 FLAGS = ["--shape", "demo", "--length", "20", "--batch", "1", "--rounds", "2"]
 
 
+@triton_runs
 @pytest.mark.interpreted
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 def test_all_ways_are_timed_and_agree_with_the_formula(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

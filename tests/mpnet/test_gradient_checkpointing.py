@@ -86,6 +86,8 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return peak
 
 
+# PyTorch 2.11 warns of a default of its own.
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 def test_memory_grows_by_a_layers_input_instead_of_all_that_it_computes() -> None:
     # What a further layer costs: the difference between 3 and 9 layers, without the gradients,
     # which are there in any case.

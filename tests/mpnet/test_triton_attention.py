@@ -47,7 +47,12 @@ from annotated_mpnet.mpnet.two_stream import Block, Entries, mpnet_entries, plm_
 from interpreted import DEVICE, triton_runs
 from waiting import HUNG
 
-pytestmark = [triton_runs, pytest.mark.interpreted]
+pytestmark = [
+    triton_runs,
+    pytest.mark.interpreted,
+    # Of the interpreter of Triton 3.6.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
 
 B, H, K, L, P = 2, 2, 8, 40, 6
 CONFIG = ModelConfig(
