@@ -204,11 +204,35 @@ def test_a_full_disk_ends_the_run_and_damages_nothing(
         assert ends[0] == ends[1]
 
 
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[Future[object]]:
+    """What the loop has given to the writing thread, so far."""
+    given = list[Future[object]]()
+
+    class Remembering(ThreadPoolExecutor):
+        def submit(self, *arguments: object) -> Future[object]:  # type: ignore[override]
+            given.append(super().submit(*arguments))  # type: ignore[arg-type]
+            return given[-1]
+
+    monkeypatch.setattr("annotated_mpnet.checkpoints.saving.ThreadPoolExecutor", Remembering)
+    return given
+
+
 def test_a_run_whose_directory_disappears_ends_with_one_line(
-    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: list[Future[object]],
 ) -> None:
     config = config_of(text, tmp_path / "run")
-    at_update(5, lambda: shutil.rmtree(tmp_path / "run"), monkeypatch)
+
+    def disappear() -> None:
+        # Not while checkpoint 3 is being written: removing would find its directory not empty.
+        assert writes
+        assert not wait(writes, HUNG).not_done
+        shutil.rmtree(tmp_path / "run")
+
+    at_update(5, disappear, monkeypatch)
     with pytest.raises(WriteError, match="checkpoint6") as caught:
         run(config)
     assert caught.value.exit_code == 6
@@ -217,17 +241,14 @@ def test_a_run_whose_directory_disappears_ends_with_one_line(
 
 
 def test_a_failed_write_is_noticed_before_the_next_update(
-    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: list[Future[object]],
 ) -> None:
     config = changed(config_of(text, tmp_path / "run"), total_updates=40, checkpoint_interval=20)
     later, made = threading.Event(), list[int]()
     full_at(1, monkeypatch, after=later)
-    writes = list[Future[object]]()
-
-    class Remembering(ThreadPoolExecutor):
-        def submit(self, *arguments: object) -> Future[object]:  # type: ignore[override]
-            writes.append(super().submit(*arguments))  # type: ignore[arg-type]
-            return writes[-1]
 
     def count(update: int, optimization: OptimizationConfig) -> float:
         made.append(update)
@@ -237,7 +258,6 @@ def test_a_failed_write_is_noticed_before_the_next_update(
             assert not wait(writes, HUNG).not_done
         return learning_rate(update, optimization)
 
-    monkeypatch.setattr("annotated_mpnet.checkpoints.saving.ThreadPoolExecutor", Remembering)
     monkeypatch.setattr("annotated_mpnet.mpnet.loop.learning_rate", count)
     with pytest.raises(WriteError):
         run(config)
