@@ -3,7 +3,6 @@
 "The same" means to the byte: weights, AdamW's means, and the state.
 """
 
-import gc
 import itertools
 import json
 import os
@@ -73,16 +72,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 def bare_runs() -> Iterator[None]:
     """Within the block, runs skip what is not tested here.
 
-    They draw no pictures, do not look for garbage among all imports, and use one thread, because
-    two would mostly wait for each other on such a small network.
+    They write no report, and use one thread, because two would mostly wait for each other on such a
+    small network.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
         yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
