@@ -58,7 +58,7 @@ PARTS = {
         r"copy|contiguous|clone|aten::cat|fill|full|zero|ones|aten::to$|empty|resize|pad|repeat"
         r"|(slice|select)_backward"
     ),
-    "by element": (
+    "elementwise": (
         r"aten::(add|mul|sub|rsub|div|sum|mean|neg|abs|sqrt|rsqrt|square|pow|exp|log|where|masked"
         r"|ge|gt|le|lt|eq|ne|bitwise|logical|min|max|clamp|any|all|cumsum|arange|tril|triu)"
     ),
@@ -79,7 +79,7 @@ def part_of(name: str) -> str:
     >>> part_of("aten::addmm"), part_of("aten::_log_softmax"), part_of("aten::_softmax")
     ('products', 'loss', 'softmax')
     >>> part_of("aten::mul_"), part_of("aten::copy_"), part_of("autograd::engine")
-    ('by element', 'copies', 'other')
+    ('elementwise', 'copies', 'other')
     """
     for part, pattern in PARTS.items():
         if re.search(pattern, name):

@@ -115,7 +115,7 @@ def table(times: dict[str, float], floors: dict[str, float], *, by_part: bool) -
     known = {part: floors.get(part, 0.0) * by_part for part in parts}
     rows = {part: (parts[part], known[part]) for part in (*PARTS, OTHER) if part in parts}
     print(f"{'':<18}{'seconds':>10}{'share':>8}{'floor':>10}{'ratio':>8}")
-    for part, (seconds, floor) in {**rows, "together": (total, sum(floors.values()))}.items():
+    for part, (seconds, floor) in {**rows, "total": (total, sum(floors.values()))}.items():
         against = f"{floor:>10.4f}{seconds / floor:>8.2f}" if floor > 0 else f"{'-':>10}{'-':>8}"
         print(f"{part:<18}{seconds:>10.4f}{seconds / total:>8.1%}{against}")
     largest = sorted(others.items(), key=lambda item: -item[1])[:3]

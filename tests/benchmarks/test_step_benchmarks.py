@@ -134,8 +134,8 @@ def test_a_floor_is_that_of_the_slower_of_arithmetic_and_memory() -> None:
         ("aten::_fused_adamw_", "optimizer"),
         ("aten::embedding_dense_backward", "embeddings"),
         ("aten::slice_backward", "copies"),
-        ("aten::mul_", "by element"),
-        ("aten::sum", "by element"),
+        ("aten::mul_", "elementwise"),
+        ("aten::sum", "elementwise"),
         ("aten::view", "other"),
         ("CompiledFunctionBackward", "generated kernels"),
         ("triton_per_fused_add_native_layer_norm_3", "generated kernels"),
@@ -157,7 +157,7 @@ def test_a_generated_kernel_has_no_floor_of_its_own(capsys: pytest.CaptureFixtur
     parts = results["parts"]
     assert isinstance(parts, dict)
     assert [part["floor"] for part in parts.values()] == [None, None]
-    assert "together              4.0000  100.0%    1.0000    4.00" in capsys.readouterr().out
+    assert "total                 4.0000  100.0%    1.0000    4.00" in capsys.readouterr().out
 
 
 def test_flags_change_the_sizes_of_a_shape_in_proportion() -> None:
