@@ -57,7 +57,7 @@ from annotated_mpnet.checkpoints.run_directory import (
     nothing_to_resume,
     refuse_taken_directory,
 )
-from annotated_mpnet.errors import CheckpointError, ConfigError, DataError
+from annotated_mpnet.errors import CheckpointError, ConfigError, DataError, shown
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
@@ -382,8 +382,8 @@ def _refuse_different_text(identity: dict[str, str | int | float], world: World)
     log.debug("identity of the run: %s", identity)
     for rank, name, other, first in _differences(identity, world):
         raise DataError(
-            f"rank {rank} differs from rank 0 in {name}: {str(other)[:80]!r} and "
-            f"{str(first)[:80]!r}; expected the same files on all machines"
+            f"rank {rank} differs from rank 0 in {name}: {shown(str(other))} and "
+            f"{shown(str(first))}; expected the same files on all machines"
         )
 
 

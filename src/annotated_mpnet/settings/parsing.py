@@ -34,7 +34,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import PretrainCommand
 from annotated_mpnet.settings.config_file import read_config_file, read_preset
@@ -184,7 +184,7 @@ def _refuse_repeated(arguments: Sequence[str], settings: dict[str, Setting]) -> 
         said = value if equals else argument if settings[name].type is bool else following
         if name in seen:
             raise ConfigError(
-                f"{name} is given twice, as {seen[name][:80]!r} and {said[:80]!r}; give it once"
+                f"{name} is given twice, as {shown(seen[name])} and {shown(said)}; give it once"
             )
         seen[name] = said
 
@@ -236,7 +236,7 @@ def _value(setting: Setting, text: str) -> object:
             return setting.type(text)
     except ValueError:
         pass
-    raise ConfigError(f"{setting.flag} is {text[:80]!r}; expected {setting.expected}")
+    raise ConfigError(f"{setting.flag} is {shown(text)}; expected {setting.expected}")
 
 
 PLACES = ("tokenizer_name", "hf_model_path", "dataset_name")
@@ -255,16 +255,16 @@ def _check_name(setting: Setting, text: str) -> None:
     if not text and setting.name not in MAY_BE_EMPTY:
         wrong = f"empty; expected {setting.expected}"
     elif "\0" in text:
-        wrong = f"{text[:80]!r}, with a NUL character; expected {setting.expected}"
+        wrong = f"{shown(text)}, with a NUL character; expected {setting.expected}"
     elif any("\ud800" <= each <= "\udfff" for each in text):
-        wrong = f"{text[:80]!r}, which is not UTF-8; give it another name"
+        wrong = f"{shown(text)}, which is not UTF-8; give it another name"
     elif setting.type is Path or setting.name in PLACES:
         try:
             os.stat(text)
         except OSError as error:
             # It may be made later, or be a name on the Hub.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                wrong = f"{text[:80]!r}, which cannot be looked at: {error.strerror}"
+                wrong = f"{shown(text)}, which cannot be looked at: {error.strerror}"
     if wrong is not None:
         raise ConfigError(f"{setting.flag} is {wrong}")
 
