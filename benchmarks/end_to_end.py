@@ -59,7 +59,7 @@ from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
 from common import machine, write_json
 from data_parts import prepare
-from learners import LEARNERS, METRICS, Curve, calibrate, evaluate, time_to, train
+from learners import LEARNERS, METRICS, Curve, calibrate, judge, time_to, train
 
 CONVENTION = (
     "bits per predicted token on the validation text, with the same masks for all; tokens are "
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> Found:
     for name in METRICS:
         # MPNet's objective makes sense only for networks trained with it.
         if name != "mpnet" or arguments.learner.startswith("mpnet"):
-            bits, accuracy = evaluate(learner, name)
+            bits, accuracy = judge(learner, name)
             found |= {f"{name}_bits": bits, f"{name}_accuracy": accuracy}
     return found
 

@@ -138,7 +138,7 @@ class Ours:
         return (batches for batches, _ in loader_of(self.config, self.text).updates(0, 1))
 
     def update(self, number: int, batch: list[Batch]) -> int:
-        """Make an update of our training loop."""
+        """Make an update in our loop."""
         return self._trainer.update(number, batch).num_tokens
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
@@ -260,7 +260,7 @@ def train(learner: Learner, updates: int, evaluated: Sequence[int] = ()) -> dict
             if number + 1 in evaluated:
                 seconds += time.perf_counter() - started
                 # In a short run, several points may fall on the same update.
-                point = seconds, evaluate(learner, "words")[0]
+                point = seconds, judge(learner, "words")[0]
                 curve += [point] * evaluated.count(number + 1)
                 started = time.perf_counter()
         seconds += time.perf_counter() - started
@@ -285,7 +285,7 @@ def time_to(curve: Curve, bits: float) -> float | None:
 
 
 @torch.no_grad()
-def evaluate(learner: Learner, metric: str) -> tuple[float, float]:
+def judge(learner: Learner, metric: str) -> tuple[float, float]:
     """Return bits per predicted token on the validation text, and accuracy."""
     mode, whole_words = METRICS[metric]
     config, sequences = learner.config, learner.text.valid

@@ -17,7 +17,7 @@ from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.loader import evaluation_batches
-from learners import LEARNERS, HuggingFace, Ours, evaluate, train
+from learners import LEARNERS, HuggingFace, Ours, judge, train
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 TINY_FLAGS = [
@@ -116,10 +116,10 @@ def test_the_schedule_ends_with_the_last_update(config: PretrainingConfig, updat
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_learns(name: str, config: PretrainingConfig, text: Text) -> None:
     config = changed(config, lr=3e-2, head_bias="zeros")
-    before, _ = evaluate(LEARNERS[name](config, text, 1), "tokens")
+    before, _ = judge(LEARNERS[name](config, text, 1), "tokens")
     learner = LEARNERS[name](config, text, 60)
     found = train(learner, 60)
-    after, accuracy = evaluate(learner, "tokens")
+    after, accuracy = judge(learner, "tokens")
     assert before == pytest.approx(math.log2(text.vocabulary.size), abs=0.3)
     assert after < before - 0.5
     assert 0 <= accuracy <= 1
