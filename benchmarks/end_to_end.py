@@ -232,7 +232,7 @@ def draw(path: Path, results: list[Found]) -> None:
         seconds, bits = mean_curve([row["curve"] for row in results if row["learner"] == name])
         axes.plot(seconds, bits, marker="o", markersize=3, label=LABELS[name])
     axes.axhline(results[0]["plateau_bits"], linestyle="--", color="gray", label="plateau")
-    # Gray text and lines are readable on white and on black pages.
+    # One gray for text and lines, which can be read on a white page and on a black one.
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("bits per masked token")
     for part in (axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):

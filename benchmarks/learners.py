@@ -241,27 +241,26 @@ Curve = list[tuple[float, float]]
 """Pairs: seconds of training so far, and bits on the validation text."""
 
 
-def train(learner: Learner, updates: int, evaluated: Sequence[int] = ()) -> dict[str, Any]:
+def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[str, Any]:
     """Make all updates of a learner.
 
     Args:
-        learner: untrained.
-        updates: their number.
-        evaluated: evaluate after these updates, with the clock stopped.
+        learner: a fresh one.
+        updates: how many.
+        judged: the updates after which to judge it, with the clock stopped.
 
     Returns:
-        Seconds of training, tokens seen, and the curve of the metric `words`.
+        Seconds of training, the tokens it saw, and its curve by the yardstick `words`.
     """
     tokens, seconds, curve = 0, 0.0, Curve()
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
         started = time.perf_counter()
         for number in range(updates):
             tokens += learner.update(number, next(batches))
-            if number + 1 in evaluated:
+            if number + 1 in judged:
                 seconds += time.perf_counter() - started
-                # In a short run, several points may fall on the same update.
-                point = seconds, judge(learner, "words")[0]
-                curve += [point] * evaluated.count(number + 1)
+                # A short run may reach two of its points with the same update.
+                curve += [(seconds, judge(learner, "words")[0])] * judged.count(number + 1)
                 started = time.perf_counter()
         seconds += time.perf_counter() - started
     return {"seconds": seconds, "tokens": tokens, "curve": curve}
