@@ -106,9 +106,7 @@ class Site:
             folder = path.parent.relative_to(PACKAGE)
             self.pages[path] = Page(path, f"{folder}/" if folder.name else f"{PACKAGE.name}/")
         self.reading = [*self.pages.values()]
-        documents = [*sorted(root.glob("docs/**/*.md")), *sorted(root.glob("*.md"))]
-        for file in sorted(documents, key=lambda file: file.name != "README.md"):
-            path = PurePosixPath(file.relative_to(root).as_posix())
+        for path in self._documents_in_order():
             self.pages[path] = Page(path, "Documentation")
             self.reading.append(self.pages[path])
 
@@ -133,6 +131,17 @@ class Site:
             rest = sorted((f for f in folder.glob("*.py") if f.stem != "__init__"), key=rank)
             files += [folder / "__init__.py", *rest]
         return [PurePosixPath(file.relative_to(self.root).as_posix()) for file in files]
+
+    def _documents_in_order(self) -> list[PurePosixPath]:
+        """Return README.md, then the Markdown files that it refers to, then those that they do."""
+        files = [*sorted(self.root.glob("docs/**/*.md")), *sorted(self.root.glob("*.md"))]
+        order = [self.root / "README.md"]
+        for file in order:
+            targets = re.findall(r"\]\(([^)#]+\.md)", file.read_text(encoding="utf-8"))
+            linked = [Path(os.path.normpath(file.parent / target)) for target in targets]
+            order += [each for each in dict.fromkeys(linked) if each in files and each not in order]
+        order += [file for file in files if file not in order]
+        return [PurePosixPath(file.relative_to(self.root).as_posix()) for file in order]
 
     def render(self) -> None:
         """Render all pages, and those that they refer to."""
@@ -207,12 +216,12 @@ class Site:
             language = page.path.suffix.removeprefix(".") or "text"
             text = f"# {page.path}\n\n~~~~~~{language}\n{text.rstrip()}\n~~~~~~"
         find = partial(self._find_in_document, page)
-        page.body, page.sections = render(in_documents(), text, find, partial(self._rewrite, page))
+        rewrite = partial(self._rewrite, page)
+        page.body, page.sections = render(in_documents(), text, find, rewrite, taken=())
         page.title = next((s.title for s in page.sections if s.title), page.url)
         paragraph = re.search(r"<p>(.*?)</p>", page.body, re.S)
         words = " ".join(re.sub(r"<[^>]+>", "", paragraph[1]).split()) if paragraph else ""
-        # The first sentence, or what comes before its colon.
-        page.about = html.unescape(re.split(r"(?<=\.)\s|:\s|:$", words)[0])
+        page.about = html.unescape(re.split(r"(?<=[.?])\s", words)[0].rstrip(":"))
 
     def _find_in_document(self, page: Page, name: str, is_code: bool) -> str | None:
         found = self.names.find_in_prose(name, None, "") if is_code else None

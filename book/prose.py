@@ -121,19 +121,24 @@ def render(
     """
     tokens = parser.parse(markdown)
     sections = [Section("", "")]
-    used = dict.fromkeys(taken or (), 0)
-    for token, after in zip(tokens, [*tokens[1:], Token("", "", 0)], strict=False):
-        children = after.children or []
+    pairs = [*zip(tokens, [*tokens[1:], Token("", "", 0)], strict=False)]
+    headings = [plain(after.content) for token, after in pairs if token.type == "heading_open"]
+    ids = {*map(slug, headings), *(taken or ())}
+    used: dict[str, int] = {}
+    for token, after in pairs:
+        anchor = title = ""
         if token.type == "heading_open":
             title = plain(after.content)
-        elif taken is not None and token.type == "paragraph_open" and token.level == 0:
-            title = _bold_beginning(children)
-        else:
-            title = ""
-        if title:
             anchor = slug(title)
-            count = used[anchor] = used.get(anchor, -1) + 1
-            anchor += f"-{count}" * (count > 0)
+            used[anchor] = used.get(anchor, -1) + 1
+            anchor += f"-{used[anchor]}" * (used[anchor] > 0)
+        elif taken is not None and token.type == "paragraph_open" and token.level == 0:
+            title = _bold_beginning(after.children or [])
+            anchor = slug(title)
+            while anchor in ids:
+                anchor += "-1"
+            ids.add(anchor)
+        if title:
             token.attrSet("id", anchor)
             sections.append(Section(anchor, title))
         if token.type == "inline":

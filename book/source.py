@@ -90,10 +90,9 @@ class Source:
         first = self.tree.body[0] if self.tree.body else None
         if self.docstring and first is not None:
             hidden.update(range(1, (first.end_lineno or 1) + 1))
-        for line, owner, string in self._docstrings(self.tree.body, ""):
-            row = rows.setdefault(line, Row(owner=owner))
+        docstrings = [*self._docstrings(self.tree.body, "")]
+        for _, _, string in docstrings:
             if string is not None:
-                row.notes.append(to_markdown(string.value.value))  # type: ignore[attr-defined]
                 hidden.update(range(string.lineno, (string.end_lineno or 0) + 1))
         comments = self._comments()
         hidden.update(comments)
@@ -106,7 +105,12 @@ class Source:
             line += 1
             while line in hidden or (line <= len(self.lines) and not self.lines[line - 1].strip()):
                 line += 1
-            rows.setdefault(line, Row()).notes.insert(0, comment)
+            rows.setdefault(line, Row()).notes.append(comment)
+        for line, owner, string in docstrings:
+            row = rows.setdefault(line, Row())
+            row.owner = row.owner or owner
+            if string is not None:
+                row.notes.append(to_markdown(string.value.value))  # type: ignore[attr-defined]
         starts = sorted(rows)
         for start, end in zip(starts, [*starts[1:], len(self.lines) + 1], strict=True):
             lines = [n for n in range(start, end) if n not in hidden]

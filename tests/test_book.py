@@ -22,7 +22,7 @@ sys.path.append(str(ROOT / "book"))
 import make_book  # noqa: E402
 from make_book import BrokenLinkError, Page, Site  # noqa: E402
 from prose import formulas  # noqa: E402
-from source import to_markdown  # noqa: E402
+from source import Source, to_markdown  # noqa: E402
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
 INSIDE_WORDS = {"a", "b", "code", "em", "i", "span", "strong", "sub", "sup"}
@@ -261,6 +261,39 @@ def test_search_knows_every_page_and_its_anchors(built: Built) -> None:
     assert all(not anchor or anchor in built.pages[page].ids for page, _, anchor in found)
 
 
+def test_notes_are_beside_the_code_that_they_explain() -> None:
+    text = '''"""Module."""
+# One.
+
+# Two,
+# on two lines.
+@cache
+def f():
+    """Docstring."""
+    x = 1
+    # Three.
+    return x
+
+SIZE = 3
+"""A size."""
+'''
+    rows = Source(PurePosixPath("file.py"), text).rows()
+    assert [(row.owner, row.notes, row.lines) for row in rows] == [
+        ("f", ["One.", "Two,\non two lines.", "Docstring.\n"], [6, 7, 9]),
+        ("", ["Three."], [11]),
+        ("", ["A size.\n"], [13]),
+    ]
+
+
+def test_documents_are_in_the_order_in_which_they_refer_to_each_other(small: Path) -> None:
+    (small / "docs/a.md").write_text("# A\n")
+    (small / "docs/b.md").write_text("# B\n\n[A](a.md)\n")
+    (small / "CHANGELOG.md").write_text("# Changes\n")
+    (small / "README.md").write_text("# Read me\n\n[O](docs/other.md) [B](docs/b.md)\n")
+    order = [page.path.name for page in Site(small).reading[2:]]
+    assert order == ["README.md", "other.md", "b.md", "a.md", "CHANGELOG.md"]
+
+
 # The end of the build, for mistakes in a small repository.
 
 
@@ -443,7 +476,7 @@ def test_search_answers_the_questions_of_a_reader(built: Built, tmp_path: Path) 
         asking.unlink()
     assert answered
     for question, links in json.loads(answered[0]).items():
-        assert any(QUESTIONS[question] in link for link in links[:3]), (question, links)
+        assert any(QUESTIONS[question] in link for link in links[:5]), (question, links)
 
 
 def test_search_box_appears_only_where_it_works(built: Built, tmp_path: Path) -> None:
