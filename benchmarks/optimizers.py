@@ -7,7 +7,7 @@
 
 A contestant is an optimizer and its peak learning rate. Muon has two, that of the matrices and,
 after another colon, AdamW's of all other parameters (default: the preset's rate). What Muon does is
-told in `muon.py`.
+told in `training/muon.py`.
 
 **The same time.** A second is not the same on a machine that has other work. So first updates of
 the two are timed in turn, two of each at a time, and the median of the quotients says how much
@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import torch
 
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.optimizer import build_optimizer
@@ -44,10 +43,10 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.tracker import nats_to_bits
 from annotated_mpnet.training.loader import prefetch
+from annotated_mpnet.training.muon import Muon
 from common import machine, write_json
 from data_parts import prepare
 from learners import CPU, Ours, judge
-from muon import Muon
 
 CONVENTION = (
     "bits per predicted token on the validation text, by the objective of training, the same masks "
@@ -216,9 +215,14 @@ def build(config: PretrainingConfig, text: Text, each: Contestant, seed: int, up
     return Ours(config, text, updates, config.objective.input_mode, start, optimizer)
 
 
-def with_muon(ratio: float, model: Any, config: Any, device: torch.device) -> Muon:
-    """Return Muon with matrices at so many times the rate of the rest."""
-    return Muon(model, config, ratio)
+def with_muon(ratio: float, *arguments: Any) -> Muon:
+    """Return Muon with its matrices at so many times the rate of the rest."""
+    optimizer = Muon(*arguments)
+    # The loop sets one rate for all.
+    matrices = optimizer.param_groups[-1]
+    matrices["scale"] *= ratio
+    matrices["weight_decay"] *= ratio
+    return optimizer
 
 
 def cost_of_muon(config: PretrainingConfig, text: Text, rounds: int) -> Found:
