@@ -60,7 +60,7 @@ def load_optimizer_tensors(
             raise CheckpointError(
                 f"the checkpoint was trained with --optimizer {saved}, and this run has "
                 f"--optimizer {now}, which would start with empty means; resume with {saved}, or "
-                "start a new run from its weights: --pretrained-model-path"
+                "start a new run from its weights (convert-to-hf, then --hf-model-path)"
             )
         raise CheckpointError(
             f"the optimizer's state {name!r:.80} has {_shape(found, name)}, expected "
