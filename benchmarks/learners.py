@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 
 from annotated_mpnet.conversion.names import to_hugging_face, to_mpnet_config
@@ -25,6 +26,7 @@ from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
+from annotated_mpnet.mpnet.loop import UpdateResult
 from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
 from annotated_mpnet.mpnet.pretraining import cross_entropy_sum
 from annotated_mpnet.runs.initial_weights import build_model
@@ -117,6 +119,7 @@ class Ours:
         updates: int,
         mode: InputMode,
         start: RelativeBiasInit,
+        optimizer: Callable[..., Optimizer] = build_optimizer,
     ) -> None:
         keep_memory()  # as a run does (`runs/run.py`)
         self.config, self.text = with_schedule(config, updates, mode, start), text
@@ -125,7 +128,7 @@ class Ours:
         self._bf16 = config.machine.precision == "bf16"
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),
-            build_optimizer(self.model, self.config.optimization, CPU),
+            optimizer(self.model, self.config.optimization, CPU),
             self.config.optimization,
             self.config.objective.input_mode,
             self.config.run.seed,
@@ -139,7 +142,11 @@ class Ours:
 
     def update(self, number: int, batch: list[Batch]) -> int:
         """Make an update in our loop."""
-        return self._trainer.update(number, batch).num_tokens
+        return self.result(number, batch).num_tokens
+
+    def result(self, number: int, batch: list[Batch]) -> UpdateResult:
+        """Make an update in our loop, and return all that it says."""
+        return self._trainer.update(number, batch)
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
         """Return logits (B, P, V) for either objective."""

@@ -20,6 +20,7 @@ from annotated_mpnet.settings.commands import ConvertCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.settings.fields import all_settings
+from annotated_mpnet.settings.parsing import parse_pretrain
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG
@@ -143,6 +144,11 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
     assert "is given twice" in said
     assert repr(first) in said
     assert repr(second) in said
+
+
+def test_a_value_that_is_spelled_like_a_flag_is_no_flag() -> None:
+    settings = parse_pretrain(["--allow-change", "seed", "--seed", "3"]).settings
+    assert (settings.run.allow_change, settings.run.seed) == ("seed", 3)
 
 
 def test_a_second_file_after_a_flag_is_explained() -> None:

@@ -45,6 +45,7 @@ PRETRAIN = {
     "--batch-size": (16, 32, []),
     "--update-freq": (8, 2, ["-gc_steps"]),
     "--gradient-checkpointing": (False, True, []),
+    "--optimizer": ("adamw", "muon", []),
     "--lr": (6e-4, 1e-4, []),
     "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
     "--schedule": ("polynomial", "wsd", []),

@@ -2,7 +2,7 @@
 
     checkpoint2500/
         model.safetensors      the model, under fairseq's names
-        optimizer.safetensors  AdamW's two means and step counts (absent: export only)
+        optimizer.safetensors  the optimizer's means and step counts (absent: export only)
         state.json             TrainState: how far the run is, and what must not change
         config.json            ModelConfig: the model's dimensions
         stream.json, .safetensors   the position in a streamed dataset (absent for local files)
@@ -111,7 +111,7 @@ class Checkpoint:
     model_tensors: Mapping[str, Tensor]
     """By parameter name; a tied matrix once."""
     optimizer_tensors: Mapping[str, Tensor] | None
-    """By "exp_avg.", "exp_avg_sq." or "step." and the parameter's name. None: export only."""
+    """By what it is ("exp_avg." and so on) and the parameter's name. None: export only."""
     stream: StreamParts | None = None
     export_files: Mapping[str, bytes] = field(default_factory=dict)
     """Path in `export/` -> content."""

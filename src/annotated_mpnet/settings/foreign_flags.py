@@ -148,7 +148,7 @@ NEARLY = {
         "distributed-port master-addr master-port num-nodes devices"
     ),
     "convert-to-hf exports a checkpoint": "push-to-hub hub-model-id hub-token",
-    "not needed, the optimizer is AdamW": "optim optimizer use-adam",
+    "--optimizer, as --optimizer adamw": "optim use-adam optimizer-name",
     "--input-mode, as --input-mode mlm": "task criterion mlm loss objective",
     "not needed, a run trains, validates and tests on the text that it is given": (
         "do-train do-predict"

@@ -177,7 +177,7 @@ def _refuse_repeated(arguments: Sequence[str], settings: dict[str, Setting]) -> 
     seen: dict[str, str] = {}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
-        positive = "--" + name.removeprefix("--no-")
+        positive = name.replace("--no-", "--", 1)
         name = positive if name not in settings and positive in settings else name
         if name not in settings:
             continue
