@@ -1,6 +1,5 @@
 """Two ranks compute what one process does: the same gradients, losses, refusals."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -22,6 +21,7 @@ from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
 from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
+from processes import forked
 from ranks import environment, open_store
 from waiting import HUNG
 
@@ -165,7 +165,6 @@ def in_process(
     fsdp: bool,
 ) -> None:
     os.environ |= variables
-    torch.set_num_threads(1)
     try:
         with open_world(HUNG) as world:
             action(world, directory, fsdp)
@@ -183,17 +182,11 @@ def on_two_ranks(
     fsdp: bool = False,
     codes: Sequence[int] = (0, 0),
 ) -> None:
-    context, store = multiprocessing.get_context("spawn"), open_store()
+    store = open_store()
     processes = [
-        context.Process(
-            target=in_process,
-            args=(action, rank, environment(rank, 2, store.port), directory, fsdp),
-            daemon=True,  # ends with the tests, should it hang
-        )
+        forked(in_process, action, rank, environment(rank, 2, store.port), directory, fsdp)
         for rank in range(2)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(HUNG)
     said = [path.read_text() for path in directory.glob("failed*")]
