@@ -201,7 +201,9 @@ def cost_table() -> Iterator[str]:
 
 def traffic_table() -> Iterator[str]:
     """Yield the time of an update's traffic beside its work: MPNet-base, 8 H200 at 35 %."""
-    yield "| sequences per update | work, ms | " + " | ".join(f"{each}, ms" for each in LINKS) + " |"
+    yield (
+        "| sequences per update | work, ms | " + " | ".join(f"{each}, ms" for each in LINKS) + " |"
+    )
     yield "|---|---:|---:|---:|---:|"
     sent = traffic(count_weights(ModelConfig()), 8)
     for rows in (128, 1024, 8192):
