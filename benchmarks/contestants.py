@@ -265,7 +265,7 @@ def timed(step: Step, device: torch.device, times: int = 1) -> float:
 class Worker:
     """A contestant in a process of its own, which steps when it is told to.
 
-    The process runs a script, by default this one once more, with `--worker NAME` after its flags;
+    The process runs a script, by default this one once more, with `--worker NAME` before its flags;
     it calls `work`.
 
     Attributes:
@@ -274,7 +274,7 @@ class Worker:
     """
 
     def __init__(self, name: str, flags: Sequence[str], script: str | None = None) -> None:
-        command = [sys.executable, script or sys.argv[0], *flags, "--worker", name]
+        command = [sys.executable, script or sys.argv[0], "--worker", name, *flags]
         self.seconds: list[float] = []
         self.memory_gb = 0.0
         self._process = subprocess.Popen(
@@ -321,6 +321,11 @@ def work(name: str, setting: Setting, steps: int = 1, same_allocator: bool = Fal
     step = build(name, setting)
     for _ in range(3):  # kernels are looked for, or compiled, and memory is asked for
         step()
+    serve(step, device, steps, before)
+
+
+def serve(step: Step, device: torch.device, steps: int, before: float = 0.0) -> None:
+    """Answer the parent of a `Worker`: step when told to; `before` is not its memory."""
     for line in sys.stdin:
         match line.strip():
             case "ready?":
