@@ -248,16 +248,27 @@ Curve = list[tuple[float, float]]
 """Pairs: seconds of training so far, and bits on the validation text."""
 
 
-def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[str, Any]:
+def bits_of_words(learner: Learner) -> float:
+    """Return the bits by the yardstick `words`."""
+    return judge(learner, "words")[0]
+
+
+def train(
+    learner: Learner,
+    updates: int,
+    judged: Sequence[int] = (),
+    judge_it: Callable[[Learner], float] = bits_of_words,
+) -> dict[str, Any]:
     """Make all updates of a learner.
 
     Args:
         learner: a fresh one.
         updates: how many.
         judged: the updates after which to judge it, with the clock stopped.
+        judge_it: how.
 
     Returns:
-        Seconds of training, the tokens it saw, and its curve by the yardstick `words`.
+        Seconds of training, the tokens it saw, and its curve.
     """
     tokens, seconds, curve = 0, 0.0, Curve()
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
@@ -267,7 +278,7 @@ def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[st
             if number + 1 in judged:
                 seconds += time.perf_counter() - started
                 # A short run may reach two of its points with the same update.
-                curve += [(seconds, judge(learner, "words")[0])] * judged.count(number + 1)
+                curve += [(seconds, judge_it(learner))] * judged.count(number + 1)
                 started = time.perf_counter()
         seconds += time.perf_counter() - started
     return {"seconds": seconds, "tokens": tokens, "curve": curve}
