@@ -16,7 +16,7 @@ import pytest
 from annotated_mpnet import cli
 from annotated_mpnet.errors import UserError, printable, without_password
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import ConvertCommand, ExplainCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.settings.fields import all_settings
@@ -29,6 +29,7 @@ PROGRAMS = {
     "pretrain-mpnet": cli._pretrain,
     "convert-to-hf": cli._convert,
     "train-mpnet-tokenizer": cli._train_tokenizer,
+    "explain-mpnet": cli._explain,
 }
 
 
@@ -159,16 +160,19 @@ COMMANDS: dict[str, type] = {
     "pretrain-mpnet": PretrainingConfig,
     "convert-to-hf": ConvertCommand,
     "train-mpnet-tokenizer": TokenizerCommand,
+    "explain-mpnet": ExplainCommand,
 }
 PATHS = [
     (program, each.flag)
     for program, kind in COMMANDS.items()
     for each in all_settings(kind)
-    if each.type is Path or each.name in ("tokenizer_name", "hf_model_path", "dataset_name")
+    if each.type is Path
+    or each.name in ("tokenizer_name", "hf_model_path", "dataset_name", "checkpoint")
 ] + [("pretrain-mpnet", "--config"), ("pretrain-mpnet", "--train-dir")]
 OTHERS = {
     "convert-to-hf": ["--mpnet-checkpoint-path=a", "--hf-model-folder-path=b"],
     "train-mpnet-tokenizer": ["--output=a", "b"],
+    "explain-mpnet": ["a word"],
 }
 
 

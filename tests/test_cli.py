@@ -20,7 +20,12 @@ import annotated_mpnet
 from annotated_mpnet import cli
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, to_toml
 from annotated_mpnet.settings.fields import all_settings
@@ -31,6 +36,7 @@ from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, tiny_config, write_text
 from waiting import HUNG, holds, wait_for
 
+COMMANDS = [PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand]
 NUMERIC = [
     (each.name, value)
     for group, each in fields_of(PretrainingConfig())
@@ -126,7 +132,7 @@ def test_without_text_and_without_the_hub_the_ways_out_are_said(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_help_fits_and_shows_each_setting_with_its_range(
     kind: type, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +191,7 @@ def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     assert "\x1b" not in said
 
 
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_the_version_is_printed_alone(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(kind, ["--version"], "program")

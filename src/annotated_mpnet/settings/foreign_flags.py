@@ -107,6 +107,12 @@ SAME = {
     "--num-workers": (
         "dataloader-num-workers preprocessing-num-workers workers num-proc num-data-workers"
     ),
+    "--checkpoint": (
+        "model model-path model-name model-name-or-path checkpoint-path checkpoint-dir hf-model "
+        "hf-model-path mpnet-checkpoint-path run-dir"
+    ),
+    "--html": "output out output-html",
+    "--predict": "words targets mask-words",
     "--compile": "torch-compile use-compile",
     "--gradient-checkpointing": "activation-checkpointing grad-checkpointing",
     "--attention": "attn-implementation attn-impl",

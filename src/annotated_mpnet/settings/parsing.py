@@ -131,9 +131,10 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
     """Return the values that the arguments give, by the name of the field, without defaults."""
     settings = {each.flag: each for each in all_settings(kind)}
     aliases = {alias: each.flag for each in settings.values() for alias in each.aliases}
+    positional = [name for name, each in settings.items() if each.is_positional]
     parser = _Parser(
         prog=program,
-        usage="%(prog)s [OPTIONS]" + (" FILES..." if "FILES" in settings else ""),
+        usage="%(prog)s [OPTIONS]" + "".join(f" {name}..." for name in positional),
         description=inspect.getdoc(kind),
         formatter_class=_HelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -239,7 +240,7 @@ def _value(setting: Setting, text: str) -> object:
     raise ConfigError(f"{setting.flag} is {shown(text)}; expected {setting.expected}")
 
 
-PLACES = ("tokenizer_name", "hf_model_path", "dataset_name")
+PLACES = ("tokenizer_name", "hf_model_path", "dataset_name", "checkpoint")
 """Texts that may be paths."""
 
 MAY_BE_EMPTY = ("allow_change", "dataset_name")
