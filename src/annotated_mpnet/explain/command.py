@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.errors import ConfigError, WriteError
+from annotated_mpnet.errors import ConfigError, WriteError, shown
 from annotated_mpnet.explain.explanation import Explanation, explain, word_tokenizer
 from annotated_mpnet.explain.model import load
 from annotated_mpnet.explain.page import page
@@ -18,7 +18,6 @@ from annotated_mpnet.files.output import write_errors
 from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import ExplainCommand
 from annotated_mpnet.settings.config import too_much_corruption
-from annotated_mpnet.text.sources import shown_text
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
 MADE_BY = b"explain-mpnet"
@@ -96,9 +95,9 @@ def _check_files(command: ExplainCommand) -> None:
     files = {"--html": command.html, "--png": command.png}
     given = {flag: os.path.realpath(path) for flag, path in files.items() if path is not None}
     if len(set(given.values())) < len(given):
-        raise ConfigError(f"--html and --png are the same file, {shown_text(str(command.png))}")
+        raise ConfigError(f"--html and --png are the same file, {shown(str(command.png))}")
     for flag, target in given.items():
-        named = f"{flag} is {shown_text(str(files[flag]))}"
+        named = f"{flag} is {shown(str(files[flag]))}"
         if os.path.isfile(target):
             with open(target, "rb") as file:
                 is_ours = MADE_BY in file.read(400)

@@ -33,7 +33,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet import masking
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import (
@@ -43,7 +43,6 @@ from annotated_mpnet.mpnet.collator import (
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.positions import relative_position_bucket
 from annotated_mpnet.mpnet.two_stream import Entries, mlm_entries, mpnet_entries, plm_entries
-from annotated_mpnet.text.sources import shown_text
 from annotated_mpnet.text.tokenization import Tokenise
 from annotated_mpnet.text.tokenizer import BYTES, vocabulary_of
 
@@ -298,9 +297,9 @@ class _Sentence:
             free = [each for each in wanted if not set(each) & set(chosen)]
             if not free:
                 found = "occurs less often in the sentence" if wanted else "is not in the sentence"
-                can = ", ".join(dict.fromkeys(map(shown_text, written.values())))
+                can = ", ".join(dict.fromkeys(map(shown, written.values())))
                 raise ConfigError(
-                    f"--predict has {shown_text(name)}, which {found}; expected words of it, "
+                    f"--predict has {shown(name)}, which {found}; expected words of it, "
                     f"separated by commas, or positions from 1: {can}"[:500]
                 )
             chosen += free[0]

@@ -24,13 +24,12 @@ from transformers import PreTrainedTokenizerFast
 from annotated_mpnet.conversion import LoadedWeights, load_any
 from annotated_mpnet.conversion.foreign import reading
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.explain.explanation import Answers
 from annotated_mpnet.mpnet.attention import EAGER, Attention, BiasedBlock
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.mpnet.two_stream import Entries
-from annotated_mpnet.text.sources import shown_text
 from annotated_mpnet.text.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_of
 
 GUESSES = 5
@@ -115,7 +114,7 @@ def load(checkpoint: str, tokenizer_name: str | None) -> Asked:
     tokens, rows = vocabulary_of(tokenizer).size, loaded.config.vocab_size
     if tokens > rows:
         raise ConfigError(
-            f"the tokenizer ({name[-200:]}) has {tokens} tokens, and {shown_text(checkpoint)} has "
+            f"the tokenizer ({name[-200:]}) has {tokens} tokens, and {shown(checkpoint)} has "
             f"embeddings for {rows}; expected the tokenizer that it was trained with"
         )
     model = MPNetForPretraining(loaded.config)
@@ -128,7 +127,7 @@ def _tokenizer_of(
 ) -> tuple[PreTrainedTokenizerFast, str]:
     if loaded.tokenizer is None and given is None:
         raise ConfigError(
-            f"{shown_text(checkpoint)} does not say which tokenizer it has; name it with "
+            f"{shown(checkpoint)} does not say which tokenizer it has; name it with "
             "--tokenizer-name"
         )
     own = None
@@ -142,7 +141,7 @@ def _tokenizer_of(
         other = load_tokenizer(given)
     if own is not None and tokenizer_hash(own) != tokenizer_hash(other):
         raise ConfigError(
-            f"--tokenizer-name {shown_text(given)} is another tokenizer than the one of "
-            f"{shown_text(checkpoint)}, whose ids would mean other tokens; leave it out"
+            f"--tokenizer-name {shown(given)} is another tokenizer than the one of "
+            f"{shown(checkpoint)}, whose ids would mean other tokens; leave it out"
         )
     return other, given
