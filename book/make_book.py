@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = PurePosixPath("src/annotated_mpnet")
 # From the ground up, as in the README. A room that is not named here comes after them.
 ROOMS = [
+    "explain",
     "fast",
     "settings",
     "files",
