@@ -1,4 +1,4 @@
-"""All commands and code of docs/guide, word for word; only sizes and numbers of updates are small.
+"""The commands and code of docs/guide and the README, word for word, at small sizes.
 
 Names on the Hub are directories here. Most commands are run with `--dry-run`, which prepares
 everything and tries a micro-batch; those whose results a page uses later really train.
@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from tiny_run import changed, run, tiny_config, write_text
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide"
-PAGES = sorted(path.name for path in GUIDE.glob("*.md"))
+README = "../../README.md"
+PAGES = [*sorted(path.name for path in GUIDE.glob("*.md")), README]
 TRAINED = {"checkpoints/tiny", "checkpoints/mine", "checkpoints/wsd", "checkpoints/wsd-longer"}
 """The runs that a page uses later."""
 
@@ -65,8 +67,11 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    joined = "".join(blocks(page, "bash")).replace("\\\n", " ")
-    return [shlex.split(line) for line in joined.splitlines()]
+    source = "".join(blocks(page, "bash"))
+    if page == README:
+        part = (GUIDE / page).read_text(encoding="utf-8").partition("## Use it")[2]
+        source = re.sub(r"^(?!    ).*\n|^    from .*\n", "", part.partition("\n## ")[0], flags=re.M)
+    return [shlex.split(line) for line in source.replace("\\\n", " ").splitlines()]
 
 
 def updates(written: str) -> str:
@@ -105,6 +110,9 @@ def at_update(name: re.Match[str]) -> str:
 
 def follow(program: str, words: list[str]) -> int:
     """Run a command as its reader would."""
+    if ">" in words:
+        with open(words[-1], "w") as file, redirect_stdout(file):
+            return follow(program, words[:-2])
     if program == "sbatch":
         assert Path(words[0]).exists()
         return follow("pretrain-mpnet", words[1:])
@@ -131,10 +139,13 @@ def follow(program: str, words: list[str]) -> int:
 def test_all_commands_of_the_page_run(
     page: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Tested elsewhere, and half of the time of a tiny run.
+    monkeypatch.setattr("annotated_mpnet.runs.plan.busy_cores", lambda: 0.0)
+    monkeypatch.setattr("annotated_mpnet.tracking.report._draw", lambda *_: None)
     monkeypatch.chdir(here)
     shutil.rmtree("checkpoints", ignore_errors=True)
     for name in ("my_tokenizer", "my_bpe_tokenizer", "my_unigram_tokenizer"):
-        if page in ("training.md", "tokenizer.md"):
+        if page in ("training.md", "tokenizer.md", README):
             shutil.rmtree(name, ignore_errors=True)
     for path in here.glob("my-mpnet*"):
         shutil.rmtree(path)
