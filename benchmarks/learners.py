@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from transformers import DataCollatorForLanguageModeling, MPNetForMaskedLM
 
 from annotated_mpnet.conversion.names import to_hugging_face, to_mpnet_config
@@ -38,6 +37,7 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.tracker import Tracker, nats_to_bits
 from annotated_mpnet.training.distributed import SharedNetwork, World
 from annotated_mpnet.training.loader import BatchLoader, evaluation_batches, prefetch
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -119,7 +119,6 @@ class Ours:
         updates: int,
         mode: InputMode,
         start: RelativeBiasInit,
-        optimizer: Callable[..., Optimizer] = build_optimizer,
     ) -> None:
         keep_memory()  # as a run does (`runs/run.py`)
         self.config, self.text = with_schedule(config, updates, mode, start), text
@@ -128,7 +127,7 @@ class Ours:
         self._bf16 = config.machine.precision == "bf16"
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),
-            optimizer(self.model, self.config.optimization, CPU),
+            choose_optimizer(self.model, self.config.optimization, CPU),
             self.config.optimization,
             self.config.objective.input_mode,
             self.config.run.seed,

@@ -29,7 +29,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,13 +36,11 @@ from typing import Any, NamedTuple
 import datasets
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.tracker import nats_to_bits
 from annotated_mpnet.training.loader import prefetch
-from annotated_mpnet.training.muon import Muon
 from common import machine, write_json
 from data_parts import prepare
 from learners import CPU, Ours, judge
@@ -201,28 +198,19 @@ class Kept:
 
 def build(config: PretrainingConfig, text: Text, each: Contestant, seed: int, updates: int) -> Ours:
     """Return a learner with an optimizer of its own."""
-    rate = each.rate
-    optimizer = build_optimizer
+    optimization = dataclasses.replace(config.optimization, lr=each.rate)
     if each.optimizer == "muon":
-        rate = config.optimization.lr if each.rest is None else each.rest
-        optimizer = partial(with_muon, each.rate / rate)
+        rest = config.optimization.lr if each.rest is None else each.rest
+        optimization = dataclasses.replace(
+            optimization, optimizer="muon", lr=rest, muon_lr=each.rate
+        )
     config = dataclasses.replace(
         config,
-        optimization=dataclasses.replace(config.optimization, lr=rate),
+        optimization=optimization,
         run=dataclasses.replace(config.run, seed=seed),
     )
     start = config.optimization.relative_bias_init
-    return Ours(config, text, updates, config.objective.input_mode, start, optimizer)
-
-
-def with_muon(ratio: float, *arguments: Any) -> Muon:
-    """Return Muon with its matrices at so many times the rate of the rest."""
-    optimizer = Muon(*arguments)
-    # The loop sets one rate for all.
-    matrices = optimizer.param_groups[-1]
-    matrices["scale"] *= ratio
-    matrices["weight_decay"] *= ratio
-    return optimizer
+    return Ours(config, text, updates, config.objective.input_mode, start)
 
 
 def cost_of_muon(config: PretrainingConfig, text: Text, rounds: int) -> Found:

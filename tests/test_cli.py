@@ -93,6 +93,7 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--dropout", "1"], ["--dropout"]),
         (["--max-positions", "128"], ["--max-positions", "--max-tokens"]),
         (["--warmup-updates", "20000"], ["--warmup-updates", "--total-updates"]),
+        (["--muon-lr", "1e-3"], ["--muon-lr is 0.001", "give --optimizer muon too"]),
         (["--decay-updates", "20"], ["--decay-updates is 20", "--schedule wsd"]),
         (
             ["--schedule", "wsd", "--warmup-updates", "900", "--total-updates", "1000"],

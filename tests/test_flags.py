@@ -52,6 +52,7 @@ PRETRAIN = {
     "--gradient-checkpointing": (False, True, []),
     "--optimizer": ("adamw", "muon", []),
     "--lr": (6e-4, 1e-4, []),
+    "--muon-lr": (None, 4e-3, []),
     "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
     "--schedule": ("polynomial", "wsd", []),
     "--decay-updates": (None, 500, []),

@@ -178,12 +178,15 @@ class OptimizationConfig:
     there. The paper: 500000."""
     optimizer: OptimizerName = "adamw"
     """What turns gradients into steps. adamw: the paper's. muon: the matrices inside of the network
-    step along all directions of their gradient alike, and all else is left to AdamW. One --lr
-    suits both (training/muon.py)."""
+    step along all directions of their gradient alike, and all else is left to AdamW
+    (training/muon.py)."""
     lr: float = option(6e-4, above=0, at_most=1)
     """Peak learning rate, reached at the end of the warm-up: about the step that each weight takes
     in an update. The paper's for 8192 sequences; smaller batches and larger networks want less,
     tiny networks more (3e-3 in the preset demo)."""
+    muon_lr: float | None = option(None, above=0, at_most=1)
+    """Peak learning rate of the matrices with --optimizer muon; it rises and falls as --lr, which
+    all else keeps. Default: twice --lr."""
     end_learning_rate: float = option(0.0, at_least=0, at_most=1, aliases=("-end_lr",))
     """Learning rate that the decay reaches one update after the last."""
     schedule: Schedule = "polynomial"

@@ -332,6 +332,11 @@ class PretrainingConfig:
             f"{optimization.lr}; the learning rate can only fall after the warm-up",
         )
         yield (
+            optimization.muon_lr is not None and optimization.optimizer != "muon",
+            f"--muon-lr is {optimization.muon_lr}, but --optimizer is {optimization.optimizer}; "
+            "give --optimizer muon too",
+        )
+        yield (
             optimization.relative_bias_init != "auto"
             and self.model.relative_attention_num_buckets == 0,
             f"--relative-bias-init is {optimization.relative_bias_init}, but "

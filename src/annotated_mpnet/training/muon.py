@@ -9,7 +9,7 @@ the gradients and steps along the nearest orthogonal matrix, U V^T:
 
     m = 0.95 m + 0.05 g                     the mean, over about 20 updates
     n = 0.95 m + 0.05 g                     the same, looking one step ahead (Nesterov)
-    W = W - lr decay W - lr 0.2 sqrt(longest side) orthogonalise(n)
+    W = W - r decay W - r 0.2 sqrt(longest side) orthogonalise(n)
 
 **Newton-Schulz.** An SVD is slow, on a GPU above all. But an odd polynomial of a matrix,
 p(X) = a X + b (X X^T) X + c (X X^T)^2 X, changes the singular values and nothing else, because
@@ -28,9 +28,10 @@ divided by its norm so that no value is above 1, five rounds bring all but the s
 p is so steep at 0 that small values more than triple in each round. The price is that it does not
 settle at 1. Nothing is gained by doing so: what matters is that the step has no favourites.
 
-**One rate for both.** An orthogonal matrix with n columns and at most as many rows has a root mean
-square of 1 / sqrt(n). Times 0.2 sqrt(n) that is 0.2, about what a step of AdamW has, so one --lr
-suits both (Liu et al., arXiv 2502.16982).
+**The rate** r. An orthogonal matrix with n columns and at most as many rows has a root mean square
+of 1 / sqrt(n). Times 0.2 sqrt(n) that is 0.2, about what a step of AdamW has, so that matrices of
+all shapes, and all that is left to AdamW, want rates of the same size (Liu et al., arXiv
+2502.16982). Here r is `--muon-lr`, by default twice `--lr`, which was best in both presets tried.
 
 **What goes to Muon**: the weights of the projections, of the feed-forward nets and of the head's
 dense layer. The queries', keys' and values' weights are one parameter, but three matrices, so they
@@ -58,6 +59,8 @@ from annotated_mpnet.training.distributed import full_tensor, shard
 
 MOMENTUM = 0.95
 SCALE = 0.2
+FACTOR = 2.0
+"""The rate of the matrices, in units of `--lr`, unless `--muon-lr` says otherwise."""
 ROUNDS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STACKED = "in_proj_weight"
@@ -89,7 +92,7 @@ class Muon(AdamW):
                 "params": list(hidden.values()),
                 "lr": learning_rate(0, config),
                 "weight_decay": config.weight_decay,
-                "scale": SCALE,
+                "factor": FACTOR if config.muon_lr is None else config.muon_lr / config.lr,
                 "state_names": ("momentum",),
             }
         )
@@ -113,14 +116,15 @@ class Muon(AdamW):
         gradients = [each.grad for each in weights]
         # On a GPU 1 after a NaN, and then nothing may change (`training/trainer.py`).
         halted = getattr(self, "found_inf", None)
+        rate = group["lr"] * group["factor"]
         if halted is not None:
             gradients = [g.where(halted == 0, m) for g, m in zip(gradients, means, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
         ahead = list(torch._foreach_lerp(gradients, means, MOMENTUM))
         for weight, step in zip(weights, self._orthogonalise(weights, ahead), strict=True):
             longest = max(weight.shape[0] // self._pieces[weight], weight.shape[1])
-            kept = weight * (1 - group["lr"] * group["weight_decay"])
-            moved = kept - step * (group["lr"] * group["scale"] * longest**0.5)
+            kept = weight * (1 - rate * group["weight_decay"])
+            moved = kept - step * (rate * SCALE * longest**0.5)
             weight.copy_(moved if halted is None else moved.where(halted == 0, weight))
 
     def _orthogonalise(self, weights: list[nn.Parameter], ahead: list[Tensor]) -> list[Tensor]:
