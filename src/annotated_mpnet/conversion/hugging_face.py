@@ -101,7 +101,9 @@ def read_hugging_face(directory: Path) -> LoadedWeights:
         found = {f"mpnet.{name}": tensor for name, tensor in found.items()}
         ours = {name: each for name, each in ours.items() if not name.startswith("lm_head.")}
         notes.append(f"{path}: an encoder without LM head; the head starts from fresh weights")
-    found = without_second_names(found, SECOND_NAMES, path)
+    # As TensorFlow called them, and as transformers 5.0 to 5.5 save what they have loaded.
+    old_norms = {name: _norm_name(name) for name in found if _norm_name(name) != name}
+    found = without_second_names(found, SECOND_NAMES | old_norms, path)
     tensors = to_ours(checked(found, to_hugging_face(ours), path), ours)
     if encoder_only:
         tensors |= _fresh_head(tensors["sentence_encoder.embed_tokens.weight"])
@@ -109,6 +111,16 @@ def read_hugging_face(directory: Path) -> LoadedWeights:
     facts = decode(whole / FACTS, CardFacts) if (whole / FACTS).is_file() else None
     tokenizer = tokenizer_in(directory)
     return LoadedWeights(config, tensors, notes, tokenizer, modules, facts, encoder_only)
+
+
+def _norm_name(name: str) -> str:
+    """Replace the old name of a norm's weight or bias.
+
+    >>> _norm_name("mpnet.embeddings.LayerNorm.gamma")
+    'mpnet.embeddings.LayerNorm.weight'
+    """
+    renamed = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return renamed.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
