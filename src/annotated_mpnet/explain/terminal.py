@@ -66,9 +66,9 @@ def percent(share: float) -> str:
 def show(explanation: Explanation, console: Console) -> None:
     """Print the whole explanation."""
 
-    def say(text: str | Text, style: str = "") -> None:
-        # Brackets in a sentence are brackets.
-        console.print(Text(escaped(text), style) if isinstance(text, str) else text)
+    def say(text: str, style: str = "") -> None:
+        # A `Text`, since brackets in a sentence are brackets.
+        console.print(Text(escaped(text), style))
 
     def head(text: str) -> None:
         console.print()
@@ -101,6 +101,8 @@ def show(explanation: Explanation, console: Console) -> None:
         for text in LEGEND:
             say(text, "dim")
     head("One prediction at a time")
+    if explanation.buckets:
+        say("bucket: the relative position bucket of a token, seen from the predicted one", "dim")
     for each in objective.predictions:
         for part in _prediction(explanation, each, console.width):
             console.print(part)
