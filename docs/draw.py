@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import torch
 
+from annotated_mpnet.explain.explanation import Objective, objective_of
+from annotated_mpnet.explain.picture import picture as explain_picture
+from annotated_mpnet.explain.picture import svg as explain_svg
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.local_start import PREFERRED_OFFSETS, local_bias
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.mpnet.positions import relative_position_bucket
-from annotated_mpnet.mpnet.two_stream import Entries, mpnet_entries
 
 DOCS = Path(__file__).parent
 sys.path.append(str(DOCS.parent / "tests" / "mpnet"))
@@ -44,15 +46,15 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 
 class Entry(NamedTuple):
-    """What goes through the network: its kind, its position, what it reads and what it sees.
+    """What goes through the network: its kind, its position, what it reads and which keys it sees.
 
-    What it sees of a key is True, False, or None if the score is not even computed.
+    There are fewer keys where the scores of the last ones are not even computed.
     """
 
     kind: str
     position: int
     word: str
-    sees: list[bool | None]
+    sees: Sequence[bool]
 
 
 class Picture:
@@ -82,36 +84,22 @@ class Picture:
         return "\n".join([*head, *self.parts, "</svg>"]) + "\n"
 
 
-def example() -> tuple[Batch, Entries]:
-    """Return the five words as a batch and as entries."""
+def example() -> Batch:
+    """Return the five words as a batch."""
     order = torch.tensor([PREDICTED])
-    masked = torch.arange(len(WORDS) - 1)[None].clone()
-    masked[0, PREDICTED] = MASK
-    entries = mpnet_entries(masked, predicted_positions=order, predicted_ids=order)
-    return Batch(masked, order, order, None, len(WORDS) - 1, len(PREDICTED)), entries
+    length = len(WORDS) - 1
+    masked = torch.arange(length)[None].index_fill(1, order[0], MASK)
+    return Batch(masked, order, order, None, length, len(PREDICTED))
 
 
-def natural_form() -> list[Entry]:
-    """Return the entries of the example: the masked sentence, then content, then queries."""
-    batch, entries = example()
-    length, num_predicted = batch.input_ids.shape[1], batch.num_predicted
-    kinds = ["sentence"] * length + ["content"] * num_predicted + ["query"] * num_predicted
-    num_keys = length + num_predicted
-    sees: list[list[bool | None]] = []
-    for block in entries.blocks:
-        shape = block.query_positions.shape[1], block.key_positions.shape[1]
-        all_seen = torch.ones(shape, dtype=torch.bool)
-        matrix = (block.visibility.matrix()[0] if block.visibility else all_seen).tolist()
-        sees += [[*seen, *[None] * (num_keys - shape[1])] for seen in matrix]
-    positions = entries.position_ids.expand_as(entries.input_ids)[0].tolist()
-    words = [WORDS[token] for token in entries.input_ids[0].tolist()]
-    return [Entry(*each) for each in zip(kinds, positions, words, sees, strict=True)]
+def natural_form() -> Objective:
+    """Return the example in natural order."""
+    return objective_of("mpnet", example(), WORDS.__getitem__, MASK)
 
 
 def permuted_form() -> list[Entry]:
     """Return the paper's entries: the content stream, permuted, then the queries."""
-    batch, _ = example()
-    paper = lay_out(batch, 0, "mpnet", MASK)
+    paper = lay_out(example(), 0, "mpnet", MASK)
     kinds = ["sentence"] * 3 + ["content"] * 2 + ["sentence"] * 2 + ["query"] * 2
     return [
         Entry(kind, position, WORDS[token], [bool(seen) for seen in sees])
@@ -126,58 +114,34 @@ def permuted_form() -> list[Entry]:
 
 
 def two_streams() -> str:
-    """Keys across the top, entries down the side, blue means "sees"."""
-    entries, picture = natural_form(), Picture()
-    keys = [entry for entry in entries if entry.kind != "query"]
-    length = sum(entry.kind == "sentence" for entry in entries)
-
-    def place(index: int) -> int:
-        return CELL * index + GAP * (index >= length)
-
-    picture.text(LEFT, 20, "keys: the masked sentence", 'class="small"')
-    picture.text(LEFT + place(length), 20, "content", 'class="small"')
-    _columns(picture, LEFT, keys, place)
-    for number, entry in enumerate(entries):
-        y = TOP + place(number)
-        picture.text(8, y + 21, f"{entry.kind} {entry.position}", f'class="{entry.kind}"')
-        picture.text(LEFT - 10, y + 21, entry.word, 'text-anchor="end"')
-        for column, seen in enumerate(entry.sees):
-            if seen is not None:
-                picture.cell(LEFT + place(column), y, "seen" if seen else "hidden")
-        if entry.kind == "query":
-            x = LEFT + place(len(keys)) + 10
-            picture.text(x, y + 21, f"predicts “{WORDS[entry.position]}”")
-    return picture.svg(LEFT + CELL * len(keys) + 160, TOP + CELL * len(entries) + 16)
+    """Draw the example as `explain-mpnet` does."""
+    return explain_svg(explain_picture(natural_form()))
 
 
 def permutation() -> str:
     """Draw the paper's permuted form beside the natural order; yellow: a mask is seen."""
+    natural = [
+        Entry(each.group, each.position, each.reads, each.sees) for each in natural_form().entries
+    ]
     picture, left = Picture(), 110.0
     for title, entries in (
         ("the paper: permuted", permuted_form()),
-        ("this project: natural order", natural_form()),
+        ("this project: natural order", natural),
     ):
         keys = [entry for entry in entries if entry.kind != "query"]
         picture.text(left, 16, title)
-        _columns(picture, left, keys, lambda index: CELL * index)
+        for column, key in enumerate(keys):
+            x = left + CELL * column + CELL // 2
+            picture.text(x, TOP - 10, key.word, f'transform="rotate(-45 {x:g} {TOP - 10})"')
         for number, entry in enumerate(entries):
             y = TOP + CELL * number
             words = f"{entry.word} {entry.position}"
             picture.text(left - 8, y + 21, words, f'text-anchor="end" class="{entry.kind}"')
-            for column, (key, seen) in enumerate(zip(keys, entry.sees, strict=True)):
-                kind = "hidden" if not seen else "mask" if key.word == "[M]" else "seen"
-                if seen is not None:
-                    picture.cell(left + CELL * column, y, kind)
+            for column, seen in enumerate(entry.sees):
+                kind = "hidden" if not seen else "mask" if keys[column].word == "[M]" else "seen"
+                picture.cell(left + CELL * column, y, kind)
         left += CELL * len(keys) + 150
     return picture.svg(left - 120, TOP + CELL * len(entries) + 16)
-
-
-def _columns(
-    picture: Picture, left: float, keys: Sequence[Entry], place: Callable[[int], int]
-) -> None:
-    for column, key in enumerate(keys):
-        x = left + place(column) + CELL // 2
-        picture.text(x, TOP - 10, key.word, f'transform="rotate(-45 {x:g} {TOP - 10})"')
 
 
 def relative_bias() -> str:

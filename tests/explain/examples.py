@@ -1,10 +1,14 @@
 """Sentences and a tiny model, for the tests of `explain-mpnet`."""
 
+from dataclasses import replace
+from functools import cache
+
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.explain.explanation import Explanation, explain, word_tokenizer
+from annotated_mpnet.explain.explanation import Explanation, explain
 from annotated_mpnet.explain.model import Asked
+from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import vocabulary_of
@@ -48,5 +52,10 @@ def tiny_asked(
 
 def explained_by_a_model(mode: InputMode = "mpnet", *, has_head: bool = True) -> Explanation:
     """Explain `SENTENCE` with the tiny model."""
+    return replace(_explained_by_a_model(has_head), input_mode=mode)
+
+
+@cache
+def _explained_by_a_model(has_head: bool) -> Explanation:
     asked = tiny_asked(word_tokenizer(SENTENCE), has_head=has_head)
-    return explained(mode=mode, model="tiny", config=asked.config, ask=asked)
+    return explained(model="tiny", config=asked.config, ask=asked)

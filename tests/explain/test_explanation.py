@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.explain.explanation import explain, word_tokenizer
+from annotated_mpnet.explain.explanation import explain
+from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.mpnet.attention import EAGER, SDPA
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import (
@@ -181,7 +182,7 @@ def test_a_blank_sentence_is_an_error(text: str) -> None:
 def test_a_sentence_that_is_too_long_is_an_error() -> None:
     explained("a " * 126)
     with pytest.raises(
-        ConfigError, match="129 tokens .* at most 128, the number that can be drawn"
+        ConfigError, match=r"129 tokens .* at most 128, the number that can be drawn"
     ):
         explained("a " * 127)
     with pytest.raises(ConfigError, match="at most 9, the number of the checkpoint"):

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import ConfigError, WriteError, shown
-from annotated_mpnet.explain.explanation import Explanation, explain, word_tokenizer
+from annotated_mpnet.explain.explanation import Explanation, explain
 from annotated_mpnet.explain.model import load
 from annotated_mpnet.explain.page import page
 from annotated_mpnet.explain.picture import png, require_matplotlib
+from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.explain.terminal import show
 from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.files.output import write_errors
@@ -39,14 +40,15 @@ def run_explain(command: ExplainCommand, console: Console | None = None) -> Expl
     _check_files(command)
     explanation = _explain(command)
     show(explanation, console)
-    drawings: list[tuple[Path | None, Callable[[Explanation], bytes]]] = [
-        (command.html, lambda drawn: page(drawn).encode()),
+    drawings: list[tuple[Path | None, Callable[[Explanation], tuple[bytes, str]]]] = [
+        (command.html, lambda drawn: (page(drawn).encode(), "")),
         (command.png, png),
     ]
     for path, draw in drawings:
         if path is not None:
-            _write(path, draw(explanation))
-            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            data, note = draw(explanation)
+            _write(path, data)
+            console.print(f"wrote {path}{note}", markup=False, highlight=False, soft_wrap=True)
     return explanation
 
 

@@ -5,6 +5,7 @@ the entries and says who sees whom, and this module writes down the result in pl
 numbers. All three objectives get the same predicted tokens in the same order, so they can be
 compared.
 
+>>> from annotated_mpnet.explain.sentence import word_tokenizer
 >>> tokenizer = word_tokenizer("The cat sat on the mat.")
 >>> explanation = explain(
 ...     "The cat sat on the mat.", tokenizer, ObjectiveConfig(rand_prob=0, keep_prob=0),
@@ -13,27 +14,28 @@ compared.
 ['<s>', 'The', 'cat', '<mask>', 'on', 'the', '<mask>', '.', '</s>']
 >>> for name, objective in explanation.objectives.items():
 ...     for each in objective.predictions:
-...         print(name, each.number, objective.seen_by(each.entry))
-mpnet 1 ['<s>', 'The', 'cat', '<mask>', 'on', 'the', '<mask>', '.', '</s>']
-mpnet 2 ['<s>', 'The', 'cat', '<mask>', 'on', 'the', 'mat', '.', '</s>']
-mlm 1 ['<s>', 'The', 'cat', '<mask>', 'on', 'the', '<mask>', '.', '</s>']
-mlm 2 ['<s>', 'The', 'cat', '<mask>', 'on', 'the', '<mask>', '.', '</s>']
-plm 1 ['<s>', 'The', 'cat', None, 'on', 'the', None, '.', '</s>']
-plm 2 ['<s>', 'The', 'cat', None, 'on', 'the', 'mat', '.', '</s>']
+...         seen = objective.seen_by(each.entry)
+...         print(name, each.number, " ".join(key.reads if key else "--" for key in seen))
+mpnet 1 <s> The cat <mask> on the <mask> . </s>
+mpnet 2 <s> The cat <mask> on the mat . </s>
+mlm 1 <s> The cat <mask> on the <mask> . </s>
+mlm 2 <s> The cat <mask> on the <mask> . </s>
+plm 1 <s> The cat -- on the -- . </s>
+plm 2 <s> The cat -- on the mat . </s>
 
     L sequence length    P predicted tokens    E entries    M keys    Q queries
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import ConfigError, shown
+from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.explain.sentence import Sentence
 from annotated_mpnet.mpnet import masking
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.collator import (
@@ -43,14 +45,9 @@ from annotated_mpnet.mpnet.collator import (
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.positions import relative_position_bucket
 from annotated_mpnet.mpnet.two_stream import Entries, mlm_entries, mpnet_entries, plm_entries
-from annotated_mpnet.text.tokenization import Tokenise
-from annotated_mpnet.text.tokenizer import BYTES, vocabulary_of
 
 MAX_TOKENS = 128
 """A picture of more cannot be read, and a page with all attention weights would take megabytes."""
-
-SPARE_WORDS = "house tree blue slowly seven river green paper runs bird cold stone music early open"
-"""What `word_tokenizer` can put in place of a predicted token, next to the sentence's own words."""
 
 Kind = Literal["", "mask", "random", "kept"]
 Group = Literal["sentence", "content", "query"]
@@ -153,9 +150,9 @@ class Objective:
         """The entries that can be seen."""
         return self.entries[: len(self.entries[-1].sees)]
 
-    def seen_by(self, entry: int) -> list[str | None]:
-        """Return what an entry sees at each position of the sentence; None for nothing."""
-        seen = {key.position: key.reads for key in self.keys_of(self.entries[entry])}
+    def seen_by(self, entry: int) -> list[Entry | None]:
+        """Return the key that an entry sees at each position of the sentence; None for nothing."""
+        seen = {key.position: key for key in self.keys_of(self.entries[entry])}
         return [seen.get(i) for i in range(1 + max(key.position for key in self.keys))]
 
     def keys_of(self, entry: Entry) -> list[Entry]:
@@ -217,95 +214,6 @@ Ask = Callable[[Entries, list[int]], Answers]
 """Asks a model (`model.py`); gets the entries and the right ids."""
 
 
-def word_tokenizer(sentence: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that needs no file: each word and punctuation mark is one token.
-
-    Words are cut as BERT's and MPNet's tokenizers cut them before they look for pieces.
-
-    >>> word_tokenizer("Don't!").tokenize("Don't!")
-    ['Don', "'", 't', '!']
-    """
-    normalizer = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=False)
-    splitter = pre_tokenizers.BertPreTokenizer()
-    words = [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *words, *SPARE_WORDS.split(), "<mask>"]
-    numbers = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    backend = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    backend.normalizer, backend.pre_tokenizer = normalizer, splitter
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        cls_token="<s>",
-        pad_token="<pad>",
-        sep_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
-
-
-class _Sentence:
-    """A sentence as tokens, and what each id is called."""
-
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.vocabulary = vocabulary_of(tokenizer)
-        # As training reads text: a `<mask>` in it is text.
-        reader = Tokenise(tokenizer)
-        encoding = reader.backend.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, dtype=np.int64)
-        ids[reader.is_special_V[ids]] = reader.unk_id
-        self.ids_L = np.array([self.vocabulary.cls_id, *ids, self.vocabulary.sep_id])
-        self._backend = reader.backend
-        self._is_byte_level = '"ByteLevel"' in self._backend.to_str()
-        self._text = text
-        self._spans = [(0, 0), *encoding.offsets, (0, 0)]
-        self.predictable_L = ~self.vocabulary.is_special_V[self.ids_L]
-        starts_1L = self.vocabulary.begins_word(self.ids_L[None])
-        self.words = masking.find_words(starts_1L, self.predictable_L[None])[0].tolist()
-
-    def label(self, token: int) -> str:
-        """Return a token as its tokenizer writes it; byte-level pieces are decoded.
-
-        An id without a token, which a model may have a row for, is shown as its number.
-        """
-        piece = self._backend.id_to_token(token)
-        if piece is None:
-            return f"[{token}]"
-        if self._is_byte_level:
-            said = b"".join(BYTES.get(letter, letter.encode()) for letter in piece)
-            return said.decode(errors="replace").strip() or piece
-        return piece
-
-    def positions_of(self, predict: str) -> list[int]:
-        """Return the positions of words, in their order; of a number, the token there.
-
-        A word that is named twice means two occurrences.
-        """
-        places: dict[int, list[int]] = {}
-        for position, word in enumerate(self.words):
-            if word >= 0:
-                places.setdefault(word, []).append(position)
-        written = {
-            word: self._text[self._spans[these[0]][0] : self._spans[these[-1]][1]].strip()
-            for word, these in places.items()
-        }
-        chosen: list[int] = []
-        for name in (each.strip() for each in predict.split(",")):
-            same = [word for word, text in written.items() if text == name]
-            same += [word for word, text in written.items() if text.lower() == name.lower()]
-            wanted = [places[word] for word in same]
-            if not same and name.isdecimal() and any(int(name) in each for each in places.values()):
-                wanted = [[int(name)]]
-            free = [each for each in wanted if not set(each) & set(chosen)]
-            if not free:
-                found = "occurs less often in the sentence" if wanted else "is not in the sentence"
-                can = ", ".join(dict.fromkeys(map(shown, written.values())))
-                raise ConfigError(
-                    f"--predict has {shown(name)}, which {found}; expected words of it, "
-                    f"separated by commas, or positions from 1: {can}"[:500]
-                )
-            chosen += free[0]
-        return chosen
-
-
 @dataclass(frozen=True)
 class _ByHand(DataCollatorForMaskedPermutedLanguageModeling):
     """The collator of training, but the predicted positions may be given."""
@@ -348,7 +256,7 @@ def explain(
         ConfigError: nothing to predict, too long, or an unknown word in `predict`.
     """
     config = config or ModelConfig()
-    sentence = _Sentence(text, tokenizer)
+    sentence = Sentence(text, tokenizer)
     _check_length(sentence, config)
     collator = _ByHand(
         sentence.vocabulary,
@@ -379,7 +287,7 @@ def explain(
     )
 
 
-def _check_length(sentence: _Sentence, config: ModelConfig) -> None:
+def _check_length(sentence: Sentence, config: ModelConfig) -> None:
     length = len(sentence.ids_L)
     most = min(MAX_TOKENS, config.max_positions)
     if length > most:
@@ -395,7 +303,7 @@ def _check_length(sentence: _Sentence, config: ModelConfig) -> None:
         )
 
 
-def _tokens(sentence: _Sentence, batch: Batch) -> tuple[Token, ...]:
+def _tokens(sentence: Sentence, batch: Batch) -> tuple[Token, ...]:
     ranks = _ranks(batch)
     reads_L = batch.input_ids[0].tolist()
 
@@ -445,25 +353,14 @@ def _entries(mode: InputMode, batch: Batch, mask_id: int) -> tuple[Entries, list
             return plm_entries(*slots, mask_token_id=mask_id), [*content, *queries]
 
 
-def _sees(entries: Entries) -> list[list[bool]]:
-    """Return which keys each entry sees, of those that it has a score for."""
-    sees: list[list[bool]] = []
+def _blocks(entries: Entries) -> Iterator[tuple[int, list[bool]]]:
+    """Yield the time of each entry, and which keys it sees, of those that it has a score for."""
     for block in entries.blocks:
         if block.visibility is None:
-            sees += [[True] * block.key_positions.shape[1]] * block.query_positions.shape[1]
+            yield from [(0, [True] * block.key_positions.shape[1])] * block.query_positions.shape[1]
         else:
-            sees += block.visibility.matrix()[0].tolist()
-    return sees
-
-
-def _times(entries: Entries) -> list[int]:
-    times: list[int] = []
-    for block in entries.blocks:
-        if block.visibility is None:
-            times += [0] * block.query_positions.shape[1]
-        else:
-            times += block.visibility.tau[0].tolist()
-    return times
+            times, sees = block.visibility.tau[0], block.visibility.matrix()[0]
+            yield from zip(times.tolist(), sees.tolist(), strict=True)
 
 
 def objective_of(
@@ -480,8 +377,7 @@ def objective_of(
         groups,
         tensors.position_ids.expand_as(tensors.input_ids)[0].tolist(),
         tensors.input_ids[0].tolist(),
-        _times(tensors),
-        _sees(tensors),
+        _blocks(tensors),
     )
     entries = tuple(
         Entry(
@@ -493,7 +389,7 @@ def objective_of(
             known=group == "content" or (group == "sentence" and position not in ranks),
             sees=tuple(sees),
         )
-        for group, position, token, time, sees in zip(*columns, strict=True)
+        for group, position, token, (time, sees) in zip(*columns, strict=True)
     )
     right = batch.predicted_ids[0].tolist()
     assert tensors.loss_entries is not None

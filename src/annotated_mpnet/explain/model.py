@@ -50,7 +50,7 @@ def recording(found: list[Tensor]) -> Attention:
         columns = torch.eye(num_keys, -(-num_keys // width) * width, dtype=key_BHMK.dtype)
         parts = [
             EAGER.attend(query_BHQK, key_BHMK, value_MK.expand_as(key_BHMK), blocks, 0.0)
-            for value_MK in columns.split(width, dim=1)
+            for value_MK in torch.split(columns, width, dim=1)
         ]
         found.append(torch.cat(parts, dim=3)[:, :, :, :num_keys])
         return EAGER.attend(query_BHQK, key_BHMK, value_BHMK, blocks, dropout)
@@ -119,7 +119,8 @@ def load(checkpoint: str, tokenizer_name: str | None) -> Asked:
         )
     model = MPNetForPretraining(loaded.config)
     model.load_state_dict(loaded.tensors)
-    return Asked(model.eval(), not loaded.fresh_head, tokenizer, name, tuple(loaded.notes))
+    notes = [*loaded.notes, *["so it makes no guesses"] * loaded.fresh_head]
+    return Asked(model.eval(), not loaded.fresh_head, tokenizer, name, tuple(notes))
 
 
 def _tokenizer_of(

@@ -17,6 +17,9 @@ from annotated_mpnet.explain.terminal import NAMES, escaped
 CELL, GAP, LETTER = 34, 6, 8
 """In pixels. The words' width is estimated: fonts differ."""
 
+LARGEST_PNG = 4000
+"""Pixels of its longer side, at most."""
+
 LIGHT = {
     "text": "#1f2328",
     "small": "#59636e",
@@ -71,7 +74,7 @@ def picture(objective: Objective) -> Picture:
     words = [_short(entry.reads) for entry in objective.entries]
     answers = [f"predicts “{_short(token)}”" for token in predicts.values()]
     left = max(170, 90 + LETTER * max(map(len, words)))
-    top = max(92, 50 + int(0.7 * LETTER * max(map(len, words[: len(keys)]))))
+    top = max(92, 41 + int(0.7 * LETTER * max(map(len, words[: len(keys)]))))
 
     def place(index: int, of_keys: bool = False) -> int:
         entries = objective.entries[: index + 1]
@@ -139,16 +142,21 @@ def require_matplotlib() -> None:
         )
 
 
-def png(explanation: Explanation) -> bytes:
-    """Draw the objective that was asked for. A letter that the font lacks is drawn as a box."""
+def png(explanation: Explanation) -> tuple[bytes, str]:
+    """Draw the objective that was asked for; return the file and what is to be said of it."""
     # Not pyplot, which looks for a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
-    from matplotlib.patches import FancyBboxPatch
+    from matplotlib.patches import Rectangle
 
     drawn = picture(explanation.shown)
     title = 30
-    figure = Figure(figsize=(drawn.width / 100, (drawn.height + title) / 100), dpi=150)
+    longest = max(drawn.width, drawn.height + title)
+    figure = Figure(
+        figsize=(drawn.width / 100, (drawn.height + title) / 100),
+        dpi=min(150, 100 * LARGEST_PNG / longest),
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawn.width), ylim=(drawn.height, -title))
@@ -156,14 +164,12 @@ def png(explanation: Explanation) -> bytes:
     # A token may have a $ in it, which is not the beginning of a formula.
     heading = _short(f"{NAMES[explanation.input_mode]}: {explanation.sentence}", drawn.width // 8)
     axes.text(8, -10, heading, size=9, weight="bold", parse_math=False)
+    squares = [each for each in drawn.shapes if isinstance(each, Square)]
+    boxes = [Rectangle((each.x, each.y), CELL - 6, CELL - 6) for each in squares]
+    colours = [LIGHT[each.kind] for each in squares]
+    axes.add_collection(PatchCollection(boxes, facecolors=colours, linewidths=0))
     for each in drawn.shapes:
-        if isinstance(each, Square):
-            size = CELL - 12
-            box = FancyBboxPatch(
-                (each.x + 3, each.y + 3), size, size, "round,pad=3", color=LIGHT[each.kind], lw=0
-            )
-            axes.add_patch(box)
-        else:
+        if isinstance(each, Words):
             axes.text(
                 each.x,
                 each.y,
@@ -176,9 +182,11 @@ def png(explanation: Explanation) -> bytes:
                 parse_math=False,
             )
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(
             file, format="png", facecolor="white", metadata={"Software": "explain-mpnet"}
         )
-    return file.getvalue()
+    lacking = any("missing from" in str(each.message) for each in caught)
+    note = " (boxes: letters that matplotlib's font lacks; --html has them)" if lacking else ""
+    return file.getvalue(), note

@@ -66,9 +66,9 @@ def percent(share: float) -> str:
 def show(explanation: Explanation, console: Console) -> None:
     """Print the whole explanation."""
 
-    def say(text: str | Text, style: str = "") -> None:
-        # Brackets in a sentence are brackets.
-        console.print(Text(escaped(text), style) if isinstance(text, str) else text)
+    def say(text: str, style: str = "") -> None:
+        # A `Text`, since brackets in a sentence are brackets.
+        console.print(Text(escaped(text), style))
 
     def head(text: str) -> None:
         console.print()
@@ -101,6 +101,8 @@ def show(explanation: Explanation, console: Console) -> None:
         for text in LEGEND:
             say(text, "dim")
     head("One prediction at a time")
+    if explanation.buckets:
+        say("bucket: the relative position bucket of a token, seen from the predicted one", "dim")
     for each in objective.predictions:
         for part in _prediction(explanation, each, console.width):
             console.print(part)
@@ -108,7 +110,7 @@ def show(explanation: Explanation, console: Console) -> None:
     console.print(_comparison(explanation))
     say(
         "Shares are means over the predictions, of all tokens of the sentence. A mask, or what is "
-        "in place of one, counts as a position and not as a token.",
+        "in place of one (marked with a ?), counts as a position and not as a token.",
         "dim",
     )
 
@@ -171,10 +173,12 @@ def _prediction(explanation: Explanation, each: Prediction, width: int) -> Itera
         f"{each.number}. To predict {_quoted(each.token)} ({each.position}), it sees "
         f"{each.tokens_seen} tokens and {each.positions_seen} positions of {length}:"
     )
-    seen = [escaped(word or NOTHING) for word in explanation.shown.seen_by(each.entry)]
-    buckets = [explanation.bucket(each.position, key) for key in range(length)]
-    names = ["sees", *seen]
-    numbers = ["bucket", *(NOTHING if number is None else str(number) for number in buckets)]
+    seen = _seen(explanation, explanation.shown, each)
+    buckets = [
+        NOTHING if seen[key] == NOTHING else str(explanation.bucket(each.position, key))
+        for key in range(length)
+    ]
+    names, numbers = ["sees", *seen], ["bucket", *buckets]
     top, bottom = "  ", "  "
     for name, number in zip(names, numbers, strict=True):
         size = max(cell_len(name), len(number)) + 1
@@ -211,6 +215,17 @@ def _indented(text: str) -> Padding:
     return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
+def _seen(explanation: Explanation, objective: Objective, each: Prediction) -> list[str]:
+    """Return what a prediction sees at each position; a "?" marks a random or kept token."""
+    return [
+        NOTHING
+        if key is None
+        else escaped(key.reads)
+        + "?" * (not key.known and explanation.tokens[key.position].kind != "mask")
+        for key in objective.seen_by(each.entry)
+    ]
+
+
 def _pair(top: str, bottom: str, with_buckets: bool) -> Iterator[Text]:
     yield Text(top.rstrip())
     if with_buckets:
@@ -226,12 +241,12 @@ def _comparison(explanation: Explanation) -> Table:
         "objective", "tokens", "positions", *bits, about, right=["tokens", "positions", "bits"]
     )
     for mode, objective in explanation.objectives.items():
-        seen = objective.seen_by(objective.predictions[-1].entry)
+        seen = _seen(explanation, objective, objective.predictions[-1])
         table.add_row(
             Text(NAMES[mode], style="bold" if mode == explanation.input_mode else ""),
             percent(objective.tokens),
             percent(objective.positions),
             *([f"{objective.bits:.2f}"] if objective.bits is not None else []),
-            Text(" ".join(escaped(word or NOTHING) for word in seen)),
+            Text(" ".join(seen)),
         )
     return table
