@@ -1,4 +1,4 @@
-"""Our model computes what Microsoft's original computed: logits, loss, every gradient."""
+"""Our model gives the logits, loss and gradients of Microsoft's original."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForP
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) -> None:
+def test_logits_and_loss_equal_the_originals(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)
     model = golden_model(golden, attention)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_every_gradient_is_the_originals(
+def test_every_gradient_equals_the_originals(
     name: str, recompute: bool, attention: AttentionName
 ) -> None:
     golden = load_golden(name)
@@ -57,7 +57,7 @@ def test_every_gradient_is_the_originals(
         assert relative_difference(gradient, wanted) < GRADIENT_TOLERANCE, key
 
 
-def test_weights_load_with_every_prefix_they_are_found_with() -> None:
+def test_weights_load_with_every_known_prefix() -> None:
     golden = load_golden("mpnet_rel")
     plain = {key.removeprefix("decoder."): value for key, value in golden.weights.items()}
     for prefix in ("", "decoder.", "_orig_mod.", "_orig_mod.decoder."):
@@ -97,7 +97,7 @@ def test_a_weight_of_another_shape_is_refused_by_name() -> None:
         golden_model(golden)
 
 
-def test_the_relative_bias_of_other_weights_is_not_dropped_in_silence() -> None:
+def test_a_relative_bias_in_the_weights_is_not_ignored_silently() -> None:
     golden = load_golden("mpnet_rel")
     without = MPNetForPretraining(load_golden("mpnet_norel").config)
     with pytest.raises(RuntimeError, match="relative_attention_bias"):
