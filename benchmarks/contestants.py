@@ -264,7 +264,7 @@ def timed(step: Step, device: torch.device, times: int = 1) -> float:
 class Worker:
     """A contestant in its own process, which makes a step on request.
 
-    The process runs a script (by default the running one) with `--worker NAME` added to its flags;
+    The process runs a script (by default the running one) with `--worker NAME` before its flags;
     the script then calls `work`.
 
     Attributes:
@@ -273,7 +273,7 @@ class Worker:
     """
 
     def __init__(self, name: str, flags: Sequence[str], script: str | None = None) -> None:
-        command = [sys.executable, script or sys.argv[0], *flags, "--worker", name]
+        command = [sys.executable, script or sys.argv[0], "--worker", name, *flags]
         self.seconds: list[float] = []
         self.memory_gb = 0.0
         self._process = subprocess.Popen(
@@ -320,6 +320,11 @@ def work(name: str, setting: Setting, steps: int = 1, same_allocator: bool = Fal
     step = build(name, setting)
     for _ in range(3):  # warm up: compile or select kernels, allocate memory
         step()
+    serve(step, device, steps, before)
+
+
+def serve(step: Step, device: torch.device, steps: int, before: float = 0.0) -> None:
+    """Obey a `Worker`: a step per request; `before` is memory that is not counted."""
     for line in sys.stdin:
         match line.strip():
             case "ready?":

@@ -56,6 +56,7 @@ import torch
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.runs.preparation import measure_plateau
 from annotated_mpnet.runs.texts import read_text
+from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from common import machine, write_json
 from data_parts import prepare
@@ -152,13 +153,7 @@ def run(arguments: argparse.Namespace) -> Found:
     """Train a contestant for its time; return its updates, seconds, tokens and losses."""
     datasets.disable_progress_bars()
     (seed,) = arguments.seeds
-    flags = ["--preset", arguments.preset, "--train-dir", str(arguments.text)]
-    flags += ["--seed", str(seed), "--tokenizer-name", arguments.tokenizer, "--test-file", "None"]
-    if arguments.valid is not None:
-        flags += ["--valid-file", str(arguments.valid), "--valid-fraction", "0"]
-    else:
-        flags += ["--valid-file", "None", "--valid-fraction", "0.02"]
-    config = parse_pretrain([*flags, *arguments.flags]).settings
+    config = configuration(arguments, seed)
     text = read_text(config.data, seed)
     make = LEARNERS[arguments.learner]
     budget = 60 * arguments.minutes
@@ -176,6 +171,17 @@ def run(arguments: argparse.Namespace) -> Found:
             bits, accuracy = judge(learner, name)
             found |= {f"{name}_bits": bits, f"{name}_accuracy": accuracy}
     return found
+
+
+def configuration(arguments: argparse.Namespace, seed: int) -> PretrainingConfig:
+    """Return the settings of a run on the text of the command line."""
+    flags = ["--preset", arguments.preset, "--train-dir", str(arguments.text)]
+    flags += ["--seed", str(seed), "--tokenizer-name", arguments.tokenizer, "--test-file", "None"]
+    if arguments.valid is not None:
+        flags += ["--valid-file", str(arguments.valid), "--valid-fraction", "0"]
+    else:
+        flags += ["--valid-file", "None", "--valid-fraction", "0.02"]
+    return parse_pretrain([*flags, *arguments.flags]).settings
 
 
 def show(found: Found, name: str, seed: int) -> Found:
@@ -232,15 +238,19 @@ def draw(path: Path, results: list[Found]) -> None:
         seconds, bits = mean_curve([row["curve"] for row in results if row["learner"] == name])
         axes.plot(seconds, bits, marker="o", markersize=3, label=LABELS[name])
     axes.axhline(results[0]["plateau_bits"], linestyle="--", color="gray", label="plateau")
-    # One gray for text and lines, which can be read on a white page and on a black one.
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("bits per masked token")
+    make_plain(axes, "seconds of training", "bits per masked token")
+    axes.legend(labelcolor=GRAY, framealpha=0, fontsize=8)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def make_plain(axes: Any, x: str, y: str) -> None:
+    """Name the axes, and give them one gray that can be read on a white page and on a black one."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     for part in (axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):
         part.set_color(GRAY)
     axes.tick_params(colors=GRAY)
-    axes.legend(labelcolor=GRAY, framealpha=0, fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
 GRAY = "#808080"

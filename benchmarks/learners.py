@@ -25,6 +25,7 @@ from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
+from annotated_mpnet.mpnet.loop import UpdateResult
 from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
 from annotated_mpnet.mpnet.pretraining import cross_entropy_sum
 from annotated_mpnet.runs.initial_weights import build_model
@@ -36,6 +37,7 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.tracker import Tracker, nats_to_bits
 from annotated_mpnet.training.distributed import SharedNetwork, World
 from annotated_mpnet.training.loader import BatchLoader, evaluation_batches, prefetch
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -125,7 +127,7 @@ class Ours:
         self._bf16 = config.machine.precision == "bf16"
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),
-            build_optimizer(self.model, self.config.optimization, CPU),
+            choose_optimizer(self.model, self.config.optimization, CPU),
             self.config.optimization,
             self.config.objective.input_mode,
             self.config.run.seed,
@@ -139,7 +141,11 @@ class Ours:
 
     def update(self, number: int, batch: list[Batch]) -> int:
         """Make an update in our loop."""
-        return self._trainer.update(number, batch).num_tokens
+        return self.result(number, batch).num_tokens
+
+    def result(self, number: int, batch: list[Batch]) -> UpdateResult:
+        """Make an update in our loop, and return all that it says."""
+        return self._trainer.update(number, batch)
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
         """Return logits (B, P, V) for either objective."""
@@ -241,16 +247,27 @@ Curve = list[tuple[float, float]]
 """Pairs: seconds of training so far, and bits on the validation text."""
 
 
-def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[str, Any]:
+def bits_of_words(learner: Learner) -> float:
+    """Return the bits by the yardstick `words`."""
+    return judge(learner, "words")[0]
+
+
+def train(
+    learner: Learner,
+    updates: int,
+    judged: Sequence[int] = (),
+    judge_it: Callable[[Learner], float] = bits_of_words,
+) -> dict[str, Any]:
     """Make all updates of a learner.
 
     Args:
         learner: a fresh one.
         updates: how many.
         judged: the updates after which to judge it, with the clock stopped.
+        judge_it: how.
 
     Returns:
-        Seconds of training, the tokens it saw, and its curve by the yardstick `words`.
+        Seconds of training, the tokens it saw, and its curve.
     """
     tokens, seconds, curve = 0, 0.0, Curve()
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
@@ -260,7 +277,7 @@ def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[st
             if number + 1 in judged:
                 seconds += time.perf_counter() - started
                 # A short run may reach two of its points with the same update.
-                curve += [(seconds, judge(learner, "words")[0])] * judged.count(number + 1)
+                curve += [(seconds, judge_it(learner))] * judged.count(number + 1)
                 started = time.perf_counter()
         seconds += time.perf_counter() - started
     return {"seconds": seconds, "tokens": tokens, "curve": curve}

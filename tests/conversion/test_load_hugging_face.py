@@ -287,6 +287,20 @@ def test_bin_of_an_old_version_is_read(masked_lm: Path) -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_old_names_of_norms_are_read(masked_lm: Path) -> None:
+    expected = loaded(masked_lm).state_dict()
+    file = masked_lm / "model.safetensors"
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(renamed, file)
+    found = loaded(masked_lm).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_decoder_that_is_not_tied_is_refused(masked_lm: Path) -> None:
     tensors = load_file(masked_lm / "model.safetensors")
     tensors["lm_head.decoder.weight"] = tensors["mpnet.embeddings.word_embeddings.weight"] + 1
