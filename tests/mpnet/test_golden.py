@@ -1,4 +1,4 @@
-"""Our model computes what Microsoft's original computed: logits, loss, every gradient."""
+"""Our model gives the logits, loss and gradients of Microsoft's original."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForP
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) -> None:
+def test_logits_and_loss_equal_the_originals(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)
     model = golden_model(golden, attention)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_every_gradient_is_the_originals(
+def test_every_gradient_equals_the_originals(
     name: str, recompute: bool, attention: AttentionName
 ) -> None:
     golden = load_golden(name)
@@ -64,7 +64,7 @@ def test_state_dict_has_the_originals_names_and_no_others() -> None:
     assert {f"decoder.{name}" for name in names} == golden.weights.keys()
 
 
-def test_the_relative_bias_of_other_weights_is_not_dropped_in_silence() -> None:
+def test_a_relative_bias_in_the_weights_is_not_ignored_silently() -> None:
     golden = load_golden("mpnet_rel")
     without = MPNetForPretraining(load_golden("mpnet_norel").config)
     with pytest.raises(RuntimeError, match="relative_attention_bias"):

@@ -1,4 +1,4 @@
-"""Two ranks compute what one process does: the same gradients, losses, refusals."""
+"""Two ranks compute the same as one process: gradients, losses, errors."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ NETWORK = ModelConfig(
     activation_dropout=0.0,
 )
 PREDICTED = (1, 12, 3, 2)
-"""Predicted tokens of a sequence, in each of the four micro-batches of an update: very unequal."""
+"""Predicted tokens per sequence in the four micro-batches of an update: very unequal."""
 
 
 def batch(number: int, num_predicted: int) -> Batch:
@@ -53,7 +53,7 @@ def batch(number: int, num_predicted: int) -> Batch:
 def trainer_of(world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw") -> Trainer:
     torch.manual_seed(0)
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
-    # Without clipping, to compare the gradients themselves.
+    # Without clipping, to compare gradients.
     optimization = OptimizationConfig(
         lr=1e-3, warmup_updates=0, clip_grad_norm=0, optimizer=optimizer
     )
@@ -64,7 +64,7 @@ def trainer_of(world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw") 
 def train(
     world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw"
 ) -> dict[str, torch.Tensor]:
-    """Return losses, and each weight, gradient and mean after three updates."""
+    """Return losses, and all weights, gradients and moments after three updates."""
     trainer = trainer_of(world, fsdp=fsdp, optimizer=optimizer)
     losses = []
     for update in range(3):
@@ -88,7 +88,7 @@ def train_and_save(world: World, directory: Path, fsdp: bool) -> None:
 
 
 def load_again(world: World, directory: Path, fsdp: bool) -> None:
-    """Put rank 0's weights into networks that were drawn differently."""
+    """Load rank 0's weights into networks with different initial weights."""
     trainer = trainer_of(world, fsdp=fsdp)
     expected = {name: torch.full_like(each, 0.5) for name, each in full_tensors(trainer).items()}
     trainer.network.load(expected if world.is_first else {})
@@ -117,7 +117,7 @@ def diverge_on_rank_1_with_the_deferred_check(world: World, directory: Path, fsd
     trainer.update(0, [batch(world.rank, 3)])
     before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     for update in (1, 2):
-        # Only the loss, of one rank and in one update; the gradient is good.
+        # Only the loss of one rank in one update is bad; the gradient is good.
         with pytest.MonkeyPatch.context() as patch:
             if (world.rank, update) == (1, 1):
                 patch.setattr(torch.Tensor, "detach", lambda self: self * float("inf"))
