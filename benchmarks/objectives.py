@@ -40,20 +40,21 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from annotated_mpnet.conversion import export_to_hugging_face
-from annotated_mpnet.errors import ConfigError, DataError, UserError
+from annotated_mpnet.conversion.proof import quiet_transformers
+from annotated_mpnet.errors import ConfigError, UserError
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
-from annotated_mpnet.text.tokenizer import write_tokenizer
+from annotated_mpnet.text.sources import LocalFiles
+from annotated_mpnet.text.tokenizer import load_tokenizer, write_tokenizer
 from annotated_mpnet.training.loader import prefetch
 from common import machine, versions, write_json
 from contestants import Worker, serve
 from data_parts import prepare
-from end_to_end import GRAY, LABELS, configuration, make_plain
+from end_to_end import configuration
 from learners import (
     CPU,
     LEARNERS,
@@ -64,10 +65,10 @@ from learners import (
     Ours,
     train,
 )
-from probe import TASKS, Scores, Tasks, add_flags, check_flags, interval, line, probe, read_tasks
+from objectives_report import Found, Results, draw, show_summary
+from probe import TASKS, Tasks, add_flags, check_flags, probe, read_tasks
 
 LEARNERS_HERE = LEARNERS | {"plm": partial(Ours, mode="plm", start="local")}
-LABELS_HERE = LABELS | {"plm": "PLM, local start"}
 TURNS = 9
 STEPS_OF_A_TURN = 10
 
@@ -80,8 +81,6 @@ COMPARED = (
     *("stsb", "examples", "masked", "probe_seeds", "probe_lr"),
 )
 """The settings without which a restart would continue other measurements."""
-
-Found = dict[str, Any]
 
 
 def main() -> None:
@@ -140,40 +139,6 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-class Results:
-    """Measurements as lines of JSON, written one by one; a restart reads them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, list[Found]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_text(encoding="utf-8") if path.exists() else ""
-        # A line without an end was being written when the script was killed.
-        whole = whole[: whole.rfind("\n") + 1]
-        for number, each in enumerate(whole.splitlines(), 1):
-            try:
-                self.lines.append(json.loads(each))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON; remove it") from error
-        path.write_text(whole, encoding="utf-8")
-
-    def find(self, kind: str, **key: object) -> Found | None:
-        """Return the measurement of a kind with these values."""
-        wanted = {"kind": kind, **key}.items()
-        return next((each for each in self.lines if wanted <= _hashable(each)), None)
-
-    def add(self, kind: str, **values: object) -> Found:
-        """Write a measurement, and return it."""
-        self.lines.append({"kind": kind, **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
-        return self.lines[-1]
-
-
-def _hashable(found: Found) -> Any:
-    plain = {name: each for name, each in found.items() if not isinstance(each, list | dict)}
-    return plain.items()
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Measure what is missing in the folder, and show everything."""
     tasks = read_tasks(arguments.stsb, arguments.examples, arguments.masked)
@@ -205,10 +170,15 @@ def begin(arguments: argparse.Namespace, results: Results) -> None:
         ConfigError: the settings were others.
     """
     asked = {name: _plain(getattr(arguments, name)) for name in COMPARED}
-    head = results.find("head")
-    if head is None:
+    if len(results.lines) < 2:
+        # Not even a cost was measured. A wrong path is found here, not by a child.
+        results.begin_anew()
+        if arguments.text is not None:
+            LocalFiles.find(arguments.text, "--text")
+        if arguments.tokenizer is not None:
+            load_tokenizer(arguments.tokenizer)
         text, tokenizer = prepare(arguments.out, arguments.text, arguments.tokenizer)
-        head = results.add(
+        results.add(
             "head",
             settings=asked,
             text=str(text),
@@ -216,6 +186,7 @@ def begin(arguments: argparse.Namespace, results: Results) -> None:
             machine=machine(CPU),
             versions=versions(),
         )
+    head = results.lines[0]
     for name, value in asked.items():
         if head["settings"][name] != value:
             raise ConfigError(
@@ -331,74 +302,11 @@ def save(learner: Learner, directory: Path) -> None:
     tokenizer = learner.text.tokenizer
     directory.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(learner, HuggingFace):
-        learner.model.save_pretrained(directory)
+        with quiet_transformers():
+            learner.model.save_pretrained(directory)
         write_tokenizer(tokenizer, directory)
     elif isinstance(learner, Ours):
         export_to_hugging_face(learner.model, directory, tokenizer=tokenizer, overwrite=True)
-
-
-def of_seeds(
-    arguments: argparse.Namespace, results: Results, name: str, updates: int
-) -> list[list[Found]]:
-    """Return the scores of each seed of a learner, in the order of its checkpoints."""
-    return [
-        [
-            each
-            for each in results.lines
-            if each["kind"] == "scores"
-            and (each["learner"], each["seed"], each["updates"]) == (name, seed, updates)
-        ]
-        for seed in arguments.seeds
-    ]
-
-
-def show_summary(
-    title: str, arguments: argparse.Namespace, results: Results, updates: dict[str, int]
-) -> None:
-    """Print the scores at the end of the runs."""
-    print(f"\n{title}, seeds {' '.join(map(str, arguments.seeds))}")
-    print(f"{'':<28}" + "".join(f"{task:>7}{'':5}" for task in TASKS).rstrip())
-    for name in arguments.learners:
-        ends = [seed[-1]["scores"] for seed in of_seeds(arguments, results, name, updates[name])]
-        scores: Scores = {
-            task: [statistics.mean(end[task]) for end in ends] for task in TASKS if task in ends[0]
-        }
-        print(line(f"{name}, {updates[name]:,} updates", scores))
-
-
-def draw(
-    arguments: argparse.Namespace,
-    results: Results,
-    by_time: dict[str, int],
-    same: dict[str, int],
-) -> None:
-    """Draw each score over the time, and over the tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    (first, *_), *_ = of_seeds(
-        arguments, results, arguments.learners[0], same[arguments.learners[0]]
-    )
-    tasks = [task for task in TASKS if task in first["scores"]]
-    figure = Figure(figsize=(7, 2.2 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(tasks), 2, squeeze=False)
-    for task, pair in zip(tasks, grid, strict=True):
-        for axes, x, updates in zip(pair, ("seconds", "tokens"), (by_time, same), strict=True):
-            for name in arguments.learners:
-                seeds = of_seeds(arguments, results, name, updates[name])
-                points = list(zip(*seeds, strict=True))
-                at = [statistics.mean(each[x] for each in point) for point in points]
-                values = [
-                    [statistics.mean(each["scores"][task]) for each in point] for point in points
-                ]
-                middle = [interval(each)[0] for each in values]
-                (drawn,) = axes.plot(at, middle, marker="o", markersize=3, label=LABELS_HERE[name])
-                low, high = [min(each) for each in values], [max(each) for each in values]
-                axes.fill_between(at, low, high, color=drawn.get_color(), alpha=0.2)
-            make_plain(axes, f"{x} of training", task)
-    grid[0][0].legend(labelcolor=GRAY, framealpha=0, fontsize=8)
-    figure.savefig(arguments.picture, transparent=True, metadata={"Date": None})
 
 
 if __name__ == "__main__":
