@@ -177,7 +177,7 @@ def begin(arguments: argparse.Namespace, results: Results) -> None:
             LocalFiles.find(arguments.text, "--text")
         if arguments.tokenizer is not None:
             load_tokenizer(arguments.tokenizer)
-        text, tokenizer = prepare(arguments.out, arguments.text, arguments.tokenizer)
+        text, tokenizer = prepare(arguments.out.absolute(), arguments.text, arguments.tokenizer)
         results.add(
             "head",
             settings=asked,

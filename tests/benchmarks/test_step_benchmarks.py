@@ -32,13 +32,13 @@ def test_throughput_measures_a_contestant_in_a_process_of_its_own(
     assert "predicted/s" in checked(capsys.readouterr().out)
 
 
-def test_a_worker_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
     from contestants import Worker
 
-    # What it runs is `python -c FLAGS...`: a script that ends before it has answered.
-    monkeypatch.setattr("sys.argv", ["-c"])
+    script = tmp_path / "ends.py"
+    script.write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="a worker has ended, with code 3"):
-        Worker("ours", ["raise SystemExit(3)"])
+        Worker("ours", [], str(script))
 
 
 def test_a_ratio_is_the_median_of_those_of_the_same_round() -> None:
