@@ -1,8 +1,5 @@
 """Two processes that train together, started as torchrun would start them, without its seconds."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from torch.distributed import TCPStore
@@ -10,6 +7,7 @@ from torch.distributed import TCPStore
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, to_toml
+from processes import Command
 from waiting import HUNG
 
 
@@ -50,19 +48,13 @@ class Started:
     """
 
     def __init__(
-        self, config: PretrainingConfig, size: int = 2, *others: PretrainingConfig
+        self, config: PretrainingConfig, size: int = 2, *others: PretrainingConfig, limit: int = 0
     ) -> None:
-        """Start a command on all ranks, or others on the later ranks."""
+        """Start a command on all ranks, or others on the later ranks; `limit` as in `Command`."""
         self._store = open_store()
         configs = [config, *others, *[config] * (size - 1 - len(others))]
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "annotated_mpnet", *arguments_of(configs[rank])],
-                env={**os.environ, **environment(rank, size, self._store.port)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            Command(arguments_of(configs[rank]), environment(rank, size, self._store.port), limit)
             for rank in range(size)
         ]
 

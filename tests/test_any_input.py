@@ -16,10 +16,11 @@ import pytest
 from annotated_mpnet import cli
 from annotated_mpnet.errors import UserError, printable, without_password
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import ConvertCommand, ExplainCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.settings.fields import all_settings
+from annotated_mpnet.settings.parsing import parse_pretrain
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG
@@ -28,6 +29,7 @@ PROGRAMS = {
     "pretrain-mpnet": cli._pretrain,
     "convert-to-hf": cli._convert,
     "train-mpnet-tokenizer": cli._train_tokenizer,
+    "explain-mpnet": cli._explain,
 }
 
 
@@ -145,6 +147,11 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
     assert repr(second) in said
 
 
+def test_a_value_that_is_spelled_like_a_flag_is_no_flag() -> None:
+    settings = parse_pretrain(["--allow-change", "seed", "--seed", "3"]).settings
+    assert (settings.run.allow_change, settings.run.seed) == ("seed", 3)
+
+
 def test_a_second_file_after_a_flag_is_explained() -> None:
     assert "for several files give their directory" in refused("--valid-file", "a.txt", "b.txt")
 
@@ -153,16 +160,19 @@ COMMANDS: dict[str, type] = {
     "pretrain-mpnet": PretrainingConfig,
     "convert-to-hf": ConvertCommand,
     "train-mpnet-tokenizer": TokenizerCommand,
+    "explain-mpnet": ExplainCommand,
 }
 PATHS = [
     (program, each.flag)
     for program, kind in COMMANDS.items()
     for each in all_settings(kind)
-    if each.type is Path or each.name in ("tokenizer_name", "hf_model_path", "dataset_name")
+    if each.type is Path
+    or each.name in ("tokenizer_name", "hf_model_path", "dataset_name", "checkpoint")
 ] + [("pretrain-mpnet", "--config"), ("pretrain-mpnet", "--train-dir")]
 OTHERS = {
     "convert-to-hf": ["--mpnet-checkpoint-path=a", "--hf-model-folder-path=b"],
     "train-mpnet-tokenizer": ["--output=a", "b"],
+    "explain-mpnet": ["a word"],
 }
 
 

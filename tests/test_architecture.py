@@ -56,7 +56,8 @@ MAY_IMPORT = {
         "conversion",
         "runs",
     },
-    "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo"},
+    "explain": {"mpnet", "errors", "files", "settings", "text", "conversion"},
+    "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo", "explain"},
     "__main__": {"cli"},
     # The public names, imported when they are first asked for.
     "package": {"mpnet", "text", "conversion"},

@@ -20,17 +20,24 @@ import annotated_mpnet
 from annotated_mpnet import cli
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, to_toml
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.settings.reference import configuration_markdown
 from annotated_mpnet.tracking.sinks import read_metrics
+from processes import Command
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, tiny_config, write_text
 from waiting import HUNG, holds, wait_for
 
+COMMANDS = [PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand]
 NUMERIC = [
     (each.name, value)
     for group, each in fields_of(PretrainingConfig())
@@ -86,6 +93,7 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--dropout", "1"], ["--dropout"]),
         (["--max-positions", "128"], ["--max-positions", "--max-tokens"]),
         (["--warmup-updates", "20000"], ["--warmup-updates", "--total-updates"]),
+        (["--muon-lr", "1e-3"], ["--muon-lr is 0.001", "give --optimizer muon too"]),
         (["--decay-updates", "20"], ["--decay-updates is 20", "--schedule wsd"]),
         (
             ["--schedule", "wsd", "--warmup-updates", "900", "--total-updates", "1000"],
@@ -126,7 +134,7 @@ def test_without_text_and_without_the_hub_the_ways_out_are_said(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_help_fits_and_shows_each_setting_with_its_range(
     kind: type, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +193,7 @@ def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     assert "\x1b" not in said
 
 
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_the_version_is_printed_alone(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(kind, ["--version"], "program")
@@ -430,20 +438,33 @@ trainer.set_learning_rate = held
 """
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
+    return changed(tiny_config(text, directory), total_updates=40, test_file=None, export_hf=False)
+
+
+@pytest.fixture(scope="module")
+def whole(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run without a signal, in a process that did nothing else."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    command = command_of(config_of(text, directory))
+    subprocess.run(command, check=True, env=ONE_THREAD, timeout=HUNG)
+    return directory
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_resumed_run_is_the_same(
-    text: TinyText, tmp_path: Path, number: signal.Signals, code: int
+    text: TinyText, tmp_path: Path, whole: Path, number: signal.Signals, code: int
 ) -> None:
-    config = changed(
-        tiny_config(text, tmp_path / "run"), total_updates=40, test_file=None, export_hf=False
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    config = config_of(text, tmp_path / "run")
     process = subprocess.Popen(
         command_of(config, HELD),
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=ONE_THREAD,
     )
     wait_for(holds(tmp_path / "run" / "metrics.jsonl", '"step": 6'), process)
     process.send_signal(number)
@@ -453,18 +474,18 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     (stopped,) = (tmp_path / "run").glob("checkpoint[0-9]*")
     assert int(stopped.name.removeprefix("checkpoint")) <= 20
 
-    resumed = changed(config, resume=True)
-    whole = changed(config, checkpoint_dir=tmp_path / "whole")
-    for each in (resumed, whole):
-        subprocess.run(command_of(each), check=True, env=environment, timeout=HUNG)
+    resumed = Command(arguments_of(changed(config, resume=True)))
+    assert resumed.wait(HUNG) == 0
     for name in ("model.safetensors", "optimizer.safetensors"):
-        ends = [tmp_path / run / "checkpoint40" / name for run in ("run", "whole")]
+        ends = [run / "checkpoint40" / name for run in (tmp_path / "run", whole)]
         assert ends[0].read_bytes() == ends[1].read_bytes()
-    # A process that did nothing else took about as much memory as its plan said.
-    plan = re.search(r"memory: about ([\d.]+) ([MG])B of", (tmp_path / "whole/log.txt").read_text())
+
+
+def test_a_command_takes_about_as_much_memory_as_its_plan_said(whole: Path) -> None:
+    plan = re.search(r"memory: about ([\d.]+) ([MG])B of", (whole / "log.txt").read_text())
     assert plan
     planned = float(plan[1]) * {"M": 1e-3, "G": 1}[plan[2]]
-    records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    records = read_metrics(whole / "metrics.jsonl")
     measured = max(each.get("memory/peak_gb", 0) for each in records)
     assert 3 / 4 < planned / measured < 4 / 3
 

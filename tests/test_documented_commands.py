@@ -8,8 +8,6 @@ last of two equal flags holds, so that every word of the documentation is still 
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from annotated_mpnet import cli
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.sinks import read_metrics
+from processes import Command
 from tiny_run import TinyText, write_text
 from waiting import HUNG
 
@@ -181,14 +180,9 @@ def test_the_streaming_run(text: TinyText, tmp_path: Path) -> None:
 
 def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
     # In a process of its own, for W&B leaves threads and a process behind in the one that it is in.
-    program = [
-        sys.executable,
-        "-m",
-        "annotated_mpnet",
-        *changed_by(words_of(STREAM_IN_FULL), shlex.split(SMALL)),
-    ]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=HUNG)
-    assert done.returncode == 0, done.stderr
+    run = Command(changed_by(words_of(STREAM_IN_FULL), shlex.split(SMALL)))
+    _, complained = run.communicate(HUNG)
+    assert run.returncode == 0, complained
     # All three places know the same numbers, by the same names.
     events = EventAccumulator(str(tmp_path / "logs" / "my_mpnet_run"))
     events.Reload()

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.foreign_flags import NEARLY, SAME
@@ -45,7 +50,9 @@ PRETRAIN = {
     "--batch-size": (16, 32, []),
     "--update-freq": (8, 2, ["-gc_steps"]),
     "--gradient-checkpointing": (False, True, []),
+    "--optimizer": ("adamw", "muon", []),
     "--lr": (6e-4, 1e-4, []),
+    "--muon-lr": (None, 4e-3, []),
     "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
     "--schedule": ("polynomial", "wsd", []),
     "--decay-updates": (None, 500, []),
@@ -256,7 +263,7 @@ def test_each_command_points_to_flags_of_its_own() -> None:
 def test_every_pointer_leads_to_a_flag_and_every_foreign_name_to_one_place() -> None:
     flags = [
         {each.flag for each in all_settings(kind)}
-        for kind in (PretrainCommand, ConvertCommand, TokenizerCommand)
+        for kind in (PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand)
     ]
     for said in (*SAME, *NEARLY):
         ours = said.split()[0].rstrip(",:")

@@ -2,14 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -197,7 +194,7 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
         said, complained = process.communicate(timeout=HUNG)
     finally:
         process.kill()
-    # torchrun prints its own message and exits with 1, as README.md says.
+    # torchrun prints its own message and exits with 1, as docs/guide/gpus.md says.
     assert process.returncode == 1
     assert complained.count(f"pretrain-mpnet: stopped by {number.name}\n") == 1
     (saved,) = (tmp_path / "run").glob("checkpoint*")
@@ -232,17 +229,6 @@ def test_a_run_with_a_killed_rank_ends_and_resumes_as_the_same_run(
     assert ends[0] == ends[1]
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Within the block, new processes cannot write larger files."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
     text: TinyText, tmp_path: Path
 ) -> None:
@@ -250,9 +236,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
     run_ranks(changed(config, total_updates=4, checkpoint_dir=tmp_path / "first"))
     sizes = [(tmp_path / "first" / "checkpoint4" / name).stat().st_size for name in TENSORS]
     # The network can be written, but AdamW's means, twice as large, cannot.
-    with largest_file(sum(sizes) // 2):
-        started = Started(config)
-    endings = started.endings()
+    endings = Started(config, limit=sum(sizes) // 2).endings()
     assert [code for code, _, _ in endings] == [6, 6], endings
     assert "could not be written: File too large" in endings[0][2]
     assert "Traceback" not in endings[0][2]

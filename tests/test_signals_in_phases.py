@@ -29,6 +29,7 @@ from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import SIGNALS, StopRequest, listening
 from annotated_mpnet.tracking.report import REPORT
+from processes import forked
 from ranks import arguments_of
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG, wait_for
@@ -376,8 +377,7 @@ KILLED = [
 
 
 def die_in_each_phase(text: TinyText, directory: Path) -> None:
-    """Start the same run for each moment, in a process that dies there; say how each one ended."""
-    torch.set_num_threads(1)
+    """Start the same run for each moment, in a process that dies there."""
     for number, (phase, how) in enumerate(KILLED):
         # A thread writes the first checkpoint, and may be slower than the loop.
         saved = directory / f"run{number}" / "checkpoint3" if "resume" in how else None
@@ -388,28 +388,19 @@ def die_in_each_phase(text: TinyText, directory: Path) -> None:
             run(config_of(text, directory / f"run{number}"))
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, phase.name
 
 
 @pytest.fixture(scope="module")
 def killed(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of the runs that were killed.
 
-    In a process of its own: forking this one, with its threads, would not be safe. And only one of
-    them, because to import everything takes longer than all of the runs together.
+    In a process of its own: forking this one, with its threads, would not be safe.
     """
     directory = tmp_path_factory.mktemp("killed")
-    code = (
-        f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"import tiny_run, {Path(__file__).stem} as test\n"
-        "paths = [pathlib.Path(each) for each in sys.argv[1:]]\n"
-        "test.die_in_each_phase(tiny_run.TinyText(*paths[1:]), paths[0])"
-    )
-    paths = (directory, text.train_dir, text.valid_file, text.test_file, text.tokenizer)
-    command = [sys.executable, "-c", code, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["-9"] * len(KILLED), done.stderr
+    process = forked(die_in_each_phase, text, directory)
+    process.join(HUNG)
+    assert process.exitcode == 0
     return directory
 
 

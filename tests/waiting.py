@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from processes import Command
+
 HUNG = 600
 """Seconds after which a process or a thread counts as hung. No test depends on how fast anything
 happens: this only ends a wait that would never end."""
 
 
-def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[Any]) -> None:
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[Any] | Command) -> None:
     """Wait until a condition holds, and fail if a process ends before that.
 
     Args:

@@ -285,7 +285,7 @@ def test_few_words_in_a_sequence_are_warned_about_where_whole_words_are_predicte
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 100])
-def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
+def test_sequences_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
     monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 4)
     text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))
     alone = pack(tmp_path, text, num_workers=1)

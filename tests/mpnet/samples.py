@@ -35,6 +35,10 @@ class Golden:
     loss_sum: float
 
 
+def without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()}
+
+
 def load_golden(name: str) -> Golden:
     with safe_open(GOLDEN_DIRECTORY / f"{name}.safetensors", "pt") as file:
         told = file.metadata()

@@ -8,7 +8,14 @@ the same to the product that follows it.
 
 import pytest
 import torch
-from samples import GOLDEN_NAMES, Golden, load_golden, logits_of, relative_difference
+from samples import (
+    GOLDEN_NAMES,
+    Golden,
+    load_golden,
+    logits_of,
+    relative_difference,
+    without_prefix,
+)
 
 from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -22,7 +29,7 @@ GRADIENT_SHARE = 0.04
 
 def model_under_test(golden: Golden, attention: AttentionName) -> MPNetForPretraining:
     model = MPNetForPretraining(golden.config)
-    model.load_fairseq_state_dict(golden.weights)
+    model.load_state_dict(without_prefix(golden.weights))
     model.use_attention(ATTENTIONS[attention])
     return model
 

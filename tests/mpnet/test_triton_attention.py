@@ -26,6 +26,7 @@ from samples import (
     random_batch,
     random_model,
     relative_difference,
+    without_prefix,
 )
 
 from annotated_mpnet.fast import triton_attention
@@ -305,7 +306,7 @@ def test_logits_loss_and_every_gradient_are_the_originals(
     monkeypatch.setattr(triton_attention, "USUAL", Launch())
     golden = load_golden(name)
     model = MPNetForPretraining(golden.config)
-    model.load_fairseq_state_dict(golden.weights)
+    model.load_state_dict(without_prefix(golden.weights))
     model.to(DEVICE).use_attention(ATTENTIONS["triton"])
     batch = golden.batch.to(torch.device(DEVICE))
     logits_BPV = logits_of(model, batch, golden.input_mode)

@@ -1,6 +1,5 @@
 """Two ranks compute what one process does: the same gradients, losses, refusals."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -14,14 +13,15 @@ import torch
 from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
-from annotated_mpnet.mpnet.optimizer import build_optimizer
+from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig, OptimizerName
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import explaining_memory
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
+from processes import forked
 from ranks import environment, open_store
 from waiting import HUNG
 
@@ -50,18 +50,22 @@ def batch(number: int, num_predicted: int) -> Batch:
     return Batch(ids_BL, positions_BP, predicted_BP, None, 40, 2 * num_predicted)
 
 
-def trainer_of(world: World, *, fsdp: bool) -> Trainer:
+def trainer_of(world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw") -> Trainer:
     torch.manual_seed(0)
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
     # Without clipping, to compare the gradients themselves.
-    optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
-    optimizer = build_optimizer(network.model, optimization, CPU)
-    return Trainer(network, optimizer, optimization, "mpnet", 12345, False, Tracker.silent())
+    optimization = OptimizationConfig(
+        lr=1e-3, warmup_updates=0, clip_grad_norm=0, optimizer=optimizer
+    )
+    steps = choose_optimizer(network.model, optimization, CPU)
+    return Trainer(network, steps, optimization, "mpnet", 12345, False, Tracker.silent())
 
 
-def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
+def train(
+    world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw"
+) -> dict[str, torch.Tensor]:
     """Return losses, and each weight, gradient and mean after three updates."""
-    trainer = trainer_of(world, fsdp=fsdp)
+    trainer = trainer_of(world, fsdp=fsdp, optimizer=optimizer)
     losses = []
     for update in range(3):
         batches = [batch(10 * update + m, count) for m, count in enumerate(PREDICTED)]
@@ -161,7 +165,6 @@ def in_process(
     fsdp: bool,
 ) -> None:
     os.environ |= variables
-    torch.set_num_threads(1)
     try:
         with open_world(HUNG) as world:
             action(world, directory, fsdp)
@@ -179,17 +182,11 @@ def on_two_ranks(
     fsdp: bool = False,
     codes: Sequence[int] = (0, 0),
 ) -> None:
-    context, store = multiprocessing.get_context("spawn"), open_store()
+    store = open_store()
     processes = [
-        context.Process(
-            target=in_process,
-            args=(action, rank, environment(rank, 2, store.port), directory, fsdp),
-            daemon=True,  # ends with the tests, should it hang
-        )
+        forked(in_process, action, rank, environment(rank, 2, store.port), directory, fsdp)
         for rank in range(2)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(HUNG)
     said = [path.read_text() for path in directory.glob("failed*")]

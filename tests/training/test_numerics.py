@@ -6,7 +6,6 @@
 import gc
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -39,6 +38,7 @@ from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.tokenizer import load_tokenizer
 from annotated_mpnet.training.distributed import World
 from annotated_mpnet.training.trainer import Trainer
+from processes import forked
 from ranks import environment, open_store
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG
@@ -271,19 +271,18 @@ def in_process(
 def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
     text: TinyText, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
     # A store for each run: it keeps what its processes have agreed on.
     stores = [open_store() for _ in range(RUNS_ON_TWO_RANKS)]
     processes = [
-        context.Process(
-            target=in_process,
-            args=(rank, text, tmp_path, iter([environment(rank, 2, each.port) for each in stores])),
-            daemon=True,  # ends with the tests, should it hang
+        forked(
+            in_process,
+            rank,
+            text,
+            tmp_path,
+            iter([environment(rank, 2, each.port) for each in stores]),
         )
         for rank in range(2)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(HUNG)
     said = [path.read_text() for path in tmp_path.glob("failed*")]
