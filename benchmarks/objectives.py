@@ -7,29 +7,33 @@
             [-- FLAGS OF pretrain-mpnet ...]
 
 `mpnet`, `mlm` and `plm` are the same network with the same weights at the start, the same
-sequences in the same order, whole words masked, and the same optimizer. `hf` is transformers'
-MPNetForMaskedLM in a plain loop, initialised and masked as `run_mlm.py` does it (single tokens,
-15 %), with the optimizer and schedule of the others. (`end_to_end.py` says what else is equal.)
+sequences in the same order, whole words masked, and the same optimizer (`-- --optimizer muon` for
+another than AdamW). `hf` is transformers' MPNetForMaskedLM in a plain loop with AdamW, initialised
+and masked as `run_mlm.py` does it (single tokens, 15 %). `end_to_end.py` says what else is equal,
+and which other learners there are.
 
-**The same time.** All learners first make updates in turn, in processes of their own. The median of
-these turns is what an update costs, and the number of updates is the minutes divided by it. So a
-noisy neighbour slows all of them down, not one. The learning rate's schedule ends with the last
-update.
+**The same time.** First all learners make updates in turn, each in its own process. The median over
+the turns is the cost of an update, so other work on the machine slows all of them alike. The number
+of updates is the time divided by this cost, and the learning rate's schedule ends with the last
+one. The table shows the seconds that they really took.
 
-**The same updates.** Those of the slowest learner; the others make a second, shorter run.
+**The same updates.** As many as the slowest learner makes; the others make a second, shorter run.
 
-After the shares `--at` of a run, with the clock stopped, the network is saved and then asked what
-`probe.py` asks. ± is half a 95 % interval of the mean over the seeds, by Student's t. The picture
-shows the mean, and from the smallest to the largest of the seeds; on the left over the time, on the
-right over the tokens.
+At each share `--at` of a run the clock stops, and the network is saved. `probe.py` says what the
+scores of such a checkpoint are. ± is half a 95 % interval of the mean over the seeds, by Student's
+t. The picture shows the mean, and a band from the lowest to the highest seed: on the left the same
+time, over seconds; on the right the same updates, over tokens.
 
-Everything is in the folder `--out`: the checkpoints, and a line in results.jsonl for all that was
-measured. Started again, the script continues with what is missing, and seeds or learners can be
-added. A run that was cut short starts again.
+The folder `--out` keeps the checkpoints, and results.jsonl with a line per measurement. Start the
+command again to continue with what is missing, for example after adding seeds or learners. A run
+that was interrupted starts again from its beginning.
 
-Let nothing else run on the machine. All of it takes at most learners x seeds x 2 x minutes, and the
-probe of each checkpoint. The demo's novels are soon repeated; for a longer run give it more text,
-and a tokenizer learned from it (train-mpnet-tokenizer).
+Run nothing else on the machine. It takes at most learners x seeds x 2 x minutes, and the probe of
+each checkpoint. The demo's novels are soon repeated, so for a longer run take more text:
+
+    train-mpnet-tokenizer novels.txt --vocab-size 8000 --output novels-tokenizer
+    python benchmarks/objectives.py --text novels.txt --tokenizer novels-tokenizer --minutes 5
+        --stsb DIR --picture objectives.svg --json objectives.json
 """
 
 import argparse

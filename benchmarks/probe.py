@@ -28,6 +28,12 @@ examples of each task, for a first look; `--seeds` without a number leaves out `
 
 The learning rate of `tuned` is one for base's size; small networks want more: the preset demo's got
 0.36 with 5e-5, 0.43 with 2e-4 and 0.48 with 1e-3 (one seed).
+
+What does continued pretraining do to a sentence encoder?
+
+    pretrain-mpnet --preset continue --hf-model-path all-mpnet-base-v2 --train-dir my_text
+        --max-tokens 128 --batch-size 8 --update-freq 1 --total-updates 200
+    python benchmarks/probe.py all-mpnet-base-v2 checkpoints/continue/hf --stsb DIR
 """
 
 import argparse

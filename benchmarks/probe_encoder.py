@@ -82,8 +82,8 @@ class Masked:
         data = replace(config.data, max_tokens=longest(self.model))
         optimization = replace(config.optimization, batch_size=BATCH)
         self.config = replace(config, data=data, optimization=optimization)
-        rows = pack_sequences(source, tokenizer, data.max_tokens, packing=data.packing)
-        self.text = Text(tokenizer, vocabulary_of(tokenizer), rows, rows, None)
+        sequences = pack_sequences(source, tokenizer, data.max_tokens, packing=data.packing)
+        self.text = Text(tokenizer, vocabulary_of(tokenizer), sequences, sequences, None)
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
         """Return logits (B, P, V)."""
