@@ -7,29 +7,33 @@
             [-- FLAGS OF pretrain-mpnet ...]
 
 `mpnet`, `mlm` and `plm` are the same network with the same weights at the start, the same
-sequences in the same order, whole words masked, and the same optimizer. `hf` is transformers'
-MPNetForMaskedLM in a plain loop, initialised and masked as `run_mlm.py` does it (single tokens,
-15 %), with the optimizer and schedule of the others. (`end_to_end.py` says what else is equal.)
+sequences in the same order, whole words masked, and the same optimizer (`-- --optimizer muon` for
+another than AdamW). `hf` is transformers' MPNetForMaskedLM in a plain loop with AdamW, initialised
+and masked as `run_mlm.py` does it (single tokens, 15 %). `end_to_end.py` says what else is equal,
+and which other learners there are.
 
-**The same time.** All learners first make updates in turn, in processes of their own. The median of
-these turns is what an update costs, and the number of updates is the minutes divided by it. So a
-noisy neighbour slows all of them down, not one. The learning rate's schedule ends with the last
-update.
+**The same time.** First all learners make updates in turn, each in its own process. The median over
+the turns is the cost of an update, so other work on the machine slows all of them alike. The number
+of updates is the time divided by this cost, and the learning rate's schedule ends with the last
+one. The table shows the seconds that they really took.
 
-**The same updates.** Those of the slowest learner; the others make a second, shorter run.
+**The same updates.** As many as the slowest learner makes; the others make a second, shorter run.
 
-After the shares `--at` of a run, with the clock stopped, the network is saved and then asked what
-`probe.py` asks. ± is half a 95 % interval of the mean over the seeds, by Student's t. The picture
-shows the mean, and from the smallest to the largest of the seeds; on the left over the time, on the
-right over the tokens.
+At each share `--at` of a run the clock stops, and the network is saved. `probe.py` says what the
+scores of such a checkpoint are. ± is half a 95 % interval of the mean over the seeds, by Student's
+t. The picture shows the mean, and a band from the lowest to the highest seed: on the left the same
+time, over seconds; on the right the same updates, over tokens.
 
-Everything is in the folder `--out`: the checkpoints, and a line in results.jsonl for all that was
-measured. Started again, the script continues with what is missing, and seeds or learners can be
-added. A run that was cut short starts again.
+The folder `--out` keeps the checkpoints, and results.jsonl with a line per measurement. Start the
+command again to continue with what is missing, for example after adding seeds or learners. A run
+that was interrupted starts again from its beginning.
 
-Let nothing else run on the machine. All of it takes at most learners x seeds x 2 x minutes, and the
-probe of each checkpoint. The demo's novels are soon repeated; for a longer run give it more text,
-and a tokenizer learned from it (train-mpnet-tokenizer).
+Run nothing else on the machine. It takes at most learners x seeds x 2 x minutes, and the probe of
+each checkpoint. The demo's novels are soon repeated, so for a longer run take more text:
+
+    train-mpnet-tokenizer novels.txt --vocab-size 8000 --output novels-tokenizer
+    python benchmarks/objectives.py --text novels.txt --tokenizer novels-tokenizer --minutes 5
+        --stsb DIR --picture objectives.svg --json objectives.json
 """
 
 import argparse
@@ -40,20 +44,21 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from annotated_mpnet.conversion import export_to_hugging_face
-from annotated_mpnet.errors import ConfigError, DataError, UserError
+from annotated_mpnet.conversion.proof import quiet_transformers
+from annotated_mpnet.errors import ConfigError, UserError
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
-from annotated_mpnet.text.tokenizer import write_tokenizer
+from annotated_mpnet.text.sources import LocalFiles
+from annotated_mpnet.text.tokenizer import load_tokenizer, write_tokenizer
 from annotated_mpnet.training.loader import prefetch
 from common import machine, versions, write_json
 from contestants import Worker, serve
 from data_parts import prepare
-from end_to_end import GRAY, LABELS, configuration, make_plain
+from end_to_end import configuration
 from learners import (
     CPU,
     LEARNERS,
@@ -64,10 +69,10 @@ from learners import (
     Ours,
     train,
 )
-from probe import TASKS, Scores, Tasks, add_flags, check_flags, interval, line, probe, read_tasks
+from objectives_report import Found, Results, draw, show_summary
+from probe import TASKS, Tasks, add_flags, check_flags, probe, read_tasks
 
 LEARNERS_HERE = LEARNERS | {"plm": partial(Ours, mode="plm", start="local")}
-LABELS_HERE = LABELS | {"plm": "PLM, local start"}
 TURNS = 9
 STEPS_OF_A_TURN = 10
 
@@ -80,8 +85,6 @@ COMPARED = (
     *("stsb", "examples", "masked", "probe_seeds", "probe_lr"),
 )
 """The settings without which a restart would continue other measurements."""
-
-Found = dict[str, Any]
 
 
 def main() -> None:
@@ -140,40 +143,6 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-class Results:
-    """Measurements as lines of JSON, written one by one; a restart reads them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, list[Found]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_text(encoding="utf-8") if path.exists() else ""
-        # A line without an end was being written when the script was killed.
-        whole = whole[: whole.rfind("\n") + 1]
-        for number, each in enumerate(whole.splitlines(), 1):
-            try:
-                self.lines.append(json.loads(each))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON; remove it") from error
-        path.write_text(whole, encoding="utf-8")
-
-    def find(self, kind: str, **key: object) -> Found | None:
-        """Return the measurement of a kind with these values."""
-        wanted = {"kind": kind, **key}.items()
-        return next((each for each in self.lines if wanted <= _hashable(each)), None)
-
-    def add(self, kind: str, **values: object) -> Found:
-        """Write a measurement, and return it."""
-        self.lines.append({"kind": kind, **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
-        return self.lines[-1]
-
-
-def _hashable(found: Found) -> Any:
-    plain = {name: each for name, each in found.items() if not isinstance(each, list | dict)}
-    return plain.items()
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Measure what is missing in the folder, and show everything."""
     tasks = read_tasks(arguments.stsb, arguments.examples, arguments.masked)
@@ -205,10 +174,15 @@ def begin(arguments: argparse.Namespace, results: Results) -> None:
         ConfigError: the settings were others.
     """
     asked = {name: _plain(getattr(arguments, name)) for name in COMPARED}
-    head = results.find("head")
-    if head is None:
-        text, tokenizer = prepare(arguments.out, arguments.text, arguments.tokenizer)
-        head = results.add(
+    if len(results.lines) < 2:
+        # Not even a cost was measured. A wrong path is found here, not by a child.
+        results.begin_anew()
+        if arguments.text is not None:
+            LocalFiles.find(arguments.text, "--text")
+        if arguments.tokenizer is not None:
+            load_tokenizer(arguments.tokenizer)
+        text, tokenizer = prepare(arguments.out.absolute(), arguments.text, arguments.tokenizer)
+        results.add(
             "head",
             settings=asked,
             text=str(text),
@@ -216,6 +190,7 @@ def begin(arguments: argparse.Namespace, results: Results) -> None:
             machine=machine(CPU),
             versions=versions(),
         )
+    head = results.lines[0]
     for name, value in asked.items():
         if head["settings"][name] != value:
             raise ConfigError(
@@ -331,74 +306,11 @@ def save(learner: Learner, directory: Path) -> None:
     tokenizer = learner.text.tokenizer
     directory.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(learner, HuggingFace):
-        learner.model.save_pretrained(directory)
+        with quiet_transformers():
+            learner.model.save_pretrained(directory)
         write_tokenizer(tokenizer, directory)
     elif isinstance(learner, Ours):
         export_to_hugging_face(learner.model, directory, tokenizer=tokenizer, overwrite=True)
-
-
-def of_seeds(
-    arguments: argparse.Namespace, results: Results, name: str, updates: int
-) -> list[list[Found]]:
-    """Return the scores of each seed of a learner, in the order of its checkpoints."""
-    return [
-        [
-            each
-            for each in results.lines
-            if each["kind"] == "scores"
-            and (each["learner"], each["seed"], each["updates"]) == (name, seed, updates)
-        ]
-        for seed in arguments.seeds
-    ]
-
-
-def show_summary(
-    title: str, arguments: argparse.Namespace, results: Results, updates: dict[str, int]
-) -> None:
-    """Print the scores at the end of the runs."""
-    print(f"\n{title}, seeds {' '.join(map(str, arguments.seeds))}")
-    print(f"{'':<28}" + "".join(f"{task:>7}{'':5}" for task in TASKS).rstrip())
-    for name in arguments.learners:
-        ends = [seed[-1]["scores"] for seed in of_seeds(arguments, results, name, updates[name])]
-        scores: Scores = {
-            task: [statistics.mean(end[task]) for end in ends] for task in TASKS if task in ends[0]
-        }
-        print(line(f"{name}, {updates[name]:,} updates", scores))
-
-
-def draw(
-    arguments: argparse.Namespace,
-    results: Results,
-    by_time: dict[str, int],
-    same: dict[str, int],
-) -> None:
-    """Draw each score over the time, and over the tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    (first, *_), *_ = of_seeds(
-        arguments, results, arguments.learners[0], same[arguments.learners[0]]
-    )
-    tasks = [task for task in TASKS if task in first["scores"]]
-    figure = Figure(figsize=(7, 2.2 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(tasks), 2, squeeze=False)
-    for task, pair in zip(tasks, grid, strict=True):
-        for axes, x, updates in zip(pair, ("seconds", "tokens"), (by_time, same), strict=True):
-            for name in arguments.learners:
-                seeds = of_seeds(arguments, results, name, updates[name])
-                points = list(zip(*seeds, strict=True))
-                at = [statistics.mean(each[x] for each in point) for point in points]
-                values = [
-                    [statistics.mean(each["scores"][task]) for each in point] for point in points
-                ]
-                middle = [interval(each)[0] for each in values]
-                (drawn,) = axes.plot(at, middle, marker="o", markersize=3, label=LABELS_HERE[name])
-                low, high = [min(each) for each in values], [max(each) for each in values]
-                axes.fill_between(at, low, high, color=drawn.get_color(), alpha=0.2)
-            make_plain(axes, f"{x} of training", task)
-    grid[0][0].legend(labelcolor=GRAY, framealpha=0, fontsize=8)
-    figure.savefig(arguments.picture, transparent=True, metadata={"Date": None})
 
 
 if __name__ == "__main__":

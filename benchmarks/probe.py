@@ -24,18 +24,23 @@ with the same tokenizer only. A model trained with `plm` has never read a mask.
 
 STS-B is not part of the project; DIR holds the files en-train.csv and en-test.csv of
 https://github.com/PhilipMay/stsb-multi-mt (licence CC BY-SA 4.0). `--examples` limits the number of
-examples of each task, for a first look. The learning rate of `tuned` is one for base's size; small
-networks want more: the preset demo's got 0.36 with 5e-5, 0.43 with 2e-4 and 0.48 with 1e-3 (one
-seed).
+examples of each task, for a first look; `--seeds` without a number leaves out `tuned`.
+
+The learning rate of `tuned` is one for base's size; small networks want more: the preset demo's got
+0.36 with 5e-5, 0.43 with 2e-4 and 0.48 with 1e-3 (one seed).
+
+What does continued pretraining do to a sentence encoder?
+
+    pretrain-mpnet --preset continue --hf-model-path all-mpnet-base-v2 --train-dir my_text
+        --max-tokens 128 --batch-size 8 --update-freq 1 --total-updates 200
+    python benchmarks/probe.py all-mpnet-base-v2 checkpoints/continue/hf --stsb DIR
 """
 
 import argparse
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,40 +49,29 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import numpy as np
-import torch
 from scipy import stats
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerModelCardData,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import InputModule, Pooling
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from annotated_mpnet.conversion import LoadedWeights, load_any
+from annotated_mpnet.conversion import load_any
 from annotated_mpnet.demo.corpus import VALID
 from annotated_mpnet.errors import CheckpointError, UserError
-from annotated_mpnet.fast.attention import ATTENTIONS
-from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.mpnet.config import InputMode
-from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
-from annotated_mpnet.runs.initial_weights import DROPOUTS
-from annotated_mpnet.runs.preparation import choose_attention
-from annotated_mpnet.runs.texts import Text
-from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.streams.eval_samples import Samples
-from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.sources import LocalFiles
-from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
+from annotated_mpnet.text.tokenizer import load_tokenizer
 from common import machine, write_json
 from learners import CPU, judge
+from probe_encoder import (
+    Masked,
+    build_encoder,
+    fine_tune,
+    similarity,
+    spearman,
+    vectors_of,
+)
 from probe_tasks import (
     Examples,
     Similarity,
@@ -88,11 +82,7 @@ from probe_tasks import (
     read_similarity,
 )
 
-LONGEST = 128
-"""Tokens after which a text is cut, or earlier, where the network's positions end."""
-BATCH = 32
 FOLDS = 5
-EPOCHS = 4
 ALPHAS = np.logspace(-1, 5, 13)
 """Strengths of the classifier's penalty, of which it takes the best on its training folds."""
 
@@ -154,7 +144,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL")
     add_flags(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of `tuned`")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of `tuned`")
     parser.add_argument("--lr", type=float, default=5e-5, help="of `tuned`")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -208,11 +198,10 @@ def probe(model: str, tasks: Tasks, seeds: Sequence[int], lr: float) -> Scores:
     encoder = build_encoder(loaded, tokenizer)
     if tasks.pairs is not None:
         found["sts"] = [similarity(encoder, tasks.pairs)]
-        found["tuned"] = []
         for seed in seeds:
             tuned = build_encoder(loaded, tokenizer)
             fine_tune(tuned, tasks.training, seed, lr)
-            found["tuned"].append(similarity(tuned, tasks.pairs))
+            found.setdefault("tuned", []).append(similarity(tuned, tasks.pairs))
     for task, examples in tasks.examples.items():
         classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(ALPHAS))
         found[task] = accuracies(classifier, vectors_of(encoder, examples.texts), examples)
@@ -237,126 +226,9 @@ def probe_words(tasks: Tasks) -> Scores:
     return found
 
 
-class Ours(InputModule):
-    """Our network as a module of sentence-transformers, so nothing has to be exported."""
-
-    def __init__(self, loaded: LoadedWeights, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.model, self.tokenizer = build_network(loaded), tokenizer
-
-    def preprocess(self, inputs: Sequence[Any], *_: object, **__: object) -> dict[str, Any]:
-        """Return a padded batch of texts."""
-        length = longest(self.model)
-        settings: Any = {"max_length": length, "truncation": True, "padding": True}
-        return dict(self.tokenizer(list(inputs), return_tensors="pt", **settings))
-
-    def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
-        """Add the hidden state of each token."""
-        hidden_BLD = self.model.encode(features["input_ids"], features["attention_mask"])
-        return features | {"token_embeddings": hidden_BLD}
-
-    def save(self, *_: object, **__: object) -> None:
-        """Save nothing; the class asks for this method."""
-
-
-class Masked:
-    """A trained network, as `learners.judge` wants it."""
-
-    def __init__(
-        self,
-        loaded: LoadedWeights,
-        tokenizer: PreTrainedTokenizerFast,
-        source: LocalFiles | Samples,
-    ) -> None:
-        self.model, config = build_network(loaded).eval(), PretrainingConfig()
-        data = replace(config.data, max_tokens=longest(self.model))
-        optimization = replace(config.optimization, batch_size=BATCH)
-        self.config = replace(config, data=data, optimization=optimization)
-        rows = pack_sequences(source, tokenizer, data.max_tokens, packing=data.packing)
-        self.text = Text(tokenizer, vocabulary_of(tokenizer), rows, rows, None)
-
-    def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
-        """Return logits (B, P, V)."""
-        places, ids = batch.predicted_positions, batch.predicted_ids
-        logits_BPV: torch.Tensor = self.model(
-            batch.input_ids, places, ids, batch.attention_mask, mode
-        )
-        return logits_BPV
-
-
-def build_network(loaded: LoadedWeights) -> MPNetForPretraining:
-    """Return a network without dropout."""
-    model = MPNetForPretraining(replace(loaded.config, **dict.fromkeys(DROPOUTS, 0.0)))
-    model.load_state_dict(loaded.tensors)
-    model.use_attention(ATTENTIONS[choose_attention("auto", CPU)[0]])
-    return model
-
-
-def longest(model: MPNetForPretraining) -> int:
-    """Return the tokens after which a text is cut."""
-    return min(LONGEST, model.config.max_positions)
-
-
-def build_encoder(loaded: LoadedWeights, tokenizer: PreTrainedTokenizerFast) -> SentenceTransformer:
-    """Return the network followed by the mean over the tokens."""
-    network = Ours(loaded, tokenizer)
-    pooling = Pooling(loaded.config.encoder_embed_dim, "mean")
-    # The card is never written, but the trainer would look for examples to show in it.
-    card = SentenceTransformerModelCardData(local_files_only=True, generate_widget_examples=False)
-    card.widget = [{}]
-    return SentenceTransformer(modules=[network, pooling], device="cpu", model_card_data=card)
-
-
-def similarity(encoder: SentenceTransformer, pairs: Similarity) -> float:
-    """Return how well the cosine of two sentences agrees with people."""
-    first, second = (vectors_of(encoder, texts) for texts in (pairs.first, pairs.second))
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return spearman((first * second).sum(axis=1) / lengths, pairs)
-
-
-def vectors_of(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
-    """Return the vector of each text, (texts, D)."""
-    vectors: np.ndarray = encoder.encode(texts, batch_size=BATCH, show_progress_bar=False)
-    return vectors
-
-
-def spearman(numbers: np.ndarray, pairs: Similarity) -> float:
-    return float(stats.spearmanr(numbers, pairs.score).statistic)
-
-
-def fine_tune(
-    encoder: SentenceTransformer, pairs: tuple[list[str], list[str]], seed: int, lr: float
-) -> None:
-    """Train an encoder on pairs; the seed decides their order."""
-    first, second = pairs
-    updates = EPOCHS * -(-len(first) // BATCH)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SentenceTransformerTrainer(
-            model=encoder,
-            args=SentenceTransformerTrainingArguments(
-                output_dir=folder,
-                num_train_epochs=EPOCHS,
-                per_device_train_batch_size=BATCH,
-                learning_rate=lr,
-                warmup_steps=round(0.1 * updates),
-                seed=seed,
-                use_cpu=True,
-                dataloader_pin_memory=False,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
-            train_dataset=datasets.Dataset.from_dict({"anchor": first, "positive": second}),
-            loss=MultipleNegativesRankingLoss(encoder),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-
-
 def accuracies(classifier: Any, inputs: Any, examples: Examples) -> list[float]:
     """Return the accuracy on each fold of chapters, by a classifier trained on the others."""
-    folds = GroupKFold(FOLDS)
+    folds = StratifiedGroupKFold(FOLDS)
     scores = cross_val_score(
         classifier, inputs, examples.labels, groups=examples.chapters, cv=folds
     )

@@ -148,3 +148,20 @@ def test_a_wrong_flag_is_refused_before_anything_is_done(
         objectives.main()
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_wrong_text_is_named_and_the_folder_stays_usable(
+    tiny: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--learners", "mlm", "--seeds", "1"]
+    with pytest.raises(SystemExit) as end:
+        start(tiny, tmp_path, monkeypatch, *flags, "--text", "nowhere")
+    assert end.value.code == 3
+    said = capsys.readouterr().err
+    assert said.startswith("objectives.py: --text 'nowhere' does not exist")
+    assert said.count("\n") == 1
+    results, _ = start(tiny, tmp_path, monkeypatch, *flags)
+    assert results[0]["settings"]["text"] is None

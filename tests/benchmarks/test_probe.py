@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 import probe
+import probe_encoder
 import probe_tasks
 from annotated_mpnet.errors import DataError
 from tiny_run import changed, run, tiny_config, write_text
@@ -64,9 +65,9 @@ def test_a_run_its_export_and_an_encoder_made_of_it_get_the_same_scores(
     export, encoder = directory / "run" / "hf", directory / "encoder"
     SentenceTransformer(str(export), device="cpu").save(str(encoder))
     models = [str(path) for path in (directory / "run", export, encoder)]
-    flags = [*models, "--stsb", str(directory), "--seeds", "1", "2", "--lr", "1e-2"]
+    flags = [*models, "--stsb", str(directory), "--seeds", "1", "--lr", "1e-2"]
     flags += ["--examples", "100", "--masked", str(directory / "text" / "valid.txt")]
-    monkeypatch.setattr(probe, "EPOCHS", 1)
+    monkeypatch.setattr(probe_encoder, "EPOCHS", 1)
     *results, words = run_main(probe.main, flags, directory, monkeypatch)
     assert [each.pop("model") for each in results] == models
     for result in results:
@@ -78,7 +79,7 @@ def test_a_run_its_export_and_an_encoder_made_of_it_get_the_same_scores(
     assert list(results[0]) == list(results[1]) == list(probe.TASKS)
     assert list(results[2]) == ["sts", "tuned", "novel", "order"]
     assert list(words) == ["model", "sts", "novel", "order"]
-    assert len(results[0]["tuned"]["values"]) == 2
+    assert len(results[0]["tuned"]["values"]) == 1
     assert len(results[0]["novel"]["values"]) == probe.FOLDS
     assert results[0]["tuned"]["mean"] != results[0]["sts"]["mean"]
     assert 0 <= results[0]["masked"]["mean"] < 1

@@ -32,13 +32,13 @@ def test_throughput_measures_a_contestant_in_its_own_process(
     assert "predicted/s" in checked(capsys.readouterr().out)
 
 
-def test_a_worker_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
     from contestants import Worker
 
-    # It runs `python -c FLAGS...`, a script that ends before it replies.
-    monkeypatch.setattr("sys.argv", ["-c"])
+    script = tmp_path / "ends.py"
+    script.write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="a worker failed with exit code 3"):
-        Worker("ours", ["raise SystemExit(3)"])
+        Worker("ours", [], str(script))
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
