@@ -202,7 +202,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 ) -> None:
     whole = changed(config, checkpoint_dir=tmp_path / "whole")
     _, said = run(whole)
-    assert "optimizer: Muon for the matrices" in said
+    assert "optimizer: Muon at 0.002 for the matrices of layers and head, AdamW at 0.001" in said
     assert "weights, gradients and Muon:" in said
     run_until(2, config)
     run(changed(config, resume=True))

@@ -39,6 +39,7 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.display import duration, size
 from annotated_mpnet.training.busy import busy_cores
 from annotated_mpnet.training.memory_estimate import Workload, means_bytes
+from annotated_mpnet.training.muon import matrix_rate
 from annotated_mpnet.training.throughput import device_name, memory_in_use, peak_flops
 
 SHARE_OF_PEAK = 0.33
@@ -136,7 +137,10 @@ def plan(
         yield f"training: {updates:,} updates, {total:,} sequences of the stream"
 
     if optimization.optimizer == "muon":
-        yield "optimizer: Muon for the matrices of the layers and the head, AdamW for all else"
+        yield (
+            f"optimizer: Muon at {matrix_rate(optimization):g} for the matrices of layers and "
+            f"head, AdamW at {optimization.lr:g} for all else"
+        )
     means = means_bytes(model, optimization.optimizer)
     # FSDP shards weights, gradients and means, but not activations.
     fixed = (8 * parameters + means) / (world_size if machine.fsdp else 1)

@@ -26,7 +26,7 @@ divided by its norm so that no value is above 1, five rounds bring all but the s
 0.752 0.926 0.685 0.684 0.450
 
 p is so steep at 0 that small values more than triple in each round. The price is that it does not
-settle at 1. Nothing is gained by doing so: what matters is that the step has no favourites.
+settle at 1, which does no harm: the step needs no favourites, not an exact length.
 
 **The rate** r. An orthogonal matrix with n columns and at most as many rows has a root mean square
 of 1 / sqrt(n). Times 0.2 sqrt(n) that is 0.2, about what a step of AdamW has, so that matrices of
@@ -59,8 +59,6 @@ from annotated_mpnet.training.distributed import full_tensor, shard
 
 MOMENTUM = 0.95
 SCALE = 0.2
-FACTOR = 2.0
-"""The rate of the matrices, in units of `--lr`, unless `--muon-lr` says otherwise."""
 ROUNDS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STACKED = "in_proj_weight"
@@ -73,6 +71,11 @@ def choose_optimizer(
     """Return the optimizer of `--optimizer`, for a model that is already on its device."""
     build = Muon if config.optimizer == "muon" else build_optimizer
     return build(model, config, device)
+
+
+def matrix_rate(config: OptimizationConfig) -> float:
+    """Return the peak learning rate of Muon's matrices."""
+    return 2 * config.lr if config.muon_lr is None else config.muon_lr
 
 
 class Muon(AdamW):
@@ -92,7 +95,7 @@ class Muon(AdamW):
                 "params": list(hidden.values()),
                 "lr": learning_rate(0, config),
                 "weight_decay": config.weight_decay,
-                "factor": FACTOR if config.muon_lr is None else config.muon_lr / config.lr,
+                "factor": matrix_rate(config) / config.lr,
                 "state_names": ("momentum",),
             }
         )
