@@ -143,10 +143,10 @@ def test_there_are_ten_and_each_has_a_test() -> None:
 
 def test_1_a_query_that_sees_its_token_copies_it(changed: Book) -> None:
     def bits(book: Book) -> float:
-        model = tiny_model(book, encoder_layers=1, encoder_attention_heads=1, vocab_size=13)
-        setup = setup_of(book, model, lr=2e-2)
-        for number in range(60):
-            batch = random_batch(book, [3] * 16, number, length=8, kinds=8)
+        shape = {"encoder_embed_dim": 64, "encoder_layers": 1, "encoder_attention_heads": 1}
+        setup = setup_of(book, tiny_model(book, vocab_size=13, **shape))
+        for number in range(30):
+            batch = random_batch(book, [3] * 32, number, length=6, kinds=8)
             result = book("loop").update(setup, number, [batch])
         return float(result.loss_sum) / result.num_predicted / math.log(2)
 

@@ -158,3 +158,16 @@ def test_all_commands_of_the_page_run(
 
 def test_examples_in_numbers_are_computed() -> None:
     run_section("guide/numbers.md", "Bits")
+
+
+def test_the_book_answers_five_questions_in_words_that_a_search_finds() -> None:
+    book = ROOT / "src" / "annotated_mpnet" / "mpnet"
+    text = " ".join(" ".join(path.read_text().split()) for path in sorted(book.glob("*.py")))
+    for words in (
+        "masks for predicted tokens are also shown to later queries",
+        "no query can see its own token",
+        "position compensation adds over XLNet",
+        "the last layer is cheaper",
+        "the loss divided as it is",
+    ):
+        assert words in text, words
