@@ -275,10 +275,10 @@ def test_documents_have_the_usual_slots_or_the_next_multiple_of_eight():
 def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
     long = sequences_of([64, 64, 64])
     tiny = NumberedSequence(np.array([0, 50, 2]), 0, 99)
-    alone, beside = collator()(long), collator()([*long, tiny])
+    alone, together = collator()(long), collator()([*long, tiny])
     for i in range(3):
-        assert predicted(beside, i) == predicted(alone, i)
-    assert beside.num_predicted == alone.num_predicted + 1
+        assert predicted(together, i) == predicted(alone, i)
+    assert together.num_predicted == alone.num_predicted + 1
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=6), st.booleans())

@@ -242,7 +242,7 @@ def test_compressed_file_that_is_cut_off_or_damaged_is_refused(tmp_path, name):
     damaged = bytearray(whole)
     damaged[-6] ^= 0xFF
     broken = [whole[: len(whole) // 2], whole[:-1], whole[:5], bytes(damaged), b"no gzip at all"]
-    for content in [*broken, whole + b"garbage behind it"]:
+    for content in [*broken, whole + b"garbage after it"]:
         file.write_bytes(content)
         with pytest.raises(DataError, match="is damaged or cut off"):
             list(read_documents(file))
