@@ -19,6 +19,10 @@ from urllib.parse import unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from annotated_mpnet.explain.explanation import explain
+from annotated_mpnet.explain.page import page as interactive_page
+from annotated_mpnet.explain.sentence import word_tokenizer
+from annotated_mpnet.mpnet.config import ObjectiveConfig
 from prose import Section, code_lines, in_docstrings, in_documents, plain, render
 from source import Names, Row, Source, to_markdown
 
@@ -41,6 +45,8 @@ ROOMS = [
 ]
 NOTE_COLUMNS = 56
 """Letters of a picture that fit beside the code."""
+EXAMPLE, PREDICTED = "The cat sat on the mat.", "mat, sat"
+INTERACTIVE = "who-sees-whom.html"
 # What is copied as it is, and may be shown by a page.
 PICTURES = {".svg", ".png", ".jpg", ".gif", ".html"}
 NETWORK = re.compile(
@@ -281,6 +287,8 @@ class Site:
             previous, following = ([None, *reading, None, None][place + n] for n in (0, 2))
             text = template.render(page=page, previous=previous, following=following)
             file.write_text(text, encoding="utf-8")
+        shown = explain(EXAMPLE, word_tokenizer(EXAMPLE), ObjectiveConfig(), predict=PREDICTED)
+        (out / INTERACTIVE).write_text(interactive_page(shown), encoding="utf-8")
         entries = [
             [f"{page.url}#{s.anchor}".rstrip("#"), page.title, s.title, s.text.strip(), page.group]
             for page in self.pages.values()

@@ -257,7 +257,10 @@ def test_search_knows_every_page_and_its_anchors(built: Built) -> None:
     text = (built.out / "search-index.js").read_text(encoding="utf-8")
     entries = json.loads(text.removeprefix("const ENTRIES = ").removesuffix(";\n"))
     found = [url.partition("#") for url, *_ in entries]
-    assert {page for page, _, _ in found} == set(built.pages) - {"index.html"}
+    assert {page for page, _, _ in found} == set(built.pages) - {
+        "index.html",
+        make_book.INTERACTIVE,
+    }
     assert all(not anchor or anchor in built.pages[page].ids for page, _, anchor in found)
 
 
