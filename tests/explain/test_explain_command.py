@@ -91,7 +91,13 @@ def test_a_checkpoint_and_a_tokenizer_are_read_from_their_directories(tmp_path: 
     tokenizer = word_tokenizer(SENTENCE)
     model = tiny_asked(tokenizer).model
     state = TrainState(update=1, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
-    checkpoint = Checkpoint("a run", state, model.config, model.state_dict(), None)
+    checkpoint = Checkpoint(
+        run_id="a run",
+        state=state,
+        model_config=model.config,
+        model_tensors=model.state_dict(),
+        optimizer_tensors=None,
+    )
     directory = save_checkpoint(
         tmp_path, "checkpoint1", checkpoint, partial(write_tokenizer, tokenizer)
     )
