@@ -141,4 +141,4 @@ def test_a_browser_shows_any_letters_and_what_a_model_says(tmp_path: Path) -> No
     sees_key = objective.entries[prediction.entry].sees
     for text, weight, seen in zip(told, prediction.attention[-1][1], sees_key, strict=True):
         assert (text != "") == seen
-        assert not seen or float(text.removesuffix(" %")) == pytest.approx(weight / 10, abs=0.51)
+        assert not seen or float(text.removesuffix("%")) == pytest.approx(weight / 10, abs=0.51)
