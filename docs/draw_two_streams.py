@@ -1,12 +1,17 @@
-"""Draw who sees whom: `python docs/draw_two_streams.py > docs/two_streams.svg`.
+"""Draw who sees whom, in natural order and in the paper's.
 
-The picture is read off the entries that training uses; only the words are given.
+    python docs/draw_two_streams.py > docs/two_streams.svg
+    python docs/draw_two_streams.py permuted > docs/permuted.svg
+
+Both are read off the entries that training uses; only the words are given.
 """
+
+import sys
 
 import torch
 
 from annotated_mpnet.explain.explanation import Objective, objective_of
-from annotated_mpnet.explain.picture import picture, svg
+from annotated_mpnet.explain.picture import permuted, picture, svg
 from annotated_mpnet.mpnet.batch import Batch
 
 WORDS = ["the", "task", "is", "sentence", "labelling", "[M]"]
@@ -23,4 +28,5 @@ def example() -> Objective:
 
 
 if __name__ == "__main__":
-    print(svg(picture(example())), end="")
+    drawn = permuted(example()) if "permuted" in sys.argv[1:] else example()
+    print(svg(picture(drawn)), end="")

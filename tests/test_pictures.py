@@ -4,11 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_two_streams_picture_is_up_to_date() -> None:
-    drawn = subprocess.run(
-        [sys.executable, DOCS / "draw_two_streams.py"], capture_output=True, text=True, check=True
-    )
-    assert drawn.stdout == (DOCS / "two_streams.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("form", "name"), [([], "two_streams.svg"), (["permuted"], "permuted.svg")]
+)
+def test_the_picture_is_up_to_date(form: list[str], name: str) -> None:
+    command = [sys.executable, str(DOCS / "draw_two_streams.py"), *form]
+    drawn = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert drawn.stdout == (DOCS / name).read_text(encoding="utf-8")

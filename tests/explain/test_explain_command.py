@@ -15,9 +15,9 @@ from rich.console import Console
 from annotated_mpnet import cli
 from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.conversion import LoadedWeights
-from annotated_mpnet.explain.explanation import Explanation
+from annotated_mpnet.explain.explanation import Explanation, Objective
 from annotated_mpnet.explain.page import page
-from annotated_mpnet.explain.picture import picture, svg
+from annotated_mpnet.explain.picture import permuted, picture, svg
 from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.explain.terminal import show
 from annotated_mpnet.mpnet.config import InputMode
@@ -246,6 +246,30 @@ def test_pictures_hold_each_entry_and_each_score(mode: InputMode, text: str) -> 
     assert len(squares) == sum(len(entry.sees) for entry in explanation.shown.entries)
     seen = sum(square.get("class") == "seen" for square in squares)
     assert seen == sum(sum(entry.sees) for entry in explanation.shown.entries)
+
+
+def test_the_order_of_the_paper_shows_the_same_pairs() -> None:
+    natural = explained().shown
+    paper = permuted(natural)
+    ranks = [(entry.group, entry.rank) for entry in paper.entries]
+    predicted = len(natural.predictions)
+    plain = [("sentence", 0)] * (len(explained().tokens) - predicted)
+    order = range(1, predicted + 1)
+    assert ranks == [
+        *plain,
+        *(("content", rank) for rank in order),
+        *(("sentence", rank) for rank in order),
+        *(("query", rank) for rank in order),
+    ]
+
+    def pairs(objective: Objective) -> set[tuple[str, int, str, int]]:
+        return {
+            (entry.group, entry.position, key.group, key.position)
+            for entry in objective.entries
+            for key in objective.keys_of(entry)
+        }
+
+    assert pairs(paper) == pairs(natural)
 
 
 def test_the_page_is_in_the_package() -> None:

@@ -7,6 +7,7 @@ import html
 import importlib.util
 import io
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -85,7 +86,8 @@ def picture(objective: Objective) -> Picture:
     for column, key in enumerate(keys):
         x = place(column, of_keys=True)
         if column == 0 or key.group != keys[column - 1].group:
-            shapes.append(Words(x, 20, _group(key.group, first=column == 0), "small"))
+            name = "masks" if key.group == "sentence" and key.rank else key.group
+            shapes.append(Words(x, 20, f"keys: {name}" if column == 0 else name, "small"))
         shapes.append(Words(x + CELL // 2, top - 10, words[column], tilted=True))
     for row, entry in enumerate(objective.entries):
         y = place(row)
@@ -103,9 +105,29 @@ def picture(objective: Objective) -> Picture:
     return Picture(width, place(len(objective.entries) - 1) + CELL + 16, shapes)
 
 
-def _group(group: str, first: bool) -> str:
-    name = "the masked sentence" if group == "sentence" else group
-    return f"keys: {name}" if first else name
+def permuted(objective: Objective) -> Objective:
+    """Return the `mpnet` objective in the order of the paper, as Microsoft's code computes it.
+
+    Tokens that are not predicted, then the predicted ones, their masks, and the queries. There the
+    scores of all pairs are computed, also those that are masked for every sentence.
+    """
+    entries, num_keys = objective.entries, len(objective.keys)
+
+    def place(number: int) -> int:
+        entry = entries[number]
+        return ("sentence", "content", "", "query").index(
+            "" if entry.group == "sentence" and entry.rank else entry.group
+        )
+
+    order = sorted(range(len(entries)), key=lambda number: (place(number), entries[number].rank))
+    sees = [each.sees + (False,) * (num_keys - len(each.sees)) for each in entries]
+    return replace(
+        objective,
+        entries=tuple(
+            replace(entries[number], sees=tuple(sees[number][key] for key in order[:num_keys]))
+            for number in order
+        ),
+    )
 
 
 def _short(text: str, most: int = 20) -> str:
