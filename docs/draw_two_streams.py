@@ -27,6 +27,10 @@ def example() -> Objective:
     return objective_of("mpnet", batch, WORDS.__getitem__, mask_id)
 
 
+def drawing(form: str = "natural") -> str:
+    """Return the picture as SVG."""
+    return svg(picture(permuted(example()) if form == "permuted" else example()))
+
+
 if __name__ == "__main__":
-    drawn = permuted(example()) if "permuted" in sys.argv[1:] else example()
-    print(svg(picture(drawn)), end="")
+    print(drawing(*sys.argv[1:]), end="")

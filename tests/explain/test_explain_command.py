@@ -111,7 +111,7 @@ def test_a_checkpoint_and_a_tokenizer_are_read_from_their_directories(tmp_path: 
     code, alone, failed = command(SENTENCE, *same)
     assert (code, failed) == (0, "")
     assert "guesses" not in alone
-    assert said.splitlines()[4:9] == alone.splitlines()[3:8]
+    assert said[said.index("21 tokens") :][:300] == alone[alone.index("21 tokens") :][:300]
     assert command(SENTENCE, "--checkpoint", directory, *same)[0] == 0
     write_tokenizer(word_tokenizer("other words"), tmp_path / "other")
     code, _, failed = command(
