@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from examples import NASTY, explained, explained_by_a_model
+from examples import NASTY, explained, explained_by_a_model, tiny_asked
 
 from annotated_mpnet.explain.explanation import Explanation
 from annotated_mpnet.explain.page import page
+from annotated_mpnet.explain.sentence import word_tokenizer
 from waiting import HUNG
 
 
@@ -120,28 +121,24 @@ def test_a_browser_clicks_through_the_page(tmp_path: Path) -> None:
     ]
 
 
-def test_a_browser_shows_what_a_model_says(tmp_path: Path) -> None:
-    explanation = explained_by_a_model()
-    shown = clicked(explanation, tmp_path)
-    # The clicks end at the third prediction of plm, with the second head of the last layer.
-    objective = explanation.objectives["plm"]
-    prediction = objective.predictions[2]
-    assert shown[-1] == "guesses: " + "|".join(each.token for each in prediction.guesses)
-    head = prediction.attention[-1][1]
-    sees = objective.entries[prediction.entry].sees
-    told = shown[-2].removeprefix("attention: ").split("|")
-    for text, weight, seen in zip(told, head, sees, strict=True):
-        assert (text != "") == seen
-        assert not seen or float(text.removesuffix(" %")) == pytest.approx(weight / 10, abs=0.51)
-
-
-def test_a_browser_shows_any_letters(tmp_path: Path) -> None:
-    explanation = explained(NASTY, predict="script,שלום")
+def test_a_browser_shows_any_letters_and_what_a_model_says(tmp_path: Path) -> None:
+    asked = tiny_asked(word_tokenizer(NASTY))
+    explanation = explained(NASTY, predict="script,שלום,alert", config=asked.config, ask=asked)
     shown = clicked(explanation, tmp_path)
     objective = explanation.shown
     sees = " ".join(
         str(key and key.reads) + "?" * (explanation.tokens[i].kind in ("random", "kept"))
         for i, key in enumerate(objective.seen_by(objective.predictions[0].entry))
     )
-    assert f"start: To predict script (position 3), it sees: {sees} [Prediction 1 of 2]" in shown
+    assert f"start: To predict script (position 3), it sees: {sees} [Prediction 1 of 3]" in shown
     assert not [line for line in shown if line.startswith("error")]
+
+    # The clicks end at the third prediction of plm, with the second head of the last layer.
+    objective = explanation.objectives["plm"]
+    prediction = objective.predictions[2]
+    assert shown[-1] == "guesses: " + "|".join(each.token for each in prediction.guesses)
+    told = shown[-2].removeprefix("attention: ").split("|")
+    sees_key = objective.entries[prediction.entry].sees
+    for text, weight, seen in zip(told, prediction.attention[-1][1], sees_key, strict=True):
+        assert (text != "") == seen
+        assert not seen or float(text.removesuffix("%")) == pytest.approx(weight / 10, abs=0.51)

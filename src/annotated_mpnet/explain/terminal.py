@@ -56,11 +56,11 @@ def percent(share: float) -> str:
     """Return a share in per cent, with a digit more where it is small.
 
     >>> percent(0.834), percent(0.0123), percent(0.0001)
-    ('83 %', '1.2 %', '<0.1 %')
+    ('83%', '1.2%', '<0.1%')
     """
     if 0 < share < 0.001:
-        return "<0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+        return "<0.1%"
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.1f}%"
 
 
 def show(explanation: Explanation, console: Console) -> None:

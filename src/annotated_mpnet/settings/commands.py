@@ -139,10 +139,10 @@ class TokenizerCommand:
 class ExplainCommand:
     """Show what MPNet is given for a sentence, and what each position of it may see.
 
-        To see it work:        explain-mpnet "The cat sat on the mat."
-        Words of your choice:  explain-mpnet "The cat sat on the mat." --predict "sat, mat"
-        As a page:             explain-mpnet "The cat sat on the mat." --html cat.html
-        With a model:          explain-mpnet "The cat sat on the mat." --checkpoint DIR
+        To see it work:  explain-mpnet "The cat sat on the mat."
+        Chosen words:    explain-mpnet "The cat sat on the mat." --predict sat,mat
+        As a page:       explain-mpnet "The cat sat on the mat." --html cat.html
+        With a model:    explain-mpnet "The cat sat on the mat." --checkpoint DIR
 
     Everything is computed by the functions that training uses. A model adds its guesses and what it
     attends to.
