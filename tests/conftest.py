@@ -1,5 +1,6 @@
 """Settings for all tests: few threads, no network, correct shape suffixes."""
 
+import gc
 import logging
 import os
 import signal
@@ -61,7 +62,13 @@ def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log.setLevel(logging.NOTSET)
 
 
+def pytest_collection_finish() -> None:
+    # Runs collect garbage, and need not look for it among all that was imported.
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
+    gc.unfreeze()
     CACHE.cleanup()
 
 

@@ -3,9 +3,8 @@
     python3.11 tests/lowest_versions.py -- tests/conversion tests/data
 
 The arguments after the two dashes go to pytest; without any, the whole suite runs. The environment
-has the Python that this script was started with. uv chooses the versions: pip has no such choice,
-and with all of them given it searches for the rest for more than ten minutes. On Linux, PyTorch
-comes with CUDA: 7 GB of disk.
+has the Python that this script was started with. uv installs: in ten minutes, pip did not find
+versions of the other packages that fit to these. On Linux, PyTorch comes with CUDA: 7 GB of disk.
 """
 
 import argparse
@@ -39,19 +38,22 @@ def main() -> int:
     parser.add_argument("--environment", type=Path, help="make it here, and keep it")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, after --")
     options = parser.parse_args()
+    lowest = bounds(ROOT / "pyproject.toml")
     with tempfile.TemporaryDirectory() as temporary:
-        environment = (options.environment or Path(temporary)).absolute()
+        environment = (options.environment or Path(temporary) / "environment").absolute()
+        constraints = Path(temporary) / "lowest.txt"
+        constraints.write_text("".join(f"{name}=={lowest[name]}\n" for name in lowest))
         python = environment / "bin" / "python"
         uv = [python, "-m", "uv", "pip"]
-        lowest = ["--resolution", "lowest-direct", "--editable", f"{ROOT}[dev]"]
+        wanted = ["--constraint", constraints, "--editable", f"{ROOT}[dev]"]
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
-        subprocess.run([*uv, "install", "--quiet", "--python", python, *lowest], check=True)
+        subprocess.run([*uv, "install", "--quiet", "--python", python, *wanted], check=True)
         listed = [*uv, "list", "--quiet", "--format", "json", "--python", python]
         packages = json.loads(subprocess.run(listed, check=True, capture_output=True).stdout)
         installed = {each["name"]: each["version"] for each in packages}
-        names = [name for name in bounds(ROOT / "pyproject.toml") if name in installed]
-        print(f"Python {sys.version.split()[0]}", *(f"{n} {installed[n]}" for n in names), sep=", ")
+        said = [f"{name} {installed[name]}" for name in lowest if name in installed]
+        print(", ".join([f"Python {sys.version.split()[0]}", *said]), flush=True)
         code = subprocess.run([python, "-m", "pytest", *options.pytest], cwd=ROOT).returncode
     print("passed with these versions" if code == 0 else f"pytest ended with exit code {code}")
     return code

@@ -4,7 +4,6 @@ A phase is a function. Its name and the number of a call say exactly when a sign
 before that call. So most of this is done in one process, by the command that the shell would call.
 """
 
-import gc
 import itertools
 import os
 import pkgutil
@@ -50,16 +49,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 def bare_runs() -> Iterator[None]:
     """Let runs do little that is not looked at here.
 
-    They draw no pictures; they do not look for garbage among all that was ever imported; and they
-    compute with one thread, since two would mostly wait for each other where others compute too.
+    They draw no pictures, and they compute with one thread, since two would mostly wait for each
+    other where others compute too.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("annotated_mpnet.runs.run.write_report", _report)
         yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -6,6 +6,7 @@ import lzma
 from importlib import resources
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from annotated_mpnet.mpnet.config import ArchitectureConfig, OptimizationConfig
@@ -18,6 +19,7 @@ from annotated_mpnet.settings.config import (
     TrackingConfig,
 )
 from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.tracking import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,10 @@ def changed(config: PretrainingConfig, **changes: object) -> PretrainingConfig:
 def run(config: PretrainingConfig) -> tuple[RunResult, str]:
     """Run; return the result and the console output."""
     said = io.StringIO()
-    result = run_pretraining(config, Console(file=said, width=120))
+    with pytest.MonkeyPatch.context() as patch:
+        # To draw it takes a third of a run's time; test_report.py looks at it.
+        patch.setattr(report, "_draw", lambda folder, *_: (folder / report.PICTURE).touch())
+        result = run_pretraining(config, Console(file=said, width=120))
     assert result is not None
     return result, said.getvalue()
 

@@ -3,7 +3,6 @@
 "The same" means the same bytes of weights, AdamW's moments, and the state.
 """
 
-import gc
 import itertools
 import json
 import os
@@ -73,16 +72,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 def bare_runs() -> Iterator[None]:
     """Speed up the runs in a `with` block.
 
-    They draw no pictures, do not collect garbage among all imports, and use one thread, because two
-    would mostly wait for each other in such a small network.
+    They draw no pictures, and use one thread, because two would mostly wait for each other in such
+    a small network.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
         yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
