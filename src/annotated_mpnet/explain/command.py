@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.errors import ConfigError, WriteError
+from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.explain.explanation import Explanation, explain
 from annotated_mpnet.explain.model import load
 from annotated_mpnet.explain.page import page
@@ -111,7 +111,7 @@ def _check_files(command: ExplainCommand) -> None:
         elif os.path.lexists(target):
             raise ConfigError(f"{named}, which is not a file; expected a name that is free")
         elif not os.path.isdir(os.path.dirname(target)):
-            raise WriteError(f"{named}, and there is no such directory; make it, or give another")
+            raise ConfigError(f"{named}, and there is no such directory; make it, or give another")
 
 
 def _write(path: Path, data: bytes) -> None:
