@@ -13,7 +13,7 @@ from annotated_mpnet.explain.model import load
 from annotated_mpnet.explain.page import page
 from annotated_mpnet.explain.picture import png, require_matplotlib
 from annotated_mpnet.explain.sentence import word_tokenizer
-from annotated_mpnet.explain.terminal import show
+from annotated_mpnet.explain.terminal import escaped, show
 from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.files.output import write_errors
 from annotated_mpnet.mpnet.config import check_ranges
@@ -49,7 +49,9 @@ def run_explain(command: ExplainCommand, console: Console | None = None) -> Expl
         if path is not None:
             data, note = draw(explanation)
             _write(path, data)
-            console.print(f"wrote {path}{note}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True
+            )
     return explanation
 
 
