@@ -203,7 +203,7 @@ def test_a_disk_that_is_full_leaves_nothing(
         ([""], 2, "SENTENCE is empty"),
         (["  "], 2, "no token that could be predicted"),
         (["the cat", "--predict", "dog"], 2, "--predict has 'dog'"),
-        (["cat", "--html", "nowhere/a.html"], 6, "no such directory"),
+        (["cat", "--html", "nowhere/a.html"], 2, "no such directory"),
         (["cat", "--html", "."], 2, "--html is '.', which is not a file"),
         (["cat", "--html", "a", "--png", "./a"], 2, "are the same file"),
         (["cat", "--checkpoint", "/nowhere"], 4, "'/nowhere' does not exist"),

@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from annotated_mpnet.conversion.proof import quiet_transformers
-from annotated_mpnet.errors import ConfigError, WriteError, shown
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.explain.explanation import Explanation, explain
 from annotated_mpnet.explain.model import load
 from annotated_mpnet.explain.page import page
 from annotated_mpnet.explain.picture import png, require_matplotlib
 from annotated_mpnet.explain.sentence import word_tokenizer
-from annotated_mpnet.explain.terminal import show
+from annotated_mpnet.explain.terminal import escaped, show
 from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.files.output import write_errors
 from annotated_mpnet.mpnet.config import check_ranges
@@ -48,7 +48,9 @@ def run_explain(command: ExplainCommand, console: Console | None = None) -> Expl
         if path is not None:
             data, note = draw(explanation)
             _write(path, data)
-            console.print(f"wrote {path}{note}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True
+            )
     return explanation
 
 
@@ -110,7 +112,7 @@ def _check_files(command: ExplainCommand) -> None:
         elif os.path.lexists(target):
             raise ConfigError(f"{named}, which is not a file; expected a name that is free")
         elif not os.path.isdir(os.path.dirname(target)):
-            raise WriteError(f"{named}, and there is no such directory; make it, or give another")
+            raise ConfigError(f"{named}, and there is no such directory; make it, or give another")
 
 
 def _write(path: Path, data: bytes) -> None:
