@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo book test lint clean
 
 # The stamp is newer than what it depends on as long as the environment is up to date.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -15,6 +15,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/pretrain-mpnet --preset demo --overwrite
+
+book: $(VENV)/installed
+	$(BIN)/python book/make_book.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2

@@ -1,21 +1,21 @@
-"""The ways to compute attention, side by side: time, memory, agreement, the same bits or not.
+"""Compare the attention implementations: time, memory, accuracy, reproducibility.
 
     python benchmarks/attention.py [--with eager sdpa blocked triton] [--shape base] [--batch 32]
 
-The attention of one layer on full sequences, forward and backward: the masked sentence, and the
-staircase of content and queries. Queries, keys and values are given, so no projection is in it. The
-ways take turns, and a ratio is the median of those of the same round.
+One layer's attention on full sequences, forward and backward: the masked sentence and the
+staircase. It starts from queries, keys and values, so projections are not timed. The
+implementations run in turn; a ratio is the median over rounds of the ratio within a round.
 
-    eager     the formula, step by step: what the others are compared with
-    sdpa      PyTorch's scaled_dot_product_attention, with a matrix of biases
-    blocked   sample by sample, for CPUs
+    eager     the formula, step by step; the reference
+    sdpa      PyTorch's scaled_dot_product_attention with a bias matrix
+    blocked   one sample at a time, for CPUs
     triton    our kernels, for GPUs
 
-The bias is built once for a batch and used by all layers, so it is not timed; each layer pays for
-reading it, and for its gradient.
+Building the bias is not timed, because a batch builds it once for all layers. Reading it and
+computing its gradient are.
 
-`off by` is the largest relative difference in norm, over the results and all gradients, from the
-formula in float32 (without dropout). `same bits`: whether all came out alike twice.
+`off by` is the largest relative error (in norm) of the output and all gradients, compared with the
+formula in float32 without dropout. `same bits` says whether two runs gave identical results.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from annotated_mpnet.training.throughput import memory_peak
 from common import SHAPES, machine, make_batch, num_predicted, write_json
 
 CONVENTION = (
-    "seconds of one layer's attention, forward and backward, on one micro-batch of full sequences; "
+    "seconds of one layer's attention, forward and backward, on one micro-batch of full sequences, "
     "without projections and without building the bias"
 )
 
@@ -43,16 +43,18 @@ CONVENTION = (
 def main() -> None:
     arguments = parse()
     device = torch.device(arguments.device)
-    work = Work(arguments, device)
-    exact = Work(arguments, device, torch.float32, dropout=0.0)
-    truth = exact.run(ATTENTIONS["eager"])
-    plain = Work(arguments, device, dropout=0.0)
+    layer = Layer(arguments, device)
+    exact = Layer(arguments, device, torch.float32, dropout=0.0)
+    reference = exact.run(ATTENTIONS["eager"])
+    without_dropout = Layer(arguments, device, dropout=0.0)
     contestants = {name: ATTENTIONS[name] for name in arguments.contestants}
-    agreements = {name: agreement(plain, each, truth) for name, each in contestants.items()}
+    agreements = {
+        name: agreement(without_dropout, each, reference) for name, each in contestants.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     memory = {}
-    steps = {name: work.prepared(each) for name, each in contestants.items()}
-    for step in steps.values():  # kernels are compiled, and memory is asked for
+    steps = {name: layer.prepared(each) for name, each in contestants.items()}
+    for step in steps.values():  # warm up: compile kernels, allocate memory
         step()
     for _ in range(arguments.rounds):
         for name, step in steps.items():
@@ -60,22 +62,22 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats()
             seconds[name].append(timed(step, device))
             memory[name] = memory_peak(device)
-    results = show(work, arguments, seconds, memory, agreements)
+    results = show(layer, arguments, seconds, memory, agreements)
     write_json("attention", arguments, device, CONVENTION, results)
 
 
 def show(
-    work: "Work",
+    layer: "Layer",
     arguments: argparse.Namespace,
     seconds: dict[str, list[float]],
     memory: dict[str, float],
     agreements: dict[str, tuple[float, bool]],
 ) -> dict[str, object]:
-    """Print the table, and return what is in it."""
-    B, L, H = work.batch_size, work.length, work.config.encoder_attention_heads
+    """Print the table and return its numbers."""
+    B, L, H = layer.batch_size, layer.length, layer.config.encoder_attention_heads
     print(f"{B} x {L} tokens, {num_predicted(L)} of each sequence predicted, {H} heads")
     print(f"{arguments.precision}, dropout {arguments.dropout}")
-    print(machine(work.table.weight.device))
+    print(machine(layer.table.weight.device))
     print(f"{'':<16}{'ms':>10}{'ratio':>8}{'GB':>8}{'off by':>10}  same bits")
     first = next(iter(seconds.values()))
     results: dict[str, object] = {}
@@ -99,8 +101,8 @@ def parse() -> argparse.Namespace:
     usual = ["eager", "sdpa", "triton" if on_gpu else "blocked"]
     parser.add_argument("--with", dest="contestants", nargs="+", choices=ATTENTIONS, default=usual)
     parser.add_argument("--shape", choices=SHAPES, default="base" if on_gpu else "base4")
-    parser.add_argument("--batch", type=int, help="sequences, instead of the shape's")
-    parser.add_argument("--length", type=int, help="tokens, instead of the shape's")
+    parser.add_argument("--batch", type=int, help="sequences; default: the shape's")
+    parser.add_argument("--length", type=int, help="tokens per sequence; default: the shape's")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16" if on_gpu else "fp32"
@@ -111,8 +113,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Work:
-    """A layer's queries, keys and values, its two blocks, and the table of biases."""
+class Layer:
+    """What one layer's attention computes with: queries, keys, values, blocks, bias table."""
 
     def __init__(
         self,
@@ -139,8 +141,8 @@ class Work:
         torch.manual_seed(0)
         torch.nn.init.normal_(self.table.weight)
         num_keys = entries.last_block.key_positions.shape[1]
-        # Drawn on the CPU and in float32, so that the same numbers are rounded to either type.
-        # As in the network: heads side by side, keys and values halves of one tensor.
+        # Drawn in float32 on the CPU, so every precision and device rounds the same numbers. Laid
+        # out as in the network: heads next to each other, keys and values halves of one tensor.
         query = torch.randn(self.batch_size, entries.input_ids.shape[1], shape.width)
         key_value = torch.randn(self.batch_size, num_keys, 2 * shape.width)
         self.leaves = [each.to(device, dtype).requires_grad_() for each in (query, key_value)]
@@ -150,7 +152,7 @@ class Work:
         ]
 
     def prepared(self, attention: Attention) -> Callable[[], list[torch.Tensor]]:
-        """Build the bias, and return what computes the rest: the result and all gradients."""
+        """Build the bias; return a function that computes the output and all gradients."""
         dtype = self.heads[0].dtype
         blocks = []
         for block in self.blocks:
@@ -162,26 +164,28 @@ class Work:
 
         def step() -> list[torch.Tensor]:
             torch.manual_seed(1)
-            result = attention.attend(*self.heads, tuple(blocks), self.dropout)
-            # Each number a weight of its own, as large as those of a loss.
-            wanted = torch.linspace(-1, 1, result.numel(), device=result.device)
-            wanted = wanted.view_as(result).to(result.dtype)
-            gradients = torch.autograd.grad(result, leaves, wanted, retain_graph=True)
-            return [result.detach(), *gradients]
+            output = attention.attend(*self.heads, tuple(blocks), self.dropout)
+            # A different output gradient for each element, so that no mistake cancels out.
+            gradient = torch.linspace(-1, 1, output.numel(), device=output.device)
+            gradient = gradient.view_as(output).to(output.dtype)
+            gradients = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+            return [output.detach(), *gradients]
 
         return step
 
     def run(self, attention: Attention) -> list[torch.Tensor]:
-        """Return the result, and the gradients of the projections and of the table."""
+        """Return the output and the gradients of queries, keys and values, and the bias table."""
         return self.prepared(attention)()
 
 
-def agreement(work: Work, attention: Attention, truth: list[torch.Tensor]) -> tuple[float, bool]:
-    """Return how far off the formula's results in float32 it is, and whether it repeats itself."""
-    found, again = (work.run(attention) for _ in range(2))
+def agreement(
+    layer: Layer, attention: Attention, reference: list[torch.Tensor]
+) -> tuple[float, bool]:
+    """Return the largest relative error, and whether a second run gives the same bits."""
+    found, again = (layer.run(attention) for _ in range(2))
     off_by = max(
         ((one.float() - other).norm() / other.norm()).item()
-        for one, other in zip(found, truth, strict=True)
+        for one, other in zip(found, reference, strict=True)
     )
     return off_by, all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 

@@ -1,26 +1,25 @@
-"""What a checkpoint costs the training that goes on beside it.
+"""How much training time a checkpoint costs.
 
-    python benchmarks/checkpoints.py [--shape base] [--rows 1] [--length 128] [--rounds 5]
+    python benchmarks/checkpoints.py [--shape base] [--sequences 1] [--length 128] [--rounds 5]
             [--interval 100] [--directory PATH] [--json FILE]
 
-Real updates of a real network, MPNet-base with AdamW, by the loop's own `Trainer.update`, and
-checkpoints by its own `Saver` (`checkpoints/saving.py`). Three stretches of as many updates take
-turns, A B C A B C:
+Trains MPNet-base with AdamW and saves checkpoints, by the training loop's own `Trainer.update` and
+`Saver` (`checkpoints/saving.py`). Each round times the same number of updates three times:
 
-    none      no checkpoint
-    waiting   one at the beginning, which the loop waits for until it is on the disk
-    beside    one at the beginning, written while the updates are made
+    none         no checkpoint
+    waiting      a checkpoint first; training starts when it is on disk
+    overlapped   a checkpoint first; training goes on while it is written
 
-What a checkpoint costs is what its stretch took longer than the one without, in the same round, as
-a median over rounds; in percent, of `--interval` updates. A stretch is long enough for the whole
-write: if it was not, the rest of the write is part of its time.
+The cost of a checkpoint is the extra time compared with `none` of the same round, as a median over
+rounds, and as a share of `--interval` updates. There are enough updates for the whole write to fit;
+if it does not, waiting for the rest of it counts.
 
-The update is small (by default one row of 128 tokens), so that a stretch takes seconds and not
-minutes on a CPU. What a checkpoint costs in seconds depends little on that, so its share of larger
-updates is smaller.
+The update is small (one sequence of 128 tokens by default), so that a round takes seconds rather
+than minutes on a CPU. The cost in seconds hardly depends on the size of the update, so the share of
+larger updates is smaller.
 
-The copy is timed apart, the first one (into new memory) and later ones, and so is the write with
-nothing beside it: files, hashes, fsync, rename.
+Also timed alone: the copy, the first time (into new memory) and later, and the write (files,
+hashes, fsync, rename).
 """
 
 import argparse
@@ -50,10 +49,10 @@ from annotated_mpnet.training.trainer import Trainer
 from common import SHAPES, machine, make_batch, model_config, write_json
 
 CONVENTION = (
-    "seconds of a stretch of updates with a checkpoint less those of one without, of the same "
-    "round; median over rounds; share of `interval` updates"
+    "seconds of the same updates with a checkpoint minus those without, in the same round; median "
+    "over rounds; share of `interval` updates"
 )
-STRETCHES = ("none", "waiting", "beside")
+KINDS = ("none", "waiting", "overlapped")
 START = TrainState(update=0, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
 
 
@@ -65,7 +64,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         run = RunConfig(checkpoint_dir=Path(folder) / "run", keep_checkpoints=1)
         trainer, batch = build(arguments, device)
-        # In the directory's lock, as in a run; nothing else is written there.
         with (
             RunDirectory(run.checkpoint_dir, False, False) as directory,
             Saver(trainer, directory, run, lambda tokenizer: None) as saver,
@@ -78,18 +76,20 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="base")
-    parser.add_argument("--rows", type=int, default=1, help="of an update")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--sequences", type=int, default=1, help="per update")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--interval", type=int, default=100, help="updates between checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--directory", type=Path, help="on the disk to write to; else temporary")
+    parser.add_argument(
+        "--directory", type=Path, help="write below this directory; default: a temporary one"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def build(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Batch]:
-    """Return a trainer of a shape's network, and the batch that it makes its updates of."""
+    """Return a trainer for a shape's network, and the batch of all its updates."""
     shape = replace(SHAPES[arguments.shape], length=arguments.length)
     optimization = OptimizationConfig(total_updates=10**6, lr=1e-5)
     model = MPNetForPretraining(model_config(shape, dropout=0.1))
@@ -98,39 +98,39 @@ def build(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer,
     optimizer = build_optimizer(model, optimization, device)
     bf16 = device.type == "cuda"
     trainer = Trainer(network, optimizer, optimization, "mpnet", 12345, bf16, Tracker.silent())
-    return trainer, make_batch(shape, arguments.rows)
+    return trainer, make_batch(shape, arguments.sequences)
 
 
 @dataclass
 class Bench:
-    """Updates and checkpoints, by the clock."""
+    """Makes the updates and checkpoints that are timed."""
 
     trainer: Trainer
     saver: Saver
     batch: Batch
     update: int = 0
 
-    def updates(self, number: int) -> None:
-        """Make so many updates, to their end."""
-        for _ in range(number):
+    def train(self, updates: int) -> None:
+        """Make updates, and wait until the last one has finished."""
+        for _ in range(updates):
             self.trainer.update(self.update, [self.batch])
             self.update += 1
         self.trainer.catch_up()
 
     def save(self) -> None:
-        """Begin a checkpoint of where it stands; returns when the copy is made."""
+        """Start a checkpoint of the current state; returns after the copy."""
         state = replace(START, update=self.update)
         self.saver.save(checkpoint_name(self.update), state, None)
 
-    def stretch(self, kind: str, number: int) -> float:
-        """Return the seconds of so many updates, with a checkpoint of a kind."""
+    def train_and_save(self, kind: str, updates: int) -> float:
+        """Return the seconds of these updates with a checkpoint of one of the `KINDS`."""
 
         def work() -> None:
             if kind != "none":
                 self.save()
             if kind == "waiting":
                 self.saver.finish()
-            self.updates(number)
+            self.train(updates)
             self.saver.finish()
 
         return timed(work)
@@ -143,44 +143,44 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def measure(arguments: argparse.Namespace, bench: Bench) -> dict[str, object]:
-    """Return everything that is measured, in seconds."""
-    bench.updates(3)
-    update = timed(lambda: bench.updates(3)) / 3
+    """Return all measurements, in seconds."""
+    bench.train(3)
+    update = timed(lambda: bench.train(3)) / 3
     copies, writes = [], []
     for _ in range(3):
-        bench.updates(1)
+        bench.train(1)
         copies.append(timed(bench.save))
         writes.append(timed(bench.saver.finish))
-    # Twice as long as the write with nothing beside it.
-    number = max(3, round(2 * statistics.median(writes) / update))
+    # Twice as long as a write on an idle machine.
+    updates = max(3, round(2 * statistics.median(writes) / update))
     print(
         f"update {update:.3f} s, write {statistics.median(writes):.2f} s, copy {copies[-1]:.2f} s"
     )
     rounds = []
     for _ in range(arguments.rounds):
-        rounds.append({kind: bench.stretch(kind, number) for kind in STRETCHES})
+        rounds.append({kind: bench.train_and_save(kind, updates) for kind in KINDS})
         print("  ".join(f"{kind} {seconds:.2f} s" for kind, seconds in rounds[-1].items()))
-    update = statistics.median(each["none"] for each in rounds) / number
+    update = statistics.median(each["none"] for each in rounds) / updates
     return {
         "parameters": sum(each.numel() for each in bench.trainer.model.parameters()),
         "interval": arguments.interval,
-        "updates_of_a_stretch": number,
+        "updates_of_a_stretch": updates,
         "update": update,
         "first_copy": copies[0],
         "copy": statistics.median(copies[1:]),
         "write": statistics.median(writes),
         "rounds": rounds,
-        "cost": {kind: cost(rounds, kind, update, arguments.interval) for kind in STRETCHES[1:]},
+        "cost": {kind: cost(rounds, kind, update, arguments.interval) for kind in KINDS[1:]},
     }
 
 
 def cost(
     rounds: list[dict[str, float]], kind: str, update: float, interval: int
 ) -> dict[str, float]:
-    """Return what a checkpoint of a kind costs.
+    """Return the cost of a checkpoint, in seconds and as a share of an interval.
 
-    >>> rounds = [{"none": 10.0, "beside": 10.5}, {"none": 11.0, "beside": 11.25}]
-    >>> cost(rounds, "beside", update=0.5, interval=100)
+    >>> rounds = [{"none": 10.0, "overlapped": 10.5}, {"none": 11.0, "overlapped": 11.25}]
+    >>> cost(rounds, "overlapped", update=0.5, interval=100)
     {'seconds': 0.375, 'lowest': 0.25, 'highest': 0.5, 'share': 0.0075}
     """
     lost = [each[kind] - each["none"] for each in rounds]

@@ -1,18 +1,17 @@
-"""What the benchmarks share: shapes, the machine, versions, and the file of a result.
+"""What the benchmarks share: shapes, a batch, the machine and its versions, the JSON file.
 
-A number without the machine, the versions and the convention that it was measured by cannot be
-compared with any other. So every `--json FILE` has the same head:
+Two measurements can be compared only if machine, versions and convention are known, so every
+`--json FILE` has the same fields:
 
     benchmark     the script's name
-    convention    what the numbers mean, in a sentence
+    convention    what the numbers mean, in one sentence
     machine       processor or GPU, cores, threads
-    versions      Python, PyTorch, transformers, annotated-mpnet, and the commit, if there is one
+    versions      Python, PyTorch, transformers, annotated-mpnet, and the commit if there is one
     settings      the command line
     results       the raw numbers
 
-Two shapes stand for two kinds of users. `base4` is four of MPNet-base's twelve layers, the largest
-part of it that two CPU cores step through while one watches; `demo` is the preset of that name.
-`base` is for GPUs.
+Shapes: `demo` is the preset of that name, `base` is MPNet-base (for GPUs), and `base4` has four of
+its twelve layers (for CPUs).
 """
 
 import argparse
@@ -58,7 +57,7 @@ SHAPES = {
 
 
 def model_config(shape: Shape, dropout: float) -> ModelConfig:
-    """Return our network of a shape."""
+    """Return the configuration of our network."""
     return ModelConfig(
         encoder_layers=shape.layers,
         encoder_embed_dim=shape.width,
@@ -74,8 +73,8 @@ def model_config(shape: Shape, dropout: float) -> ModelConfig:
 
 
 def hugging_face(shape: Shape, dropout: float) -> nn.Module:
-    """Return transformers' network of a shape, with fresh weights."""
-    # Here, because it takes seconds to import, and most scripts do without.
+    """Return transformers' network, randomly initialised."""
+    # Imported here because it takes seconds and most scripts do not need it.
     from transformers import MPNetConfig, MPNetForMaskedLM
 
     return MPNetForMaskedLM(
@@ -87,14 +86,14 @@ def hugging_face(shape: Shape, dropout: float) -> nn.Module:
             intermediate_size=shape.ffn,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            # Position 0 has number pad + 1 there.
+            # transformers numbers positions from pad + 1 = 2.
             max_position_embeddings=shape.length + 2,
         )
     )
 
 
 def num_predicted(length: int) -> int:
-    """Return P of a full row.
+    """Return P, the number of predicted tokens, of a full sequence.
 
     >>> num_predicted(512), num_predicted(64)
     (76, 9)
@@ -102,19 +101,19 @@ def num_predicted(length: int) -> int:
     return int(count_predicted(np.array(length - 2), ObjectiveConfig().pred_prob))
 
 
-def make_batch(shape: Shape, rows: int) -> Batch:
-    """Return full rows of random tokens, of which 15 % are predicted, all by a mask."""
+def make_batch(shape: Shape, sequences: int) -> Batch:
+    """Return full sequences of random tokens; 15 % are predicted, and all of those are masked."""
     generator = torch.Generator().manual_seed(1)
     L, P = shape.length, num_predicted(shape.length)
-    original_BL = torch.randint(5, shape.vocab - 1, (rows, L), generator=generator)
-    positions_BP = torch.rand(rows, L - 2, generator=generator).argsort(dim=1)[:, :P] + 1
+    original_BL = torch.randint(5, shape.vocab - 1, (sequences, L), generator=generator)
+    positions_BP = torch.rand(sequences, L - 2, generator=generator).argsort(dim=1)[:, :P] + 1
     ids_BP = original_BL.gather(1, positions_BP)
     masked_BL = original_BL.scatter(1, positions_BP, shape.vocab - 1)
-    return Batch(masked_BL, positions_BP, ids_BP, None, rows * L, rows * P)
+    return Batch(masked_BL, positions_BP, ids_BP, None, sequences * L, sequences * P)
 
 
 def machine(device: torch.device) -> str:
-    """Return processor or GPU, threads and versions, for the head of a table."""
+    """Describe the processor or GPU, threads and versions, for the top of a table."""
     name = device_name(device) if device.type == "cuda" else processor()
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     found = versions()
@@ -133,7 +132,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return what was measured, and with what; a commit with changes on top ends in `+`."""
+    """Return the versions; the commit ends in `+` if there are uncommitted changes."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "transformers", "annotated-mpnet"):
         found[package] = None  # not installed
@@ -143,7 +142,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Return the commit that this file lies in; None outside of a repository."""
+    """Return the commit of this file; None outside a repository."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
@@ -161,7 +160,7 @@ def write_json(
     convention: str,
     results: object,
 ) -> None:
-    """Write a result with its head to the file of `--json`, if one is wanted."""
+    """Write the results and what they depend on to the file of `--json`, if given."""
     if arguments.json is None:
         return
     on_gpu = device.type == "cuda"
@@ -182,7 +181,7 @@ def write_json(
 
 
 def _plain(value: object) -> object:
-    """Return what JSON can hold of a value of the command line."""
+    """Make a command line value fit for JSON."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,18 +1,17 @@
-"""Training steps to be measured: ours, and those that ours is compared with.
+"""The training steps that the benchmarks compare: ours and its alternatives.
 
-    ours        MPNet, as `pretrain-mpnet` trains it (--attention auto, memory that is kept)
+    ours        MPNet, as `pretrain-mpnet` trains it (--attention auto, tuned allocator)
     ours-mlm    the same network, plain masked language modelling
-    permuted    MPNet in the paper's form, with PyTorch's standard operations (`permuted_form.py`)
+    permuted    MPNet in the paper's form, in PyTorch's standard operations (`permuted_form.py`)
     hf          transformers' MPNetForMaskedLM, plain masked language modelling
-    products    the matrix products of a step of ours alone, one after the other: the floor below
-                which no step can get on the machine
+    products    only the matrix products of our step: a lower bound for any step on this machine
 
-A step is forward, backward and AdamW, on one micro-batch of full sequences. On a GPU, ours is a
-whole update as a run makes it: recorded as a CUDA graph (unless `--not-recorded`), and clipped.
+A step is one forward pass, backward pass and AdamW update on one micro-batch of full sequences. On
+a GPU, ours is a whole update as in a run: clipped, and recorded as a CUDA graph (unless
+`--not-recorded`).
 
-Each contestant can run in a process of its own (`Worker`), as its user would start it: then what
-one of them does to the memory of its process (`fast/allocator.py`) is no gift to the others,
-and its peak of memory is its own.
+Each contestant can run in its own process (`Worker`). The allocator setting of ours
+(`fast/allocator.py`) then does not help the others, and peak memory is measured separately.
 """
 
 import argparse
@@ -52,16 +51,16 @@ CONTESTANTS = ("ours", "permuted", "hf", "ours-mlm", "products")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants of a comparison have in common.
+    """What all contestants of a comparison share.
 
     Attributes:
         shape: the network and the micro-batch.
-        dropout: everywhere but behind the activation.
-        bf16: whether matrix products run in bfloat16.
-        device: where.
-        attention: of ours.
-        compile: ours with --compile.
-        recorded: ours as a CUDA graph, on a GPU.
+        dropout: everywhere except after the activation.
+        bf16: run matrix products in bfloat16.
+        device: where to train.
+        attention: the attention implementation of ours.
+        compile: compile ours.
+        recorded: record ours as a CUDA graph, on a GPU.
     """
 
     shape: Shape
@@ -79,14 +78,14 @@ class Setting:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:
-        """Return what the flags of `add_flags` say."""
+        """Make a setting from the flags of `add_flags`."""
         shape = SHAPES[arguments.shape]
         if arguments.width is not None:
-            # In MPNet's proportions, as far as they divide.
+            # Keep MPNet's proportions as far as they divide evenly.
             heads = max(1, round(shape.heads * arguments.width / shape.width))
             shape = replace(shape, width=arguments.width, ffn=4 * arguments.width, heads=heads)
-        wanted = {name: getattr(arguments, name) for name in ("layers", "batch", "length")}
-        shape = replace(shape, **{name: size for name, size in wanted.items() if size is not None})
+        sizes = {name: getattr(arguments, name) for name in ("layers", "batch", "length")}
+        shape = replace(shape, **{name: size for name, size in sizes.items() if size is not None})
         return cls(
             shape,
             arguments.dropout,
@@ -99,16 +98,16 @@ class Setting:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that make a `Setting`."""
+    """Add the flags of a `Setting`."""
     parser.add_argument("--shape", choices=SHAPES, default="base4")
     for name in ("layers", "width", "length", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="instead of the shape's")
+        parser.add_argument(f"--{name}", type=int, help="default: the shape's")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--attention", default="auto", help="of ours")
-    parser.add_argument("--compile", action="store_true", help="ours with --compile")
-    parser.add_argument("--not-recorded", action="store_true", help="ours with --no-cuda-graph")
+    parser.add_argument("--attention", default="auto", help="for ours")
+    parser.add_argument("--compile", action="store_true", help="compile ours")
+    parser.add_argument("--not-recorded", action="store_true", help="ours without CUDA graph")
 
 
 def mode_of(name: str) -> InputMode:
@@ -117,7 +116,7 @@ def mode_of(name: str) -> InputMode:
 
 
 def build(name: str, setting: Setting) -> Step:
-    """Return a function that makes one step of a contestant."""
+    """Return a contestant's training step."""
     if name == "products":
         return products(setting)
     batch = make_batch(setting.shape, setting.shape.batch).to(setting.device)
@@ -132,7 +131,7 @@ def build(name: str, setting: Setting) -> Step:
 def update_step(
     model: MPNetForPretraining, mode: InputMode, batch: Batch, setting: Setting
 ) -> Step:
-    """Return an update of a run in one function."""
+    """Return a function that makes one update as a run does."""
     optimization = OptimizationConfig(lr=1e-5, warmup_updates=0)
     optimizer = build_optimizer(model, optimization, setting.device)
     step = RecordedStep(*batch.input_ids.shape) if setting.recorded else loop.add_gradient
@@ -153,7 +152,7 @@ def update_step(
 
 
 def training_step(module: nn.Module, loss: Loss, setting: Setting) -> Step:
-    """Return forward, backward and AdamW in one function."""
+    """Return a function that does forward, backward and AdamW."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=True)
     device_type = setting.device.type
 
@@ -171,17 +170,17 @@ def _hugging_face(_: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Lo
     module = hugging_face(setting.shape, setting.dropout).to(setting.device).train()
     labels = torch.full_like(batch.input_ids, NOT_PREDICTED)
     labels.scatter_(1, batch.predicted_positions, batch.predicted_ids)
-    everything = torch.ones_like(batch.input_ids)
+    attention_mask = torch.ones_like(batch.input_ids)
 
     def loss() -> torch.Tensor:
-        found = module(input_ids=batch.input_ids, attention_mask=everything, labels=labels)
-        return found.loss  # type: ignore[no-any-return]
+        output = module(input_ids=batch.input_ids, attention_mask=attention_mask, labels=labels)
+        return output.loss  # type: ignore[no-any-return]
 
     return module, loss
 
 
 def _ours(name: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Loss]:
-    """Return our network, with the loss in our form or in the paper's."""
+    """Return our network, and its loss in our form or the paper's."""
     model = our_model(setting) if name != "permuted" else _plain(setting)
     if name == "permuted":
         permuted = PermutedForm(model)
@@ -191,7 +190,7 @@ def _ours(name: str, setting: Setting, batch: Batch) -> tuple[nn.Module, Loss]:
 
 
 def our_model(setting: Setting) -> MPNetForPretraining:
-    """Return our network, after what a run does with it before it trains."""
+    """Return our network, prepared for training as a run does it."""
     model = _plain(setting)
     model.use_attention(ATTENTIONS[choose_attention(setting.attention, setting.device)[0]])
     if setting.on_gpu:
@@ -209,26 +208,26 @@ def _plain(setting: Setting) -> MPNetForPretraining:
 
 
 def products(setting: Setting) -> Step:
-    """Return a function that does the matrix products of a step of ours, and nothing else."""
+    """Return a function that does only the matrix products of our step."""
     shape = setting.shape
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
     B, L, D, P = shape.batch, shape.length, shape.width, num_predicted(shape.length)
-    asking, answering, _ = layer_shape("mpnet", L, P)
+    queries, keys, _ = layer_shape("mpnet", L, P)
 
     def tensors(*sizes: int) -> torch.Tensor:
         return torch.randn(*sizes, device=setting.device, dtype=dtype)
 
-    # (rows, in, out) of the linear maps of a layer, and (queries, keys) of its attention.
-    linear = [(asking, D, D), (answering, D, 2 * D), (asking, D, D)]
-    linear += [(asking, D, shape.ffn), (asking, shape.ffn, D)]
-    last = [(P, D, D), (answering, D, 2 * D), (P, D, D), (P, D, shape.ffn), (P, shape.ffn, D)]
+    # A layer's linear maps as (positions, in, out), and its attention as (queries, keys).
+    linear = [(queries, D, D), (keys, D, 2 * D), (queries, D, D)]
+    linear += [(queries, D, shape.ffn), (queries, shape.ffn, D)]
+    last = [(P, D, D), (keys, D, 2 * D), (P, D, D), (P, D, shape.ffn), (P, shape.ffn, D)]
     inner, heads = shape.layers - 1, shape.heads
     maps = [(inner, each) for each in linear] + [(1, each) for each in last]
     maps += [(1, (P, D, D)), (1, (P, D, shape.vocab))]
     scores = [(inner, (L, L)), (inner, (2 * P, L + P)), (1, (P, L + P))]
     prepared = [
-        (times, tensors(B * rows, into), tensors(out, into), tensors(B * rows, out))
-        for times, (rows, into, out) in maps
+        (times, tensors(B * positions, into), tensors(out, into), tensors(B * positions, out))
+        for times, (positions, into, out) in maps
     ]
     attention = [
         (times, tensors(B * heads, q, D // heads), tensors(B * heads, m, D // heads))
@@ -236,13 +235,13 @@ def products(setting: Setting) -> Step:
     ]
 
     def step() -> None:
-        for times, rows, weight, gradient in prepared:
+        for times, inputs, weight, gradient in prepared:
             for _ in range(times):
-                rows @ weight.T, gradient @ weight, gradient.T @ rows
+                inputs @ weight.T, gradient @ weight, gradient.T @ inputs
         for times, query, key in attention:
             weights = query @ key.transpose(1, 2)
             for _ in range(times):
-                # Scores and what is gathered; on the way back two products for each of them.
+                # Scores and weighted sums of values; two products each in the backward pass.
                 query @ key.transpose(1, 2), weights @ key
                 query @ key.transpose(1, 2), weights.transpose(1, 2) @ query
                 weights @ key, weights.transpose(1, 2) @ query
@@ -251,7 +250,7 @@ def products(setting: Setting) -> Step:
 
 
 def timed(step: Step, device: torch.device, times: int = 1) -> float:
-    """Return the seconds of one step, as the mean of several."""
+    """Return the seconds per step, averaged over `times` steps."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -263,64 +262,69 @@ def timed(step: Step, device: torch.device, times: int = 1) -> float:
 
 
 class Worker:
-    """A contestant in a process of its own, which steps when it is told to.
+    """A contestant in its own process, which makes a step on request.
 
-    The process runs a script, by default this one once more, with `--worker NAME` after its flags;
-    it calls `work`.
+    The process runs a script (by default the running one) with `--worker NAME` before its flags;
+    the script then calls `work`.
 
     Attributes:
-        seconds: of a step, one entry for each turn.
-        memory_gb: the most that it took; known at its end.
+        seconds: seconds per step, one entry per turn.
+        memory_gb: peak memory; known after `end`.
     """
 
     def __init__(self, name: str, flags: Sequence[str], script: str | None = None) -> None:
-        command = [sys.executable, script or sys.argv[0], *flags, "--worker", name]
+        command = [sys.executable, script or sys.argv[0], "--worker", name, *flags]
         self.seconds: list[float] = []
         self.memory_gb = 0.0
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._ask("ready?")
+        self._request("ready?")
 
     def take_a_turn(self) -> None:
-        """Have it step, and keep the time."""
-        self.seconds.append(self._ask("step"))
+        """Time a step."""
+        self.seconds.append(self._request("step"))
 
     def end(self) -> None:
-        """Ask for its peak of memory, and end it."""
-        self.memory_gb = self._ask("end")
+        """End the process and note its peak memory."""
+        self.memory_gb = self._request("end")
         self._process.communicate()
 
-    def _ask(self, what: str) -> float:
+    def _request(self, what: str) -> float:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        # One that has ended does not read any more, and answers with nothing.
+        # If the process has ended, writing fails or the reply is empty.
         with suppress(BrokenPipeError):
             print(what, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            # It has said on stderr what went wrong.
+        reply = self._process.stdout.readline()
+        if not reply:
+            # Its own message is on stderr.
             self._process.communicate()
-            raise SystemExit(f"a worker has ended, with code {self._process.returncode}")
-        return float(answer)
+            raise SystemExit(f"a worker failed with exit code {self._process.returncode}")
+        return float(reply)
 
 
 def work(name: str, setting: Setting, steps: int = 1, same_allocator: bool = False) -> None:
-    """Be a `Worker`: answer each line from the parent process with a number.
+    """Run as a `Worker`: reply to each line from the parent process with a number.
 
     Args:
         name: the contestant.
-        setting: of all of them.
-        steps: in a turn, of which the mean is answered.
-        same_allocator: have the memory that ours keeps, whoever this is.
+        setting: shared by all contestants.
+        steps: steps per turn; the reply is their mean.
+        same_allocator: use the allocator setting of ours for other contestants too.
     """
     device = setting.device
     before = memory_now(device, "VmRSS")
     if device.type == "cpu" and (name.startswith("ours") or same_allocator):
         keep_memory()
     step = build(name, setting)
-    for _ in range(3):  # kernels are looked for, or compiled, and memory is asked for
+    for _ in range(3):  # warm up: compile or select kernels, allocate memory
         step()
+    serve(step, device, steps, before)
+
+
+def serve(step: Step, device: torch.device, steps: int, before: float = 0.0) -> None:
+    """Obey a `Worker`: a step per request; `before` is memory that is not counted."""
     for line in sys.stdin:
         match line.strip():
             case "ready?":
@@ -333,8 +337,8 @@ def work(name: str, setting: Setting, steps: int = 1, same_allocator: bool = Fal
 
 
 def memory_now(device: torch.device, what: str) -> float:
-    """Return GB: of the device the peak; of this process what Linux says under a name."""
-    # Not from `resource` on Linux: there a process inherits the peak of the one that started it.
+    """Return GB: the GPU's peak, or an entry of this process's status on Linux."""
+    # `resource` will not do on Linux: a process inherits the peak of its parent.
     if device.type == "cuda" or sys.platform != "linux":
         return memory_peak(device)
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,28 +1,27 @@
-"""From text to batches: how fast, with how much memory, and whether training ever waits for it.
+"""From text to batches: speed, memory, and how long training waits for data.
 
     python benchmarks/data.py [--text PATH] [--tokenizer NAME] [--tokens 512] [--json FILE]
             [--waiting demo base4] [--updates 60 12]
 
-Without a text: four novels of the demo, and a tokenizer of 8,000 pieces learned from them. Four
+The default text is four novels of the demo, with a tokenizer of 8,000 pieces trained on them. Four
 tables:
 
-    parts      reading, tokenising and cutting into rows, each by itself, on one core
-    start      the time until the first batch stands there, with an empty cache and with a full one,
-               and the largest memory of the process; also for the same text as one single line, for
-               which a tokenizer likes to take gigabytes. Imports are not counted, loading the
-               tokenizer is.
-    collating  rows to batches on one core: masking, whole words, an order. Of random words over a
-               vocabulary of 30,527 pieces, of which a fifth continue a word, about the share of
-               running English in BERT's vocabulary. What tokens mean makes no difference to
-               masking, how they form words does. annotated-mpnet, whose whole-word masking is
-               written in Cython, reaches 1.7 million tokens a second.
-    waiting    the share of its time that the training loop stands still for a batch
-               (`perf/data_wait`), in short runs of the real loop, in the shapes of `common.py`. The
-               first quarter of the updates is shown by itself: it waits for the very first batch.
+    parts      reading, tokenising and cutting into sequences, separately, on one core
+    start      the time to the first batch, with an empty cache and with a full one, and the peak
+               memory of the process. Also for the same text on a single line, which can cost a
+               tokenizer gigabytes. Includes loading the tokenizer, but not imports.
+    collating  from sequences to batches on one core: masking, whole words, prediction order. The
+               words are random, over 30,527 tokens of which a fifth continue a word, as in English
+               text with BERT's vocabulary. (Masking depends on how tokens form words, not on what
+               they mean.) annotated-mpnet, with whole-word masking in Cython, reaches 1.7 million
+               tokens/s.
+    waiting    the share of time that the training loop waits for a batch (`perf/data_wait`), in
+               short runs with the shapes of `common.py`. The first quarter of the updates has its
+               own column because it includes the wait for the first batch.
 
-A batch is made in a thread beside the loop, so that what counts is the last table; the others say
-how far it is from changing. Everything runs in a process of its own, one after the other. About two
-minutes on 2 CPU cores.
+Training builds batches in another thread, so only the last table is time lost; the others show how
+much reserve there is. Each measurement runs in its own process, one at a time. About two minutes on
+2 CPU cores.
 """
 
 import argparse
@@ -48,8 +47,8 @@ from data_parts import (
 )
 
 CONVENTION = (
-    "tokens of the text (special ones not counted), in collating tokens of full rows; parts and "
-    "collating on one core; waiting: perf/data_wait of the training loop, by time"
+    "tokens of the text without special ones; in collating, all tokens of full sequences; parts "
+    "and collating on one core; waiting: perf/data_wait of the training loop, averaged over time"
 )
 ONE_CORE = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
@@ -77,29 +76,34 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, help="a file or a directory")
-    parser.add_argument("--tokenizer", help="a directory or a Hub name; else learned from the text")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--workers", type=int, default=0, help="processes that tokenise")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows that are collated at once")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each line of collating")
+    parser.add_argument("--tokenizer", help="a directory or Hub name; default: train one")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens per sequence")
+    parser.add_argument("--workers", type=int, default=0, help="tokenising processes")
+    parser.add_argument("--batch-size", type=int, default=32, help="sequences per batch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per line of collating")
     parser.add_argument("--waiting", nargs="*", choices=SHAPES, default=["demo", "base4"])
-    parser.add_argument("--updates", nargs="*", type=int, default=[60, 12], help="of each run")
+    parser.add_argument(
+        "--updates", nargs="*", type=int, default=[60, 12], help="updates of each run"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if len(arguments.waiting) != len(arguments.updates):
         parser.error(
-            f"--updates has {len(arguments.updates)} numbers; expected one for each shape of "
+            f"--updates has {len(arguments.updates)} values; expected one for each shape of "
             f"--waiting: {' '.join(arguments.waiting)}"
         )
     if any(updates < 2 for updates in arguments.updates):
-        parser.error("--updates: expected at least 2, of which the first is shown by itself")
+        parser.error(
+            f"--updates is {min(arguments.updates)}; expected at least 2 (the first quarter of "
+            "them is reported separately)"
+        )
     return arguments
 
 
 def measure(arguments: argparse.Namespace, what: str, *which: str) -> dict[str, float]:
-    """Return what one process measures."""
+    """Make the measurement of one process."""
     text, tokenizer, tokens = arguments.text, arguments.tokenizer, arguments.tokens
     match what:
         case "parts":
@@ -121,7 +125,7 @@ def run_child(
     text: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Measure in a process of its own, and return what it found."""
+    """Measure in a new process, and return its results."""
     command = [sys.executable, __file__, "--text", str(text or arguments.text)]
     for name in ("tokenizer", "tokens", "workers", "batch_size", "seconds", "folder"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
@@ -166,14 +170,14 @@ def show_start(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 def show_collating(arguments: argparse.Namespace) -> dict[str, float]:
     found = run_child(arguments, "collating", environment=ONE_CORE)
-    print(f"\n{'collating, on one core':<24}{'million tokens/s':>18}{'µs per row':>12}")
+    print(f"\n{'collating, on one core':<24}{'million tokens/s':>18}{'µs per sequence':>17}")
     for name, speed in found.items():
-        print(f"{name:<24}{speed / 1e6:>18.2f}{arguments.tokens / speed * 1e6:>12.1f}")
+        print(f"{name:<24}{speed / 1e6:>18.2f}{arguments.tokens / speed * 1e6:>17.1f}")
     return found
 
 
 def show_waiting(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    print(f"\n{'waiting':<10}{'updates':>9}{'s an update':>13}{'first quarter':>15}{'then':>9}")
+    print(f"\n{'waiting':<10}{'updates':>9}{'s per update':>13}{'first quarter':>15}{'then':>9}")
     results = {}
     for shape, updates in zip(arguments.waiting, arguments.updates, strict=True):
         found = results[shape] = run_child(arguments, "waiting", shape, str(updates))

@@ -1,4 +1,4 @@
-"""What `data.py` measures, one function for each of its tables; each is called in a new process."""
+"""The measurements of `data.py`: one function per table, each called in a new process."""
 
 import json
 import resource
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 PACKINGS: tuple[Packing, ...] = ("full", "none", "documents")
 
-# Name -> what is predicted, and the documents of a row.
+# Name -> the objective, and the documents per sequence.
 OBJECTIVES = {
     "mpnet, whole words": (ObjectiveConfig(), 1),
     "mpnet, single tokens": (ObjectiveConfig(whole_word_mask=False), 1),
@@ -54,11 +54,11 @@ COLLATED_VOCABULARY = 30527
 SPECIAL_IDS = (0, 1, 2, 3, COLLATED_VOCABULARY - 1)
 CONTINUED_SHARE = 0.2
 REPETITIONS = 5
-"""Of which the best is reported: the others measure what else the machine was doing."""
+"""The fastest one counts: the others were slowed down by other work on the machine."""
 
 
 def prepare(folder: Path, text: Path | None, tokenizer: str | None) -> tuple[Path, str]:
-    """Return the text and the tokenizer, made in a folder as far as they are not given."""
+    """Return text and tokenizer; where not given, make them in the folder."""
     if text is None:
         unpack(folder / "novels")
         text = folder / "novels" / "train"
@@ -71,14 +71,14 @@ def prepare(folder: Path, text: Path | None, tokenizer: str | None) -> tuple[Pat
 
 
 def write_one_line(text: Path, target: Path) -> Path:
-    """Write all documents of a text as a single one, and return where."""
+    """Write a text's documents as a single one, on one line."""
     documents = LocalFiles.find(text, "--text").documents(Counts())
     target.write_text(" ".join(" ".join(documents).split("\n")) + "\n", encoding="utf-8")
     return target
 
 
 def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[str, float]:
-    """Return the seconds of reading, tokenising and cutting, and the tokens that there were."""
+    """Return the seconds of reading, tokenising and cutting, and the number of tokens."""
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(tokenizer_name)
     vocabulary = vocabulary_of(tokenizer)
@@ -101,44 +101,44 @@ def parts(text: Path, tokenizer_name: str, tokens: int, folder: Path) -> dict[st
 def first_batch(
     text: Path, tokenizer_name: str, tokens: int, packing: Packing, workers: int
 ) -> dict[str, float]:
-    """Return what it takes to the first batch."""
+    """Return the time and memory that the first batch takes."""
     datasets.disable_progress_bars()
     start = time.perf_counter()
     tokenizer = load_tokenizer(tokenizer_name)
     source = LocalFiles.find(text, "--text")
-    rows = pack_sequences(source, tokenizer, tokens, packing=packing, num_workers=workers)
+    sequences = pack_sequences(source, tokenizer, tokens, packing=packing, num_workers=workers)
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         vocabulary_of(tokenizer), ObjectiveConfig(), tokens, seed=1, packing=packing
     )
-    BatchLoader(rows, collator, batch_size=16, seed=1).batch(0)
+    BatchLoader(sequences, collator, batch_size=16, seed=1).batch(0)
     seconds = time.perf_counter() - start
-    # Of this process, and of the largest of those that it started to tokenise.
+    # Peak memory of this process, and of the largest tokenising process.
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     used = memory_now(CPU, "VmHWM"), children * (1 if sys.platform == "darwin" else 2**10) / 1e9
-    report = rows.report
+    report = sequences.report
     return {
         "seconds": seconds,
         "tokens": report.tokens,
         "fill": report.fill,
-        "rows": report.rows,
+        "sequences": report.rows,
         "megabytes": max(used) * 1e3,
     }
 
 
 def collate(name: str, tokens: int, batch_size: int, seconds: float) -> float:
-    """Return the most tokens per second of several repetitions of an objective."""
+    """Return the tokens per second of an objective, the best of several repetitions."""
     torch.set_num_threads(1)
     objective, documents = OBJECTIVES[name]
     vocabulary = random_vocabulary()
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         vocabulary, objective, tokens, seed=1, packing="full" if documents == 1 else "documents"
     )
-    rows = random_rows(vocabulary, tokens, batch_size, documents)
+    sequences = random_sequences(vocabulary, tokens, batch_size, documents)
     best = 0.0
     for _ in range(REPETITIONS):
         start = time.perf_counter()
         for epoch in count():
-            collator([NumberedSequence(row, epoch, index) for index, row in enumerate(rows)])
+            collator([NumberedSequence(ids, epoch, index) for index, ids in enumerate(sequences)])
             elapsed = time.perf_counter() - start
             if elapsed >= seconds / REPETITIONS:
                 break
@@ -147,7 +147,7 @@ def collate(name: str, tokens: int, batch_size: int, seconds: float) -> float:
 
 
 def random_vocabulary() -> Vocabulary:
-    """Return a vocabulary whose tokens mean nothing, and form words as English ones do."""
+    """Return a vocabulary of meaningless tokens that form words of English length."""
     is_special_V = np.isin(np.arange(COLLATED_VOCABULARY), SPECIAL_IDS)
     starts_word_V = np.random.default_rng(0).random(COLLATED_VOCABULARY) >= CONTINUED_SHARE
     return Vocabulary(
@@ -164,10 +164,10 @@ def random_vocabulary() -> Vocabulary:
     )
 
 
-def random_rows(
+def random_sequences(
     vocabulary: Vocabulary, tokens: int, batch_size: int, documents: int
 ) -> list[np.ndarray]:
-    """Return full rows of so many documents each."""
+    """Return full sequences of random tokens, with this many documents each."""
     generator = np.random.default_rng(1)
     ids = generator.choice(vocabulary.random_ids, size=(batch_size, tokens)).astype(np.int32)
     starts = np.linspace(0, tokens, documents, endpoint=False, dtype=int)
@@ -178,10 +178,10 @@ def random_rows(
 def wait(
     text: Path, tokenizer_name: str, shape_name: str, updates: int, folder: Path
 ) -> dict[str, float]:
-    """Return the share of a short run's time that its loop waits for batches.
+    """Return the share of time that the loop of a short run waits for batches.
 
-    The network has a shape of `common.py`, but the tokenizer's vocabulary: if that is smaller, an
-    update is shorter, and waiting a larger share of it.
+    The vocabulary is the tokenizer's, not the shape's. A smaller one makes updates shorter, and so
+    the share larger.
     """
     datasets.disable_progress_bars()
     directory = folder / f"run-{shape_name}"
@@ -195,7 +195,7 @@ def wait(
 def waiting_config(
     text: Path, tokenizer_name: str, shape_name: str, updates: int, directory: Path
 ) -> PretrainingConfig:
-    """Return a run of so many updates, which logs four times, and saves once, at its end."""
+    """Configure a short run that logs four times and saves only at the end."""
     shape = SHAPES[shape_name]
     dropout = 0.0 if shape_name == "demo" else 0.1
     return PretrainingConfig(
@@ -218,9 +218,9 @@ def waiting_config(
 
 
 def waiting_of(lines: Sequence[dict[str, float]], update_tokens: int) -> dict[str, float]:
-    """Return the shares of the first line of metrics and of all later ones, weighted by time.
+    """Return the share for the first line of metrics, and the mean of the others by time.
 
-    Of two later lines, one twice as fast as the other, the slow one counts twice as much:
+    Of two later lines, one at half the speed of the other, the slow one counts twice:
 
     >>> def line(step, speed, wait):
     ...     return {"step": step, "perf/tokens_per_second": speed, "perf/data_wait": wait}
@@ -230,11 +230,11 @@ def waiting_of(lines: Sequence[dict[str, float]], update_tokens: int) -> dict[st
     (0.5, 0.02, 1.5)
 
     Args:
-        lines: of `metrics.jsonl`; those without a speed are of evaluations.
-        update_tokens: of each update; rows are full.
+        lines: of `metrics.jsonl`; those of evaluations are ignored.
+        update_tokens: tokens per update.
 
     Returns:
-        The two shares, and seconds of an update behind the first line.
+        The two shares, and the seconds per update after the first line.
     """
     lines = [line for line in lines if "perf/data_wait" in line]
     updates = np.diff([0, *(line["step"] for line in lines)])

@@ -1,21 +1,21 @@
-"""All that only a GPU can tell, in one command: is it right there, is it the same again, how fast?
+"""Check a GPU in one command: correctness, reproducibility, speed.
 
     python benchmarks/gpu.py [--minutes 6] [--text DIRECTORY --tokenizer DIRECTORY] [--json FILE]
     python benchmarks/gpu.py --rehearse --text DIRECTORY --tokenizer DIRECTORY
 
 With --rehearse every step runs on a CPU, in tiny shapes.
 
-1. **Right**: the kernels against the formula on this card, in float32 and bfloat16, and the same
-   gradients twice.
-2. **The same**: two runs of the preset demo with all defaults, and a third that stops half-way and
-   resumes: the same bytes of `model.safetensors`.
-3. **Fast**: MPNet-base by batch, compiled or not, recorded or not, against the paper's form and
-   transformers at the same batch. All are started side by side, so that their kernels compile in
-   parallel, and then take turns. Attention by itself after that.
-4. **A run**: the preset small on `--text` with `--tokenizer`, for its curve; left out without them.
+1. **Right**: the kernels agree with the formula on this card, in float32 and bfloat16, and give
+   the same gradients twice.
+2. **Same**: two runs of the preset demo, and one that is resumed half-way, end in the same
+   bytes of `model.safetensors`.
+3. **Fast**: MPNet-base at several batch sizes, compiled or not, recorded or not, compared with the
+   paper's form and transformers at the same batch. The contestants start at the same time, to
+   compile their kernels in parallel, and then run in turn. Then attention alone.
+4. **A run** of the preset small, for its curve, if `--text` and `--tokenizer` are given.
 
-Each step has its own limit, and one that fails is named and does not stop the others. Exit code 2
-without a GPU, 1 if something was wrong or failed.
+A step that fails or takes too long is reported, and the others still run. Exit code 2 without a
+GPU, 1 if anything failed.
 """
 
 import argparse
@@ -58,24 +58,24 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "batch 16, the paper's form": ("permuted", ["--batch", "16"]),
     "batch 16, transformers' MLM": ("hf", ["--batch", "16"]),
 }
-"""Of MPNet-base with sequences of 512 tokens; by label, the contestant and its flags. Together they
-take about 120 GB."""
+"""Label -> contestant and its flags, for MPNet-base with sequences of 512 tokens. All together need
+about 120 GB."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6.0, help="limit of all steps together")
-    parser.add_argument("--text", type=Path, help="directory of text files, for a run")
+    parser.add_argument("--minutes", type=float, default=6.0, help="time limit for all steps")
+    parser.add_argument("--text", type=Path, help="directory of text files for the run")
     parser.add_argument("--tokenizer", type=Path, help="directory of its tokenizer")
-    parser.add_argument("--updates", type=int, default=600, help="of that run")
+    parser.add_argument("--updates", type=int, default=600, help="updates of the run")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--rehearse", action="store_true", help="on a CPU, in tiny shapes")
+    parser.add_argument("--rehearse", action="store_true", help="run on a CPU, in tiny shapes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if (arguments.rehearse or arguments.text) and None in (arguments.text, arguments.tokenizer):
-        parser.error("--rehearse, and a run on --text, need both --text and --tokenizer")
+        parser.error("expected both --text and --tokenizer, for a run or with --rehearse")
     if not torch.cuda.is_available() and not arguments.rehearse:
-        print("no GPU with CUDA here; --rehearse runs every step on a CPU", file=sys.stderr)
+        print("no CUDA GPU found; --rehearse runs every step on a CPU", file=sys.stderr)
         return 2
     session = Measurements(arguments)
     with tempfile.TemporaryDirectory() as directory:
@@ -91,11 +91,11 @@ TINY_RUN += ["--encoder-attention-heads", "2", "--max-tokens", "16", "--batch-si
 TINY_RUN += ["--valid-fraction", "0.2"]
 
 PACKAGES = [each for each in sys.path if each and Path(each) != Path(__file__).parent]
-"""Where packages are. Not this folder: `profile.py` would hide Python's module of that name."""
+"""The import path without this folder, whose `profile.py` would hide Python's module."""
 
 
 class Measurements:
-    """The steps, what they found, and what failed."""
+    """Runs the steps and keeps their results and failures."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -106,9 +106,9 @@ class Measurements:
         self.failures: list[str] = []
 
     def run(self, directory: Path) -> None:
-        """Go through all steps."""
+        """Run all steps."""
         print(machine(self.device))
-        # What computes on all cores is not timed, and what is timed has the machine to itself.
+        # While contestants compile, only steps without timing run.
         workers: dict[str, Worker] = {}
         starting = [
             threading.Thread(target=self._start, args=(label, workers))
@@ -128,12 +128,12 @@ class Measurements:
     def _step(self, name: str, step: Callable[[], object]) -> None:
         try:
             self.results[name] = step()
-        except Exception as error:  # the others are still worth their time
+        except Exception as error:  # the other steps still run
             self.failures.append(f"{name}: {type(error).__name__}: {error}"[:300])
         print(f"-- {name}: {time.perf_counter() - self.started:.0f} s so far", flush=True)
 
     def _left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         spent = time.perf_counter() - self.started
         return max(1.0, 60 * self.arguments.minutes - spent)
 
@@ -144,20 +144,20 @@ class Measurements:
         shape = SHAPES["demo" if self.rehearse else "base"]
         for name, bf16 in (("fp32", False), ("bf16", True)):
             if self.rehearse:
-                found[name] = "not on a CPU"
+                found[name] = "not checked on a CPU"
                 continue
             fault = kernel_fault(model_config(shape, 0.0), self.device, bf16)
-            found[name] = fault or "as the formula"
+            found[name] = fault or "agree with the formula"
             if fault is not None:
                 self.failures.append(f"kernels in {name}: {fault}")
-        for name, said in found.items():
-            print(f"kernels, {name}: {said}")
+        for name, result in found.items():
+            print(f"kernels, {name}: {result}")
         return found
 
-    # 2. The same
+    # 2. Same
 
     def _check_bytes(self, directory: Path) -> object:
-        """Compare two runs, and one that was resumed."""
+        """Compare two runs and a resumed one."""
         updates = 4 if self.rehearse else 60
         flags = [*TINY_RUN, *self._text()] if self.rehearse else ["--preset", "demo"]
         flags += ["--device", self.device.type, "--no-export-hf", "--keep-checkpoints", "-1"]
@@ -168,7 +168,7 @@ class Measurements:
         for name in ("second", "resumed"):
             shutil.copytree(folders["first"], folders[name])
         shutil.rmtree(folders["second"] / "run")
-        # Back to half of its updates, as if it had been killed there.
+        # Back to half of the updates, as if the run had been killed there.
         for what in (f"checkpoint{updates}", "best_checkpoint"):
             shutil.rmtree(folders["resumed"] / "run" / what)
         second = self._pretrain(folders["second"], *flags)
@@ -181,8 +181,8 @@ class Measurements:
             for name, folder in folders.items()
         }
         if len(set(digests.values())) > 1:
-            self.failures.append(f"runs that should be the same: {digests}")
-        print(f"two runs and a resume: {len(set(digests.values()))} different results")
+            self.failures.append(f"runs differ: {digests}")
+        print(f"two runs and a resumed one: {len(set(digests.values()))} different results")
         return digests
 
     def _text(self) -> list[str]:
@@ -204,15 +204,16 @@ class Measurements:
         finally:
             run.kill()
         if code != 0:
-            said = (folder / "output.txt").read_text().strip().splitlines()
-            raise RuntimeError(f"{folder.name} ended with {code}: {said[-1] if said else ''}")
+            lines = (folder / "output.txt").read_text().strip().splitlines()
+            last = lines[-1] if lines else ""
+            raise RuntimeError(f"{folder.name} failed with exit code {code}: {last}")
 
     # 3. Fast
 
     def _contestants(self) -> dict[str, tuple[str, list[str]]]:
         if not self.rehearse:
-            usual = ["--shape", "base", "--precision", "bf16", "--dropout", "0"]
-            return {label: (name, usual + flags) for label, (name, flags) in CONTESTANTS.items()}
+            common = ["--shape", "base", "--precision", "bf16", "--dropout", "0"]
+            return {label: (name, common + flags) for label, (name, flags) in CONTESTANTS.items()}
         tiny = ["--shape", "demo", "--layers", "1", "--width", "16", "--length", "16"]
         tiny += ["--batch", "2", "--device", "cpu"]
         return {label: (CONTESTANTS[label][0], tiny) for label in list(CONTESTANTS)[-2:]}
@@ -233,7 +234,9 @@ class Measurements:
         for label in order:
             workers[label].end()
         found = {}
-        print(f"{'':<28}{'ms':>8}{'least':>8}{'most':>8}{'tokens/s':>10}{'TFLOP/s':>9}{'GB':>7}")
+        print(
+            f"{'':<28}{'ms':>8}{'lowest':>8}{'highest':>8}{'tokens/s':>10}{'TFLOP/s':>9}{'GB':>7}"
+        )
         peak = None if self.rehearse else peak_flops(device_name(self.device), True)
         for label in order:
             name, flags = self._contestants()[label]
@@ -246,7 +249,7 @@ class Measurements:
             flops = training_flops(
                 model_config(shape, 0.0), mode_of(name), batch, length, predicted
             )
-            # The formula counts our form; the others compute more, or something else.
+            # The FLOPs are those of our form; the others compute more, or something else.
             rate = flops / median / 1e12 if name.startswith("ours") else None
             found[label] = {
                 "seconds": seconds,
@@ -264,7 +267,7 @@ class Measurements:
         return found
 
     def _measure_attention(self, directory: Path) -> object:
-        """Compare the ways to compute attention, by `attention.py`."""
+        """Compare attention implementations with `attention.py`."""
         file = directory / "attention.json"
         flags = ["--with", "eager", "sdpa", "triton", "--batch", "32", "--rounds", "5"]
         if self.rehearse:
@@ -283,7 +286,7 @@ class Measurements:
     # 4. A run
 
     def _train(self, directory: Path) -> object:
-        """Train the preset small, and return its curve."""
+        """Train the preset small; return its metrics."""
         updates = self.arguments.updates
         flags = [*(TINY_RUN if self.rehearse else ["--preset", "small"]), *self._text()]
         flags += ["--device", self.device.type, "--total-updates", str(updates)]

@@ -1,15 +1,14 @@
-"""What an update asks of the CPU: the operators it starts, and how long that takes without a GPU.
+"""What an update costs the CPU of a GPU machine: operators dispatched, and the time for that.
 
     python benchmarks/launches.py [--shape base] [--attention triton] [--json FILE]
 
-A GPU works through its kernels faster than PyTorch can start them, if the network is small enough.
-Here an update of one micro-batch runs on PyTorch's `meta` device, whose tensors have shapes but no
-numbers: nothing is computed, and what is left is the work of finding and starting. Operators are
-not kernels (a view starts none, some start several), but each costs the CPU about the same. Works
-on any machine.
+With a small enough network, a GPU runs its kernels faster than PyTorch can launch them. Here an
+update of one micro-batch runs on PyTorch's `meta` device, whose tensors have shapes but no data.
+Nothing is computed, so the time is the overhead of dispatching. An operator is not a kernel (a view
+launches none, some operators launch several), but each costs the CPU about the same. Needs no GPU.
 
-    written    kernel by kernel
-    recorded   with the micro-batch as a CUDA graph, whose replay starts nothing again
+    written    one operator at a time, as the code is written
+    recorded   the micro-batch as a CUDA graph, whose replay dispatches nothing
 """
 
 import argparse
@@ -31,13 +30,13 @@ from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from common import SHAPES, machine, make_batch, model_config, write_json
 
 CONVENTION = (
-    "operators that PyTorch dispatches in an update of one micro-batch, on the meta device; "
-    "milliseconds of the same without counting, median"
+    "operators that PyTorch dispatches in an update of one micro-batch on the meta device; median "
+    "milliseconds of the same update without counting"
 )
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is dispatched within the block, by name."""
+    """Counts, by name, the operators dispatched in a `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ def main() -> None:
 
     print(f"{arguments.shape}, {arguments.attention}, dropout {arguments.dropout}")
     print(machine(torch.device("cpu")))
-    print(f"{'':<10}{'operators':>10}{'not views':>10}{'ms':>8}")
+    print(f"{'':<10}{'operators':>10}{'no views':>10}{'ms':>8}")
     results = {}
     for name in ("written", "recorded"):
         step = meta_update(arguments, recorded=name == "recorded")
@@ -90,7 +89,7 @@ def main() -> None:
 
 
 def meta_update(arguments: argparse.Namespace, *, recorded: bool) -> Callable[[], object]:
-    """Return an update of one micro-batch, without numbers."""
+    """Return an update of one micro-batch on the meta device."""
     shape, meta = SHAPES[arguments.shape], torch.device("meta")
     batch = make_batch(shape, 2).to(meta)
     with meta:
@@ -101,7 +100,7 @@ def meta_update(arguments: argparse.Namespace, *, recorded: bool) -> Callable[[]
         loop.Network(model, meta),
         build_optimizer(model, optimization, meta),
         optimization,
-        check_finite=lambda *_: None,  # there is no number to look at
+        check_finite=lambda *_: None,  # meta tensors have no values to check
         add_gradient=RecordedStep(2, shape.length, once) if recorded else loop.add_gradient,
     )
     return lambda: loop.update(setup, 0, [batch])
@@ -110,12 +109,12 @@ def meta_update(arguments: argparse.Namespace, *, recorded: bool) -> Callable[[]
 def once(
     work: Callable[[], torch.Tensor], _: torch.device
 ) -> tuple[Callable[[], None], torch.Tensor]:
-    """Record as a GPU would, and replay nothing: its kernels are not the CPU's work."""
+    """Record as on a GPU; the replay costs the CPU nothing."""
     return lambda: None, work()
 
 
 def count_views(counts: Mapping[str, int]) -> int:
-    """Return how many operators only look at a tensor in another way."""
+    """Count the operators that only make a view of a tensor."""
     kinds = ("view", "expand", "transpose", "slice", "split", "permute", "select", "t", "detach")
     kinds += ("unsqueeze", "as_strided", "alias", "_unsafe_view", "_reshape_alias", "chunk")
     return sum(count for name, count in counts.items() if name.split(".")[1] in kinds)

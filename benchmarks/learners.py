@@ -1,8 +1,8 @@
 """The networks that `end_to_end.py` trains and compares: ours and transformers'.
 
-A learner makes updates by number and gives logits for a batch of validation text. It is told at the
-start how many updates there will be, because the learning rate depends on it. The functions at the
-end train and judge both kinds.
+A learner makes updates and returns logits for a batch of validation text. It knows the number of
+updates from the start, because the learning rate depends on it. The functions at the end train and
+evaluate both kinds.
 
     B batch   L tokens of a sentence   P predicted tokens   V vocabulary
 """
@@ -25,6 +25,7 @@ from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.mpnet.batch import NOT_PREDICTED, Batch
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig, RelativeBiasInit
+from annotated_mpnet.mpnet.loop import UpdateResult
 from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate, set_learning_rate
 from annotated_mpnet.mpnet.pretraining import cross_entropy_sum
 from annotated_mpnet.runs.initial_weights import build_model
@@ -36,21 +37,22 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.tracker import Tracker, nats_to_bits
 from annotated_mpnet.training.distributed import SharedNetwork, World
 from annotated_mpnet.training.loader import BatchLoader, evaluation_batches, prefetch
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 WARMUP_SHARE = 0.05
 WARM_UPDATES = 3
-"""Before a time is taken: kernels are looked for, and memory is asked for."""
+"""Not timed: they compile or select kernels and allocate memory."""
 
-# Name -> how the network is asked, and whether whole words are masked.
-YARDSTICKS: dict[str, tuple[InputMode, bool]] = {
+# Name -> the objective, and whether whole words are masked.
+METRICS: dict[str, tuple[InputMode, bool]] = {
     "tokens": ("mlm", False),
     "words": ("mlm", True),
     "mpnet": ("mpnet", True),
 }
-YARDSTICK_SEED = 12345
-"""Of the validation text's masks: whatever the seed of a run is, all are asked the same."""
+METRIC_SEED = 12345
+"""Seed of the validation text's masks, the same for all runs."""
 
 
 class Learner(Protocol):
@@ -60,11 +62,11 @@ class Learner(Protocol):
     text: Text
 
     def batches(self) -> Iterator[Any]:
-        """Yield what each update learns from, without end."""
+        """Yield the training data of each update, without end."""
         ...
 
     def update(self, number: int, batch: Any) -> int:
-        """Make an update, the first of which has number 0, and return its tokens."""
+        """Make update `number` (from 0) and return its number of tokens."""
         ...
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
@@ -75,7 +77,7 @@ class Learner(Protocol):
 def with_schedule(
     config: PretrainingConfig, updates: int, mode: InputMode, start: RelativeBiasInit = "auto"
 ) -> PretrainingConfig:
-    """Return a configuration with an objective, a start and a schedule for so many updates."""
+    """Return the configuration with another objective, start and number of updates."""
     optimization = dataclasses.replace(
         config.optimization,
         total_updates=updates,
@@ -88,7 +90,7 @@ def with_schedule(
 
 
 def loader_of(config: PretrainingConfig, text: Text) -> BatchLoader:
-    """Return the training rows in the order of the run's seed, masked as ours are."""
+    """Return our training batches, in the order given by the run's seed."""
     assert isinstance(text.train, PackedSequences)
     return BatchLoader(
         text.train,
@@ -108,7 +110,7 @@ def collator_of(
 
 
 class Ours:
-    """Our network, in our loop."""
+    """Our network in our training loop."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Ours:
         self._bf16 = config.machine.precision == "bf16"
         self._trainer = Trainer(
             SharedNetwork(self.model, World(), CPU),
-            build_optimizer(self.model, self.config.optimization, CPU),
+            choose_optimizer(self.model, self.config.optimization, CPU),
             self.config.optimization,
             self.config.objective.input_mode,
             self.config.run.seed,
@@ -134,28 +136,32 @@ class Ours:
         )
 
     def batches(self) -> Iterator[list[Batch]]:
-        """Yield batches of one micro-batch, as the loop of a run gets them."""
+        """Yield updates of one micro-batch each."""
         return (batches for batches, _ in loader_of(self.config, self.text).updates(0, 1))
 
     def update(self, number: int, batch: list[Batch]) -> int:
         """Make an update in our loop."""
-        return self._trainer.update(number, batch).num_tokens
+        return self.result(number, batch).num_tokens
+
+    def result(self, number: int, batch: list[Batch]) -> UpdateResult:
+        """Make an update in our loop, and return all that it says."""
+        return self._trainer.update(number, batch)
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
-        """Return logits (B, P, V), asked in either way."""
+        """Return logits (B, P, V) for either objective."""
         self.model.eval()
-        places, ids = batch.predicted_positions, batch.predicted_ids
+        positions, ids = batch.predicted_positions, batch.predicted_ids
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            return self.model(batch.input_ids, places, ids, batch.attention_mask, mode)
+            return self.model(batch.input_ids, positions, ids, batch.attention_mask, mode)
 
 
 class HuggingFace:
-    """transformers' network in the loop that its users write."""
+    """transformers' network in a plain PyTorch loop."""
 
     def __init__(
         self, config: PretrainingConfig, text: Text, updates: int, start: RelativeBiasInit
     ) -> None:
-        """Build the network; with the start `normal` as transformers initialises it."""
+        """Build the network; the start `normal` is transformers' own initialisation."""
         self.config, self.text = with_schedule(config, updates, "mlm", start), text
         ours, _ = build_model(self.config, text)
         vocabulary = text.vocabulary
@@ -166,7 +172,7 @@ class HuggingFace:
         if start != "normal":
             theirs = to_hugging_face(ours.state_dict())
             missing, unexpected = self.model.load_state_dict(theirs, strict=False)
-            # Tied weights, and position ids, which are not weights.
+            # Tied weights, and position ids, which are no weights.
             assert not unexpected, unexpected
             assert all("decoder" in name or "position_ids" in name for name in missing), missing
         self.optimizer = build_optimizer(self.model, self.config.optimization, CPU)
@@ -174,7 +180,7 @@ class HuggingFace:
         torch.manual_seed(config.run.seed)
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the rows of ours, masked by transformers' collator."""
+        """Yield the same sequences as ours, masked by transformers' collator."""
         collator = DataCollatorForLanguageModeling(
             self.text.tokenizer, mlm_probability=0.15, seed=self.config.run.seed
         )
@@ -182,17 +188,17 @@ class HuggingFace:
         for k in count():
             yield collator(
                 [
-                    # Given, it need not be computed; as `run_mlm.py` does it.
+                    # With the mask, as in `run_mlm.py`, the collator need not compute it.
                     {
-                        "input_ids": row.input_ids.tolist(),
-                        "special_tokens_mask": is_special_V[row.input_ids].astype(int).tolist(),
+                        "input_ids": each.input_ids.tolist(),
+                        "special_tokens_mask": is_special_V[each.input_ids].astype(int).tolist(),
                     }
-                    for row in loader.sequences_of(k)
+                    for each in loader.sequences_of(k)
                 ]
             )
 
     def update(self, number: int, batch: dict[str, torch.Tensor]) -> int:
-        """Make an update as a plain loop of PyTorch does."""
+        """Make an update of a plain PyTorch loop."""
         optimization = self.config.optimization
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,13 +212,13 @@ class HuggingFace:
         return batch["input_ids"].numel()
 
     def logits(self, batch: Batch, mode: InputMode) -> torch.Tensor:
-        """Return logits (B, P, V), picked from those of all positions."""
-        assert mode == "mlm", "it knows no other"
+        """Return logits (B, P, V), gathered from those of all positions."""
+        assert mode == "mlm"
         self.model.eval()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
             logits_BLV = self.model(batch.input_ids, attention_mask=batch.attention_mask).logits
-        places_BP1 = batch.predicted_positions[:, :, None]
-        return logits_BLV.gather(1, places_BP1.expand(-1, -1, logits_BLV.shape[2]))
+        positions_BP1 = batch.predicted_positions[:, :, None]
+        return logits_BLV.gather(1, positions_BP1.expand(-1, -1, logits_BLV.shape[2]))
 
 
 LEARNERS: dict[str, Callable[[PretrainingConfig, Text, int], Learner]] = {
@@ -226,7 +232,7 @@ LEARNERS: dict[str, Callable[[PretrainingConfig, Text, int], Learner]] = {
 
 
 def calibrate(learner: Learner, seconds: float) -> float:
-    """Return the seconds that an update takes, measured for so long; this trains the learner."""
+    """Return the seconds per update, measured by training the learner for this long."""
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
         for number in range(WARM_UPDATES):
             learner.update(number, next(batches))
@@ -238,19 +244,30 @@ def calibrate(learner: Learner, seconds: float) -> float:
 
 
 Curve = list[tuple[float, float]]
-"""Seconds of training, and bits on the validation text by then."""
+"""Pairs: seconds of training so far, and bits on the validation text."""
 
 
-def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[str, Any]:
+def bits_of_words(learner: Learner) -> float:
+    """Return the bits by the yardstick `words`."""
+    return judge(learner, "words")[0]
+
+
+def train(
+    learner: Learner,
+    updates: int,
+    judged: Sequence[int] = (),
+    judge_it: Callable[[Learner], float] = bits_of_words,
+) -> dict[str, Any]:
     """Make all updates of a learner.
 
     Args:
         learner: a fresh one.
         updates: how many.
         judged: the updates after which to judge it, with the clock stopped.
+        judge_it: how.
 
     Returns:
-        Seconds of training, the tokens it saw, and its curve by the yardstick `words`.
+        Seconds of training, the tokens it saw, and its curve.
     """
     tokens, seconds, curve = 0, 0.0, Curve()
     with closing(prefetch(learner.batches(), PREFETCHED_UPDATES)) as batches:
@@ -260,14 +277,14 @@ def train(learner: Learner, updates: int, judged: Sequence[int] = ()) -> dict[st
             if number + 1 in judged:
                 seconds += time.perf_counter() - started
                 # A short run may reach two of its points with the same update.
-                curve += [(seconds, judge(learner, "words")[0])] * judged.count(number + 1)
+                curve += [(seconds, judge_it(learner))] * judged.count(number + 1)
                 started = time.perf_counter()
         seconds += time.perf_counter() - started
     return {"seconds": seconds, "tokens": tokens, "curve": curve}
 
 
 def time_to(curve: Curve, bits: float) -> float | None:
-    """Return the seconds after which a curve is down to a loss, between its points on a line.
+    """Return when a curve reaches a loss, interpolated linearly; None if it does not.
 
     >>> time_to([(10, 9.0), (20, 8.0), (30, 6.0)], 7.0), time_to([(10, 9.0)], 7.0)
     (25.0, None)
@@ -284,15 +301,15 @@ def time_to(curve: Curve, bits: float) -> float | None:
 
 
 @torch.no_grad()
-def judge(learner: Learner, yardstick: str) -> tuple[float, float]:
+def judge(learner: Learner, metric: str) -> tuple[float, float]:
     """Return bits per predicted token on the validation text, and accuracy."""
-    mode, whole_words = YARDSTICKS[yardstick]
-    config, rows = learner.config, learner.text.valid
-    assert rows is not None
+    mode, whole_words = METRICS[metric]
+    config, sequences = learner.config, learner.text.valid
+    assert sequences is not None
     objective = ObjectiveConfig(input_mode=mode, whole_word_mask=whole_words)
-    collator = collator_of(objective, config, learner.text, YARDSTICK_SEED)
+    collator = collator_of(objective, config, learner.text, METRIC_SEED)
     loss = correct = predicted = 0.0
-    for batch in evaluation_batches(rows, collator, config.optimization.batch_size):
+    for batch in evaluation_batches(sequences, collator, config.optimization.batch_size):
         logits_BPV = learner.logits(batch, mode)
         used_BP = batch.predicted_ids != NOT_PREDICTED
         loss += cross_entropy_sum(logits_BPV, batch.predicted_ids).item()

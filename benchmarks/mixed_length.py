@@ -1,38 +1,35 @@
-"""Documents of mixed length: packed full rows, or a padded row for each document.
+"""Documents of mixed length: packed into full sequences, or one padded sequence per document.
 
     python benchmarks/mixed_length.py [--shape base4|demo] [--lengths 128 512] [--batch 16]
             [--dropout 0.1] [--precision fp32|bf16] [--rounds 5] [--text PATH] [--json FILE]
 
-What a network learns from are predicted tokens. Here it gets them out of the same documents in
-several ways, in turn:
+A network learns from its predicted tokens. This script compares how many of them per second each
+strategy gets from the same documents:
 
-    packed      ours: rows filled across the ends of documents, 15 % of each predicted
-    padded      a row for each document, padded to the batch's longest, P = 15 % of its *shortest*
-                for all of them, so that all have the same shape; in the permuted form
-                (`permuted_form.py`). annotated-mpnet does so
-    64+         the same, but documents of less than 64 characters are left out, as its flag
-                --min-text-length does with streams
-    ..., ours   the same two, computed by our step, with an attention mask: what is lost by the rows
-                alone
-    own P       our step, and each row predicts 15 % of its own length
+    packed      ours: each sequence is filled with consecutive documents, 15 % of it predicted
+    padded      one sequence per document, padded to the longest of the batch. P must be equal in
+                a batch, so all predict 15 % of the *shortest*. In the permuted form
+                (`permuted_form.py`). This is what annotated-mpnet does
+    64+         the same without documents of fewer than 64 characters, like its --min-text-length
+                for streams
+    ..., ours   the same two with our step and an attention mask, to show what padding alone costs
+    own P       our step; each sequence predicts 15 % of its own length
 
-In a batch of sixteen there is nearly always a short document. Then fifteen others predict as little
-as it does, and the computation of the rest is spent on what nobody asks about: of three documents
-of 20, 200 and 500 tokens,
+Nearly every batch of sixteen contains a short document, and then the others predict as few tokens
+as it does. Three documents of 20, 200 and 500 tokens predict 9 tokens in a padded batch of 3 x 500,
+instead of 108:
 
 >>> from common import num_predicted
 >>> lengths = [20, 200, 500]
 >>> 3 * num_predicted(min(lengths)), sum(num_predicted(each) for each in lengths)
 (9, 108)
 
-tokens are predicted, 9 in a padded batch of 3 x 500 places.
+Padding truncates documents that are longer than a sequence; packing continues them in the next one.
+(The truncated tokens do not count against padding.) All strategies use our allocator setting
+(`fast/allocator.py`).
 
-Documents longer than a row are cut off at its end, where ours go on in the next row. (To read the
-tokens that are cut off would need further rows, and is not counted against the padded ways.) All of
-them have the memory that ours keeps (`fast/allocator.py`).
-
-Convention: a step is forward, backward and AdamW; predicted tokens are those with a target; ratio:
-predicted tokens/s of packed over the other's, in the same round, the median of all rounds.
+Convention: a step is forward, backward and AdamW; predicted tokens are those with a target; a ratio
+is predicted tokens/s of packed over the other's in the same round, and the median over rounds.
 """
 
 import argparse
@@ -40,7 +37,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -65,53 +62,53 @@ from permuted_form import PermutedForm
 
 CONVENTION = (
     "a step is forward, backward and AdamW; predicted tokens are those with a target; ratio: "
-    "predicted tokens/s of packed over the other's, median over rounds; packed, own P and those "
-    "that say ours are computed by our step, the others in the permuted form"
+    "predicted tokens/s of packed over the other's, median over rounds; packed, own P and the two "
+    "marked ours are computed by our step, the others in the permuted form"
 )
 
 MIN_CHARACTERS = 64
-"""Of a document: annotated-mpnet's and our default for --min-text-length."""
+"""The default of --min-text-length, annotated-mpnet's and ours."""
 
 Collator = DataCollatorForMaskedPermutedLanguageModeling
 
 
 @dataclass(frozen=True)
-class Way:
-    """How documents become steps.
+class Strategy:
+    """How documents become batches.
 
     Attributes:
-        packed: whether they share rows.
-        as_the_shortest: whether all rows predict what the shortest may.
-        min_characters: shorter documents are left out.
-        permuted: the form that computes it.
+        packed: documents share sequences.
+        equal_predictions: all sequences predict as many tokens as the shortest.
+        min_characters: leave out shorter documents.
+        permuted: train in the permuted form.
     """
 
     packed: bool = False
-    as_the_shortest: bool = False
+    equal_predictions: bool = False
     min_characters: int = 1
     permuted: bool = False
 
 
-WAYS = {
-    "packed": Way(packed=True),
-    "padded": Way(as_the_shortest=True, permuted=True),
-    "padded, ours": Way(as_the_shortest=True),
-    "64+": Way(as_the_shortest=True, min_characters=MIN_CHARACTERS, permuted=True),
-    "64+, ours": Way(as_the_shortest=True, min_characters=MIN_CHARACTERS),
-    "own P": Way(),
+STRATEGIES = {
+    "packed": Strategy(packed=True),
+    "padded": Strategy(equal_predictions=True, permuted=True),
+    "padded, ours": Strategy(equal_predictions=True),
+    "64+": Strategy(equal_predictions=True, min_characters=MIN_CHARACTERS, permuted=True),
+    "64+, ours": Strategy(equal_predictions=True, min_characters=MIN_CHARACTERS),
+    "own P": Strategy(),
 }
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The tokens of a text's documents, and how many characters each has."""
+    """The tokens of a text's documents, and the number of characters of each."""
 
     tokens: list[list[int]]
     characters: list[int]
 
     @classmethod
     def read(cls, text: Path, tokenizer: PreTrainedTokenizerFast) -> "Documents":
-        """Return all documents in which there is something to predict."""
+        """Return all documents that have tokens to predict."""
         texts = list(LocalFiles.find(text, "--text").documents(Counts()))
         is_special_V = vocabulary_of(tokenizer).is_special_V
         tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -119,7 +116,7 @@ class Documents:
         return cls([tokens[i] for i in kept], [len(texts[i]) for i in kept])
 
     def of_at_least(self, characters: int) -> list[list[int]]:
-        """Return the tokens of those that are long enough."""
+        """Return the tokens of documents that are long enough."""
         both = zip(self.tokens, self.characters, strict=True)
         return [tokens for tokens, length in both if length >= characters]
 
@@ -135,7 +132,7 @@ def main() -> None:
         documents = Documents.read(text, tokenizer)
     lengths = [len(each) for each in documents.tokens]
     low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95)).astype(int)
-    print(f"{len(lengths):,} documents: median {middle} tokens, nine of ten have {low} to {high}")
+    print(f"{len(lengths):,} documents: median {middle} tokens, nine in ten have {low} to {high}")
     print(f"{arguments.precision}, dropout {setting.dropout}")
     print(machine(setting.device))
     results = {}
@@ -150,43 +147,43 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_flags(parser)
     parser.set_defaults(batch=16)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="of a row")
-    parser.add_argument("--rounds", type=int, default=5, help="batches of each way")
-    parser.add_argument("--text", type=Path, help="a file or a directory; else the demo's novels")
-    parser.add_argument("--tokenizer", help="a directory or a Hub name; else learned from the text")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[128, 512], help="tokens per sequence"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="batches of each strategy")
+    parser.add_argument("--text", type=Path, help="a file or directory; default: the demo's novels")
+    parser.add_argument("--tokenizer", help="a directory or Hub name; default: train one")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-def rows_of(way: Way, documents: Documents, collator: Collator) -> list[np.ndarray]:
-    """Return the rows of a way: full ones, or one for each document, cut off at the end."""
+def sequences_of(strategy: Strategy, documents: Documents, collator: Collator) -> list[np.ndarray]:
+    """Return full sequences, or one for each document, truncated if too long."""
     special_ids = collator.vocabulary.cls_id, collator.vocabulary.sep_id
     length = collator.max_tokens
-    kept = documents.of_at_least(way.min_characters)
-    if way.packed:
+    kept = documents.of_at_least(strategy.min_characters)
+    if strategy.packed:
         windows = cut_sequences([Ragged.of(kept)], "full", length, *special_ids)
-        return [row for window in windows for row in window if len(row) == length]
+        return [each for window in windows for each in window if len(each) == length]
     return list(framed(Ragged.of([each[: length - 2] for each in kept]), *special_ids))
 
 
 def batches_of(
-    way: Way, documents: Documents, collator: Collator, batch_size: int
+    strategy: Strategy, documents: Documents, collator: Collator, batch_size: int
 ) -> Iterator[Batch]:
-    """Yield batches of a way's rows in a random order, the same each time, without end."""
-    rows = rows_of(way, documents, collator)
-    places = cycle(np.random.default_rng(1).permutation(len(rows)).tolist())
+    """Yield batches in a fixed random order, without end."""
+    sequences = sequences_of(strategy, documents, collator)
+    order = cycle(np.random.default_rng(1).permutation(len(sequences)).tolist())
     while True:
-        batch = collator(
-            [NumberedSequence(rows[i], 0, i) for i in (next(places) for _ in range(batch_size))]
-        )
-        yield as_the_shortest(batch) if way.as_the_shortest else batch
+        batch = collator([NumberedSequence(sequences[i], 0, i) for i in islice(order, batch_size)])
+        yield with_equal_predictions(batch) if strategy.equal_predictions else batch
 
 
-def as_the_shortest(batch: Batch) -> Batch:
-    """Return a batch of which each row predicts 15 % of what the shortest row may, at least 1.
+def with_equal_predictions(batch: Batch) -> Batch:
+    """Return the batch with as many predictions per sequence as its shortest sequence has.
 
-    The first of those that it would have predicted; what stands in place of the others stays, and
-    is not asked for.
+    Each sequence keeps its first predictions. The other masked tokens stay masked but are not
+    predicted.
     """
     shortest = int((batch.predicted_ids >= 0).sum(dim=1).min())
     ids_BP = batch.predicted_ids[:, :shortest]
@@ -203,50 +200,50 @@ def as_the_shortest(batch: Batch) -> Batch:
 def compare(
     setting: Setting, documents: Documents, collator: Collator, rounds: int
 ) -> dict[str, object]:
-    """Train on batches of all ways in turn, print what each got done, and return it."""
+    """Train on batches of all strategies in turn; print and return their speeds."""
     device = setting.device
     batches = {
-        name: batches_of(way, documents, collator, setting.shape.batch)
-        for name, way in WAYS.items()
+        name: batches_of(strategy, documents, collator, setting.shape.batch)
+        for name, strategy in STRATEGIES.items()
     }
     model = our_model(setting)
     current = Current(model, PermutedForm(model))
     step = training_step(model, current.loss, setting)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    seen: dict[str, list[Batch]] = {name: [] for name in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    seen: dict[str, list[Batch]] = {name: [] for name in STRATEGIES}
     for number in range(rounds + 1):
-        for name, way in WAYS.items():
+        for name, strategy in STRATEGIES.items():
             batch = next(batches[name])
-            current.batch, current.permuted = batch.to(device), way.permuted
+            current.batch, current.permuted = batch.to(device), strategy.permuted
             took = timed(step, device)
-            if number > 0:  # the first round is for warming up
+            if number > 0:  # the first round is warm-up
                 seconds[name].append(took)
                 seen[name].append(batch)
     return table(collator.max_tokens, seconds, seen)
 
 
 class Current:
-    """The batch of the next step, and the form in which its loss is computed."""
+    """The next step's batch, and the form that computes its loss."""
 
     def __init__(self, model: MPNetForPretraining, form: PermutedForm) -> None:
         self.batch: Batch | None = None
         self.permuted = False
         self._model = model
-        self._form = form
+        self._permuted_form = form
 
     def loss(self) -> torch.Tensor:
         """Return the mean loss of the batch."""
         assert self.batch is not None
-        computes = self._form if self.permuted else self._model
-        return computes.loss_sum(self.batch) / max(self.batch.num_predicted, 1)
+        form = self._permuted_form if self.permuted else self._model
+        return form.loss_sum(self.batch) / max(self.batch.num_predicted, 1)
 
 
 def table(
     length: int, seconds: dict[str, list[float]], seen: dict[str, list[Batch]]
 ) -> dict[str, object]:
-    """Print and return what each way got done in its rounds."""
+    """Print and return the speed of each strategy."""
     print(
-        f"\n{f'rows of {length}':<14}{'s/step':>9}{'places':>9}{'filled':>8}{'predicted':>11}"
+        f"\n{f'{length} tokens':<14}{'s/step':>9}{'positions':>11}{'filled':>8}{'predicted':>11}"
         f"{'tokens/s':>10}{'predicted/s':>13}{'packed is':>12}"
     )
     speeds = {
@@ -257,14 +254,14 @@ def table(
     results: dict[str, object] = {}
     for name, batches in seen.items():
         total, rounds = sum(seconds[name]), len(batches)
-        places = sum(batch.input_ids.numel() for batch in batches)
+        positions = sum(batch.input_ids.numel() for batch in batches)
         tokens = sum(batch.num_tokens for batch in batches)
         predicted = sum(batch.num_predicted for batch in batches)
         ratio = statistics.median(a / b for a, b in zip(first, speeds[name], strict=True))
         print(
-            f"{name:<14}{total / rounds:>9.3f}{places / rounds:>9,.0f}{tokens / places:>8.1%}"
-            f"{predicted / rounds:>11,.1f}{tokens / total:>10,.0f}{predicted / total:>13,.1f}"
-            f"{ratio:>11.1f}x"
+            f"{name:<14}{total / rounds:>9.3f}{positions / rounds:>11,.0f}"
+            f"{tokens / positions:>8.1%}{predicted / rounds:>11,.1f}{tokens / total:>10,.0f}"
+            f"{predicted / total:>13,.1f}{ratio:>11.1f}x"
         )
         results[name] = {
             "seconds": seconds[name],

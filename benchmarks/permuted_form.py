@@ -1,18 +1,18 @@
-"""MPNet as the paper draws it, in batches, with standard operations: what we compare with.
+"""MPNet in the form of the paper, in PyTorch's standard operations, to compare with ours.
 
-    content   [others | predicted, revealed | stand-ins]     L + P rows, which ask and answer
-    query     [stand-ins]                                    P rows, which ask
+    content stream   [others | predicted tokens, revealed | corrupted]   L + P queries and keys
+    query stream     [corrupted]                                         P queries
 
-The sentence is permuted so that what is predicted comes last; each row has an order of its own, and
-with it a bias of its own and a mask of its own, (B, H, L + P, L + P). That is what the formulation
-in `annotated_mpnet/mpnet/two_stream.py` avoids, and what the benchmark weighs.
+The sentence is permuted so that its predicted tokens come last. Each sequence then has its own
+order, and with it its own bias and mask, (B, H, L + P, L + P) for the content stream alone. Ours
+avoids this (`annotated_mpnet/mpnet/two_stream.py`), and the benchmarks measure what that gains.
 
-Nothing here is slow on purpose. The bias is built once for all layers; both streams share their
-feed-forward part; attention is `scaled_dot_product_attention`, the optimizer is fused. The weights
-are those of our network, so that a test can hold the two against each other.
+The form is implemented well: the bias is built once for all layers, both streams share one
+feed-forward pass, attention is `scaled_dot_product_attention`. It uses our network's weights, so a
+test can compare the two.
 
-    B batch   L tokens   P predicted tokens   M = L + P content rows   Q rows that ask   D embed_dim
-    H heads   K head_dim
+    B batch   L tokens   P predicted tokens   M = L + P content entries   Q = L + 2 P queries
+    D embed_dim   H heads   K head_dim
 """
 
 import torch
@@ -25,42 +25,42 @@ from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy
 
 
 class PermutedForm(nn.Module):
-    """Computes the loss of a network in the permuted form; each row must predict P tokens."""
+    """Computes a network's loss in the permuted form."""
 
     def __init__(self, model: MPNetForPretraining) -> None:
         super().__init__()
         self.model = model
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Return the summed cross-entropy of a batch in which each row predicts P tokens."""
-        if (batch.predicted_ids == NOT_PREDICTED).any():
-            raise ValueError("a row predicts less than others; the permuted form here takes none")
+        """Return the summed cross-entropy; every sequence must predict P tokens."""
         encoder = self.model.sentence_encoder
         (B, L), P = batch.input_ids.shape, batch.predicted_ids.shape[1]
+        if (batch.predicted_ids == NOT_PREDICTED).any():
+            raise ValueError(f"a sequence predicts fewer than {P} tokens; expected {P} in each")
 
-        # What is not predicted in natural order, then what is, in the order of prediction.
+        # Other tokens in natural order, then the predicted ones in prediction order.
         predicted_BL = torch.zeros_like(batch.input_ids, dtype=torch.bool)
         predicted_BL.scatter_(1, batch.predicted_positions, True)
         others_BN = (~predicted_BL).nonzero()[:, 1].view(B, L - P)
-        stand_in_BP = batch.input_ids.gather(1, batch.predicted_positions)
+        corrupted_BP = batch.input_ids.gather(1, batch.predicted_positions)
         content_BM = torch.cat(
-            [batch.input_ids.gather(1, others_BN), batch.predicted_ids, stand_in_BP], dim=1
+            [batch.input_ids.gather(1, others_BN), batch.predicted_ids, corrupted_BP], dim=1
         )
         positions_BM = torch.cat(
             [others_BN, batch.predicted_positions, batch.predicted_positions], dim=1
         )
 
-        hidden_BQD = encoder.embed_tokens(torch.cat([content_BM, stand_in_BP], dim=1))
-        rows_BQ = torch.cat([positions_BM, batch.predicted_positions], dim=1)
-        hidden_BQD = hidden_BQD + encoder.embed_positions(rows_BQ)
+        hidden_BQD = encoder.embed_tokens(torch.cat([content_BM, corrupted_BP], dim=1))
+        positions_BQ = torch.cat([positions_BM, batch.predicted_positions], dim=1)
+        hidden_BQD = hidden_BQD + encoder.embed_positions(positions_BQ)
         hidden_BQD = encoder.dropout(encoder.emb_layer_norm(hidden_BQD))
-        bias_BHQM = encoder.relative_attention_bias.for_pairs(rows_BQ, positions_BM)
-        hidden = ~_sees(L - P, P, bias_BHQM.device)
+        bias_BHQM = encoder.relative_attention_bias.for_pairs(positions_BQ, positions_BM)
+        invisible = ~_visible(L - P, P, bias_BHQM.device)
         if batch.attention_mask is not None:
-            # Nobody sees padding, wherever the permutation has put it.
+            # Padding is invisible, wherever the permutation has put it.
             is_token_BM = batch.attention_mask.gather(1, positions_BM) > 0
-            hidden = hidden | ~is_token_BM[:, None, None]
-        bias_BHQM = bias_BHQM.masked_fill(hidden, float("-inf"))
+            invisible = invisible | ~is_token_BM[:, None, None]
+        bias_BHQM = bias_BHQM.masked_fill(invisible, float("-inf"))
         if torch.is_autocast_enabled(bias_BHQM.device.type):
             bias_BHQM = bias_BHQM.to(torch.get_autocast_dtype(bias_BHQM.device.type))
         content, query = bias_BHQM[:, :, : L + P].contiguous(), bias_BHQM[:, :, L + P :]
@@ -70,8 +70,8 @@ class PermutedForm(nn.Module):
         return cross_entropy_sum(logits_BPV, batch.predicted_ids)
 
 
-def _sees(others: int, P: int, device: torch.device) -> torch.Tensor:
-    """Return (L + 2P, L + P): who sees whom, the same for all rows of a batch."""
+def _visible(others: int, P: int, device: torch.device) -> torch.Tensor:
+    """Return (L + 2P, L + P): which query sees which key, the same for all sequences."""
     known = torch.cat(
         [
             torch.zeros(others, dtype=torch.long),
@@ -80,6 +80,7 @@ def _sees(others: int, P: int, device: torch.device) -> torch.Tensor:
             torch.arange(P),
         ]
     )[:, None]
+    # A query sees the first `known` predicted tokens, and corrupted ones for the rest.
     revealed = torch.arange(1, P + 1)[None] <= known
     return torch.cat(
         [torch.ones(len(known), others, dtype=torch.bool), revealed, ~revealed], dim=1
@@ -99,19 +100,19 @@ def _layer(
     query_BQD = F.linear(hidden_BQD, attention.in_proj_weight[:D], attention.in_proj_bias[:D])
     key_value = F.linear(content_BMD, attention.in_proj_weight[D:], attention.in_proj_bias[D:])
     query, key, value = (
-        rows.view(*rows.shape[:2], attention.num_heads, -1).transpose(1, 2)
-        for rows in (query_BQD, *key_value.chunk(2, dim=2))
+        each.view(*each.shape[:2], attention.num_heads, -1).transpose(1, 2)
+        for each in (query_BQD, *key_value.chunk(2, dim=2))
     )
     dropout = attention.dropout if layer.training else 0.0
-    gathered = [
-        F.scaled_dot_product_attention(asking, key, value, attn_mask=bias, dropout_p=dropout)
-        for asking, bias in zip(
+    attended = [
+        F.scaled_dot_product_attention(stream, key, value, attn_mask=bias, dropout_p=dropout)
+        for stream, bias in zip(
             (query[:, :, :num_content], query[:, :, num_content:]), biases, strict=True
         )
     ]
-    gathered_BQD = torch.cat(gathered, dim=2).transpose(1, 2).flatten(2)
+    attended_BQD = torch.cat(attended, dim=2).transpose(1, 2).flatten(2)
     hidden_BQD = layer.self_attn_layer_norm(
-        hidden_BQD + layer.dropout(attention.out_proj(gathered_BQD))
+        hidden_BQD + layer.dropout(attention.out_proj(attended_BQD))
     )
     inner = layer.activation_dropout(layer.activation(layer.fc1(hidden_BQD)))
     return layer.final_layer_norm(hidden_BQD + layer.dropout(layer.fc2(inner)))

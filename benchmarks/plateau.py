@@ -1,18 +1,19 @@
-"""What attention looks at on the plateau, and what ends it: pictures in numbers.
+"""What attention looks at on the loss plateau, and what ends the plateau.
 
     python benchmarks/plateau.py [--updates 0 50 250] [--json FILE] [-- FLAGS OF pretrain-mpnet ...]
 
-Two runs of the preset `demo`, the same but for the start of the relative position bias: `normal`,
-N(0, 0.02) as in the paper, and `local` (`mpnet/local_start.py`). After so many updates each run
-is asked, on the same batch of validation text,
+Trains the preset `demo` with two starts of the relative position bias: `normal`, N(0, 0.02) as in
+the paper, and `local` (`mpnet/local_start.py`). After the given numbers of updates it prints, for
+the same batch of validation text,
 
-    where each head looks   the mean attention weight on the distances -4 to 4 (key - query), in
-                            percent, over all layers and all tokens of masked sentences
-    what can be learned     the length of the gradient on each head's values ("what to take from
-                            there") and on its column of the table ("where to look"), times 1,000
-    the loss                in bits per predicted token, of the batch
+    percent    where each head looks: the mean attention weight on the distances -4 to 4 (key -
+               query), over all layers and all tokens of masked sentences
+    values     the norm of the gradient of each head's values, times 1,000: how fast it learns what
+               to take from a position
+    table      the same of its column of the bias table: how fast it learns where to look
+    bits       the loss per predicted token
 
-In sequences of 64 tokens an even spread is 1.6 percent on each distance.
+Uniform attention over 64 tokens puts 1.6 percent on each distance.
 """
 
 import argparse
@@ -35,15 +36,15 @@ from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.training.loader import evaluation_batches, prefetch
 from common import machine, write_json
 from data_parts import prepare
-from learners import CPU, YARDSTICK_SEED, Ours, collator_of
+from learners import CPU, METRIC_SEED, Ours, collator_of
 
 STARTS: tuple[RelativeBiasInit, ...] = ("normal", "local")
 NEAR = 4
-"""Distances shown to each side."""
+"""Distances shown on each side."""
 
 CONVENTION = (
-    "percent: mean attention weight by distance (key - query), over layers and tokens; gradients: "
-    "Euclidean norms for each head, of the mean loss in nats; bits per predicted token"
+    "percent: mean attention weight by distance (key - query), over layers and tokens; gradients "
+    "of the mean loss in nats, Euclidean norm for each head; bits per predicted token"
 )
 
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    # What follows `--` is for pretrain-mpnet.
+    # The flags after `--` are for pretrain-mpnet.
     given = sys.argv[1:]
     own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,14 +83,14 @@ def parse() -> argparse.Namespace:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Train with either start, and look at each run after the given numbers of updates."""
+    """Train with each start, and inspect each run after the given numbers of updates."""
     novels, tokenizer = prepare(folder, None, None)
     flags = ["--preset", "demo", "--train-dir", str(novels), "--tokenizer-name", tokenizer]
     flags += ["--valid-file", str(novels.parent / "valid.txt"), "--test-file", "None"]
     config = parse_pretrain([*flags, *arguments.flags]).settings
     text = read_text(config.data, config.run.seed)
     assert text.valid is not None
-    collator = collator_of(config.objective, config, text, YARDSTICK_SEED)
+    collator = collator_of(config.objective, config, text, METRIC_SEED)
     batch = next(evaluation_batches(text.valid, collator, config.optimization.batch_size))
     results = []
     for start in STARTS:
@@ -99,21 +100,21 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
         batches = prefetch(learner.batches(), 2)
         for update in range(max(arguments.updates) + 1):
             if update in arguments.updates:
-                results.append({"start": start, "update": update, **look_at(learner, batch)})
+                results.append({"start": start, "update": update, **inspect(learner, batch)})
             learner.update(update, next(batches))
         batches.close()
     return results
 
 
-def look_at(learner: Ours, batch: Batch) -> dict[str, object]:
-    """Return what a run's heads see of a batch, their gradients, and the loss."""
+def inspect(learner: Ours, batch: Batch) -> dict[str, object]:
+    """Return the attention weights of a run's heads, their gradients, and the loss."""
     model = learner.model.eval()
     model.zero_grad(set_to_none=True)
     loss = model.loss_sum(batch, learner.config.objective.input_mode) / batch.num_predicted
     loss.backward()
     table = model.sentence_encoder.relative_attention_bias
     assert table is not None
-    # Of the stacked queries, keys and values of all layers, the values of each head: (H, N).
+    # From the stacked projections of all layers, the values' part for each head: (H, N).
     values = [each.in_proj_weight.grad.chunk(3)[2] for each in attentions(model)]
     values_HN = torch.cat(
         [each.unflatten(0, (table.embedding_dim, -1)).flatten(1) for each in values], 1
@@ -129,30 +130,30 @@ def look_at(learner: Ours, batch: Batch) -> dict[str, object]:
 
 
 def attentions(model: torch.nn.Module) -> list[RelativeMultiHeadAttention]:
-    """Return the attention of each layer."""
+    """Return the attention module of each layer."""
     return [each for each in model.modules() if isinstance(each, RelativeMultiHeadAttention)]
 
 
 @torch.no_grad()
 def weights_by_distance(learner: Ours, batch: Batch) -> torch.Tensor:
-    """Return the mean weight of each head on each near distance: (H, 2 NEAR + 1).
+    """Return each head's mean weight by distance: (H, 2 NEAR + 1).
 
-    Over the tokens that have all of these neighbours; near the ends of a sequence some are missing.
+    The mean leaves out queries near the ends of a sequence, which lack some of these neighbours.
     """
     found: list[torch.Tensor] = []
     model = learner.model.eval()
     layers = attentions(model)
-    usual = [layer.attend for layer in layers]
+    original = [layer.attend for layer in layers]
     for layer in layers:
         layer.attend = partial(attend_blocks, recording(found))
     model.encode(batch.input_ids, batch.attention_mask)
-    for layer, attend in zip(layers, usual, strict=True):
+    for layer, attend in zip(layers, original, strict=True):
         layer.attend = attend
     return torch.stack(found).mean(dim=0)
 
 
 def recording(found: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a way to compute attention that notes its weights by distance."""
+    """Return an attention function that records its mean weights by distance."""
 
     def attend(
         query_BHQK: torch.Tensor,

@@ -1,24 +1,24 @@
-"""Where the time of a training step goes, part by part, each against its own floor.
+"""Where the time of a training step goes, and how far each part is from its floor.
 
     python benchmarks/profile.py [--shape base4|demo|base] [--dropout 0.1] [--precision fp32|bf16]
             [--with ours|permuted|hf|ours-mlm] [--steps 3] [--compile] [--json FILE]
 
-PyTorch's profiler gives the time that each operation took by itself, without those that it called;
-here they are added up in parts that have a name, and beside each stands the time that the same
-operations would take at the machine's own rates, which are measured first (`roofline.py`): products
-at the rate of large products, all else at the rate at which memory is copied. The ratio says where
-something is to be gained by computing the same in a better way; the seconds, how much.
+PyTorch's profiler gives the time of each operation, without the operations that it calls. The table
+sums these times by kind. The floor is the time that the same operations would take at the machine's
+own rates, which are measured first (`roofline.py`): products at the rate of large products,
+everything else at the rate of copying memory. The ratio shows where a better implementation would
+help, the seconds how much.
 
-The profiler takes some time itself: shares are right, the sum is a little too large. What stands
-under "other" is shown by name, so that no part hides there. With --compile, generated kernels are a
-part of their own, and there is one floor, that of the operations as they are written.
+The profiler adds some time of its own, so the shares are right but the sum is slightly too large.
+The largest operations under "other" are listed. With --compile, generated kernels are one line of
+the table, and only the total has a floor.
 """
 
 import sys
 
 if __name__ == "profile":
-    # Python has a module of this name, which transformers imports by way of `cProfile`, and a
-    # script's own folder comes first in the search. So whoever asks for `profile` gets Python's.
+    # transformers imports Python's module `profile` (through `cProfile`) but would find this file,
+    # because a script's folder comes first in the search path. So load Python's module instead.
     import importlib.util
     import sysconfig
     from pathlib import Path

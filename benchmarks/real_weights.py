@@ -1,16 +1,16 @@
-"""A real network from Hugging Face: does it load, compute the same, and go on learning?
+"""A real network from Hugging Face: does it load, compute the same, and continue to learn?
 
     python benchmarks/real_weights.py DIR [--updates 100] [--lr 5e-5] [--batch-size 4]
                                           [--head-bias frequencies] [--json FILE]
 
-DIR holds an MPNet with its tokenizer, for example a download of all-mpnet-base-v2. Two questions,
-which the tests ask of tiny networks only:
+DIR holds an MPNet with its tokenizer, for example a download of all-mpnet-base-v2. Two checks that
+the tests do with tiny networks only:
 
-1. Is `encode` the encoder that Hugging Face runs? Asked with 32 sentences of different length,
-   padded into one batch; the largest difference of a hidden state is printed.
-2. Where does continued pretraining on the demo's novels begin, and how fast does it fall? Printed
-   as bits per predicted token on a twentieth of Northanger Abbey, beside what guessing by frequency
-   reaches there. An encoder without a head begins with a fresh one.
+1. Does `encode` compute the same as Hugging Face? For 32 sentences of different lengths, padded
+   into one batch, it prints the largest difference in a hidden state.
+2. Does continued pretraining on the demo's novels work? It prints the loss in bits per predicted
+   token on a twentieth of Northanger Abbey, and that of guessing by frequency. An encoder without a
+   head gets a new one.
 
 About 10 minutes on 2 CPU cores, and 4 GB of memory.
 """
@@ -37,18 +37,20 @@ from annotated_mpnet.text.tokenizer import load_tokenizer
 
 SENTENCES = 32
 HELD_OUT = 20
-"""One document in so many of the validation novel: 48 rows of 128 tokens, enough for 0.1 bits."""
+"""Validate on every 20th document of the novel: 48 sequences of 128, enough for 0.1 bits."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="an MPNet of Hugging Face's, with tokenizer")
+    parser.add_argument(
+        "directory", type=Path, help="an MPNet from Hugging Face, with its tokenizer"
+    )
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--lr", type=float, default=5e-5)
-    parser.add_argument("--batch-size", type=int, default=4, help="rows of an update")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences per update")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--head-bias", choices=["zeros", "frequencies"], default="frequencies")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text"
@@ -57,20 +59,20 @@ def main() -> None:
         (text / "valid.txt").write_text("".join(lines[::HELD_OUT]), encoding="utf-8")
         sentences = [line.strip() for line in lines[1::HELD_OUT] if len(line) > 20][:SENTENCES]
         report = {"encode": compare_encoders(arguments.directory, sentences)}
-        print(f"encode: differs by {report['encode']:.1e} at most from Hugging Face's MPNetModel")
+        print(f"encode: differs from Hugging Face's MPNetModel by at most {report['encode']:.1e}")
 
         config = configuration(arguments, text, Path(folder))
-        # One update that changes nothing, to see where the run begins.
-        nothing = {"lr": 1e-12, "end_learning_rate": 0.0, "total_updates": 1, "warmup_updates": 0}
-        still = replace(config.optimization, **nothing)
-        report |= curve(replace(config, optimization=still), "begin")
+        # One update that changes nothing shows the initial loss.
+        frozen = {"lr": 1e-12, "end_learning_rate": 0.0, "total_updates": 1, "warmup_updates": 0}
+        optimization = replace(config.optimization, **frozen)
+        report |= curve(replace(config, optimization=optimization), "begin")
         report |= curve(config, "train")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def compare_encoders(directory: Path, sentences: list[str]) -> float:
-    """Return the largest difference of a hidden state at a real token, in float32."""
+    """Return the largest difference in a hidden state, without padding, in float32."""
     loaded = load_any(str(directory))
     ours = MPNetForPretraining(loaded.config)
     ours.load_state_dict(loaded.tensors)
@@ -88,7 +90,7 @@ def compare_encoders(directory: Path, sentences: list[str]) -> float:
 
 
 def configuration(arguments: argparse.Namespace, text: Path, folder: Path) -> PretrainingConfig:
-    """Return the settings of the run: constant learning rate behind five updates of warm-up."""
+    """Return the run's settings: five updates of warm-up, then a constant learning rate."""
     return PretrainingConfig(
         model=ArchitectureConfig(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0),
         data=DataConfig(
@@ -119,7 +121,7 @@ def configuration(arguments: argparse.Namespace, text: Path, folder: Path) -> Pr
 
 
 def curve(config: PretrainingConfig, name: str) -> dict[str, object]:
-    """Run a pretraining, and return the validation bits and accuracy at each evaluation."""
+    """Pretrain; return validation bits and accuracy at each evaluation."""
     started = time.perf_counter()
     result = run_pretraining(config, Console())
     lines = (result.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

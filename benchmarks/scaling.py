@@ -1,45 +1,44 @@
-"""How time, memory and traffic grow, on paper; and whether the paper is right, on this machine.
+"""How time, memory and traffic grow: predictions, and measurements to check them.
 
-    python benchmarks/scaling.py --paper                  the tables of docs/performance.md, at once
-    python benchmarks/scaling.py [--pairs 5] [--json FILE]      four doublings measured, 2-5 minutes
+    python benchmarks/scaling.py --paper                   print the tables of docs/performance.md
+    python benchmarks/scaling.py [--pairs 5] [--json FILE]     measure four doublings, 2-5 minutes
 
-**Time.** The work of a step is known to the operation (`training/throughput.py`), the memory that
-it fills nearly so (`training/memory_estimate.py`). A step takes, at a product rate r and a memory
-bandwidth b,
+**Time.** The operations of a step are known exactly (`training/throughput.py`), its memory nearly
+so (`training/memory_estimate.py`). With a product rate r and a memory bandwidth b, a step takes
 
     seconds  =  FLOPs / r  +  (4 A + 28 W) / b         A bytes of activations, W weights
 
-since what is kept for the way back is written once and read once, and so is its gradient; and AdamW
-reads weight, gradient and two means, and writes all but the gradient, 4 bytes each. A row of L
-tokens of which P are predicted costs, forward and backward, in a layer of width D (with F = 4 D; in
-the last layer, where only P rows ask, less), and in the head
+Stored activations are written once and read once, and so are their gradients. AdamW reads weight,
+gradient and two moments, and writes all but the gradient, 4 bytes each. For a sequence of L tokens
+of which P are predicted, forward and backward take this many operations in a layer of width D (with
+F = 4 D) and in the head. (The last layer takes fewer, because it computes P queries only.)
 
     D^2 (72 L + 132 P)  +  12 D (L^2 + 2 P L + 2 P^2)          6 P D (D + V)
 
-So twice the layers are twice the work, twice the width four times, twice the batch twice; twice the
-length twice and a little more, for attention: of MPNet-base it is a tenth at 512 tokens,
+So doubling the layers or the batch doubles the work, and doubling the width takes about four
+times as much. Doubling the length takes slightly more than twice, because of attention. Its share
+in MPNet-base at 128, 512 and 2048 tokens:
 
 >>> share = [attention_share(length) for length in (128, 512, 2048)]
 >>> [f"{each:.0%}" for each in share]
 ['3%', '10%', '31%']
 
-**Memory.** 16 bytes a weight, whatever the batch, and activations in proportion to layers, width
-and batch; with the length in proportion where scores are not kept (a fused kernel), and with its
-square where they are.
+**Memory.** 16 bytes per weight, plus activations in proportion to layers, width and batch. They
+grow with the length if attention stores no scores (a fused kernel), with its square otherwise.
 
-**Traffic.** With DDP each of n ranks has all gradients, 4 bytes a weight, and needs the mean of
-all. In a ring each sends, and receives, 2 (n - 1) / n times as much: less than twice the weights,
-for any number of ranks.
+**Traffic.** With DDP, each of n ranks has its own gradients, 4 bytes per weight, and needs their
+mean. In a ring, each rank sends and receives 2 (n - 1) / n times that, less than twice the
+gradients for any number of ranks:
 
 >>> [round(traffic(109_518_527, ranks) / 1e9, 2) for ranks in (1, 2, 8, 1024)]      # GB
 [0.0, 0.44, 0.77, 0.88]
 
-It is the same for each update, however many rows that has: what makes updates large makes traffic
-cheap. Ours sends once an update, not once a micro-batch (`training/distributed.py`).
+This does not depend on the size of an update, so large updates make traffic cheap. We send
+gradients once per update, not once per micro-batch (`training/distributed.py`).
 
-**What is not in it.** Launches of kernels, Python, waiting for text (`data.py` measures it), and
-traffic that hides behind the backward pass, as DDP's does for the most part. So small shapes are
-slower than here, and traffic costs less.
+**Not included.** Kernel launches, Python, waiting for data (`data.py` measures it), and the overlap
+of traffic with the backward pass, which hides most of it with DDP. So small shapes are slower than
+predicted, and traffic costs less.
 """
 
 import argparse
@@ -60,52 +59,52 @@ from contestants import Setting, Worker, add_flags, work
 from roofline import measure_bandwidth, measure_product_rate
 
 CONVENTION = (
-    "predicted and measured ratios to the base shape: of a step's seconds (median over rounds of "
-    "the ratio within a round) and of its peak memory; predicted seconds: FLOPs / product rate + "
-    "(4 activation bytes + 28 weights) / bandwidth; bytes: 16 weights + activation bytes"
+    "predicted and measured ratios to the base shape: of seconds per step (median over rounds of "
+    "the ratio within a round) and of peak memory; predicted seconds: FLOPs / product rate + (4 "
+    "activation bytes + 28 weights) / bandwidth; predicted bytes: 16 weights + activation bytes"
 )
 
 PASSES = 4
-"""How often a byte that is kept for the way back is moved: itself twice, and its gradient."""
+"""Each byte of stored activations is written and read, and so is its gradient."""
 
 OPTIMIZER_BYTES = 28
-"""What AdamW moves for a weight: reads four numbers of 4 bytes, writes three."""
+"""AdamW reads four numbers of 4 bytes per weight, and writes three."""
 
 DOUBLED = ("layers", "width", "length", "batch")
 
 TOKENS = {"10 B": 10e9, "100 B": 100e9, "paper, 2.1 T": 500_000 * 8192 * 512.0}
 MFUS = (0.25, 0.35, 0.42)
 DEVICES = ("H200", "A100", "RTX 4090")
-# GB/s in one direction, by data sheets.
+# GB/s in one direction, from data sheets.
 LINKS = {"NVLink 4": 450.0, "PCIe 4.0 x 16": 32.0, "10 Gbit/s": 1.25}
 
 
 @dataclass(frozen=True)
-class Growth:
-    """What a shape costs: numbers that are only looked at as ratios."""
+class StepCost:
+    """The cost of a shape."""
 
     flops: float
     weights: int
     activation_bytes: float
 
     @classmethod
-    def of(cls, work: Workload) -> "Growth":
-        """Return what a micro-batch costs."""
+    def of(cls, work: Workload) -> "StepCost":
+        """Return the cost of one step on a micro-batch."""
         return cls(work.flops(), count_weights(work.model), work.activation_bytes())
 
     def seconds(self, product_rate: float, bandwidth: float) -> float:
-        """Return the time of a step at the rates of a machine, in FLOP/s and bytes/s."""
+        """Return the time of a step, given the machine's FLOP/s and bytes/s."""
         moved = PASSES * self.activation_bytes + OPTIMIZER_BYTES * self.weights
         return self.flops / product_rate + moved / bandwidth
 
     @property
     def memory_bytes(self) -> float:
-        """Weights, gradients, AdamW's means and activations."""
+        """Weights, gradients, AdamW's moments and activations."""
         return BYTES_PER_WEIGHT * self.weights + self.activation_bytes
 
 
 def count_weights(config: ModelConfig) -> int:
-    """Return the parameters of a network, of which none is made.
+    """Return the number of parameters, without allocating them.
 
     >>> count_weights(ModelConfig())
     109518527
@@ -115,43 +114,43 @@ def count_weights(config: ModelConfig) -> int:
 
 
 def traffic(weights: int, ranks: int) -> float:
-    """Return the bytes that each rank sends for an update with DDP, and receives."""
+    """Return the bytes that each rank sends (and receives) per update with DDP."""
     return 4.0 * weights * 2 * (ranks - 1) / ranks
 
 
-def base_row(length: int = 512) -> Workload:
-    """Return a row of MPNet-base on a GPU, in bfloat16."""
+def base_sequence(length: int = 512) -> Workload:
+    """Return one sequence of MPNet-base on a GPU, in bfloat16."""
     config = ModelConfig(max_positions=length)
     P = num_predicted(length)
     return Workload(config, "mpnet", 1, length, P, bf16=True, attention="sdpa", on_gpu=True)
 
 
 def attention_share(length: int) -> float:
-    """Return the share of scores and of what they gather in the work of MPNet-base."""
-    work, P = base_row(length), num_predicted(length)
-    _, answering, pairs = layer_shape("mpnet", length, P)
+    """Return the share of MPNet-base's work in scores and weighted sums of values."""
+    work, P = base_sequence(length), num_predicted(length)
+    _, keys, pairs = layer_shape("mpnet", length, P)
     layers, width = work.model.encoder_layers, work.model.encoder_embed_dim
-    # Twice 2 D operations a pair; in the last layer only predicted rows ask.
-    return 3 * 4 * width * ((layers - 1) * pairs + P * answering) / work.flops()
+    # Two products of 2 D operations per pair; the last layer has only the P queries.
+    return 3 * 4 * width * ((layers - 1) * pairs + P * keys) / work.flops()
 
 
 def days(tokens: float, flops_per_second: float) -> float:
-    """Return the days that one device takes for so many tokens of MPNet-base in full rows.
+    """Return the days that one device needs to train MPNet-base on so many tokens.
 
     The paper's run at 35 % of an H200's peak:
 
     >>> round(days(TOKENS["paper, 2.1 T"], 0.35 * 989e12))
     49
     """
-    return tokens / 512 * base_row().flops() / flops_per_second / 86_400
+    return tokens / 512 * base_sequence().flops() / flops_per_second / 86_400
 
 
 def growth_table() -> Iterator[str]:
-    """Yield what doubling one thing multiplies: of MPNet-base, 32 rows of 512, on 8 ranks."""
+    """Yield how costs grow when one thing doubles: MPNet-base, 32 x 512 tokens, 8 ranks."""
     yield "| twice | work of an update | weights | activations | memory | traffic of a rank |"
     yield "|---|---:|---:|---:|---:|---:|"
-    work = replace(base_row(), batch_size=32)
-    model, before = work.model, Growth.of(work)
+    work = replace(base_sequence(), batch_size=32)
+    model, before = work.model, StepCost.of(work)
     others = {
         "layers": replace(work, model=replace(model, encoder_layers=24)),
         "width": replace(
@@ -160,12 +159,12 @@ def growth_table() -> Iterator[str]:
                 model, encoder_embed_dim=1536, encoder_ffn_dim=6144, encoder_attention_heads=24
             ),
         ),
-        "length": replace(base_row(1024), batch_size=32),
+        "length": replace(base_sequence(1024), batch_size=32),
         "batch": replace(work, batch_size=64),
         "ranks": work,
     }
     for name, other in others.items():
-        after, ranks = Growth.of(other), 16 if name == "ranks" else 8
+        after, ranks = StepCost.of(other), 16 if name == "ranks" else 8
         ratios = (
             after.flops / before.flops * ranks / 8,
             after.weights / before.weights,
@@ -177,21 +176,21 @@ def growth_table() -> Iterator[str]:
 
 
 def speed_table() -> Iterator[str]:
-    """Yield what a device reads of MPNet-base's text in a second and in a day, by its MFU."""
+    """Yield MPNet-base's tokens per second and day, by device and MFU."""
     yield "| device | MFU | tokens/s | tokens a day |"
     yield "|---|---:|---:|---:|"
     for device in DEVICES:
         for mfu in MFUS:
-            speed = mfu * BF16_TFLOPS[device] * 1e12 / base_row().flops() * 512
+            speed = mfu * BF16_TFLOPS[device] * 1e12 / base_sequence().flops() * 512
             yield f"| {device} | {mfu:.0%} | {speed / 1e3:,.0f} k | {speed * 86_400 / 1e9:,.1f} G |"
 
 
 def cost_table() -> Iterator[str]:
-    """Yield what a pretraining of MPNet-base costs at 35 % of the peak, by its tokens."""
+    """Yield the time to pretrain MPNet-base at 35 % of the peak, by number of tokens."""
     yield "| tokens | EFLOP | H200, hours | 8 x H200, hours | A100, hours | RTX 4090, days |"
     yield "|---|---:|---:|---:|---:|---:|"
     for name, tokens in TOKENS.items():
-        work = tokens / 512 * base_row().flops()
+        work = tokens / 512 * base_sequence().flops()
         h200, a100, rtx = (days(tokens, 0.35 * BF16_TFLOPS[each] * 1e12) for each in DEVICES)
         yield (
             f"| {name} | {work / 1e18:,.1f} | {h200 * 24:,.1f} | {h200 * 24 / 8:,.1f} | "
@@ -200,14 +199,16 @@ def cost_table() -> Iterator[str]:
 
 
 def traffic_table() -> Iterator[str]:
-    """Yield the time of an update's traffic beside its work: MPNet-base, 8 H200 at 35 %."""
-    yield "| rows of an update | work, ms | " + " | ".join(f"{each}, ms" for each in LINKS) + " |"
+    """Yield the time of an update's work and traffic: MPNet-base, 8 H200 at 35 %."""
+    yield (
+        "| sequences per update | work, ms | " + " | ".join(f"{each}, ms" for each in LINKS) + " |"
+    )
     yield "|---|---:|---:|---:|---:|"
     sent = traffic(count_weights(ModelConfig()), 8)
-    for rows in (128, 1024, 8192):
-        work = rows / 8 * base_row().flops() / (0.35 * BF16_TFLOPS["H200"] * 1e12)
+    for sequences in (128, 1024, 8192):
+        work = sequences / 8 * base_sequence().flops() / (0.35 * BF16_TFLOPS["H200"] * 1e12)
         links = " | ".join(f"{sent / speed / 1e6:,.1f}" for speed in LINKS.values())
-        yield f"| {rows:,} | {work * 1e3:,.0f} | {links} |"
+        yield f"| {sequences:,} | {work * 1e3:,.0f} | {links} |"
 
 
 TABLES = (growth_table, speed_table, cost_table, traffic_table)
@@ -243,18 +244,18 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_flags(parser)
-    # Large enough that products count, small enough that all five fit beside each other.
+    # Large enough that products dominate, small enough that all five processes fit in memory.
     parser.set_defaults(shape="demo", layers=4, width=384, length=256, batch=8)
-    parser.add_argument("--paper", action="store_true", help="print the tables, measure nothing")
+    parser.add_argument("--paper", action="store_true", help="print the predictions only")
     parser.add_argument("--pairs", type=int, default=5, help="rounds")
-    parser.add_argument("--steps", type=int, default=1, help="steps in a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def doubled(shape: Shape, name: str) -> Shape:
-    """Return a shape of which one thing is twice as large; with the width goes all that is wide.
+    """Return the shape with one size doubled; ffn and heads grow with the width.
 
     >>> doubled(Shape(3, 128, 512, 4, 8000, 32, 64), "width")
     Shape(layers=3, width=256, ffn=1024, heads=8, vocab=8000, batch=32, length=64)
@@ -264,7 +265,7 @@ def doubled(shape: Shape, name: str) -> Shape:
 
 
 def flags_of(shape: Shape) -> list[str]:
-    """Return the flags of a worker: ours, and behind them those that make it another shape."""
+    """Return a worker's flags: this script's, overridden by the sizes of its shape."""
     sizes = {name: getattr(shape, name) for name in DOUBLED}
     return sys.argv[1:] + [
         each for name, size in sizes.items() for each in (f"--{name}", f"{size}")
@@ -277,18 +278,18 @@ def compare(
     workers: dict[str, Worker],
     rates: tuple[float, float],
 ) -> dict[str, object]:
-    """Print what each doubling was to multiply, and what it did; return it.
+    """Print and return the predicted and measured effect of each doubling.
 
     Args:
-        setting: of all.
-        shapes: by what is doubled; the first is the base.
-        workers: with their times and memory, by the same names.
-        rates: FLOP/s and bytes/s of the machine.
+        setting: shared by all shapes.
+        shapes: by the size that is doubled; the first is the base.
+        workers: by the same names, with their times and memory.
+        rates: the machine's FLOP/s and bytes/s.
     """
-    costs = {name: Growth.of(_workload(setting, shape)) for name, shape in shapes.items()}
+    costs = {name: StepCost.of(_workload(setting, shape)) for name, shape in shapes.items()}
     base, first = costs["base"], workers["base"]
-    head = ("work", "time: paper", "measured", "memory: paper", "measured")
-    widths = (8, 13, 10, 15, 10)
+    head = ("work", "time: predicted", "measured", "memory: predicted", "measured")
+    widths = (8, 17, 10, 19, 10)
     print(f"{'twice':<8}" + "".join(f"{each:>{w}}" for each, w in zip(head, widths, strict=True)))
     results: dict[str, object] = {}
     for name, cost in costs.items():
@@ -312,8 +313,8 @@ def compare(
             **row,
         }
     print(
-        f"the base shape: {statistics.median(first.seconds):.3f} s a step, on paper "
-        f"{base.seconds(*rates):.3f} s; {first.memory_gb:.2f} GB, on paper "
+        f"base shape: {statistics.median(first.seconds):.3f} s per step, predicted "
+        f"{base.seconds(*rates):.3f} s; {first.memory_gb:.2f} GB, predicted "
         f"{base.memory_bytes / 1e9:.2f} GB"
     )
     return results

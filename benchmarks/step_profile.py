@@ -1,7 +1,6 @@
-"""The profile of a step; `profile.py` is its command, and explains it.
+"""The profile of a step; `profile.py` is its command and explains it.
 
-It stands in a file of its own because a module named `profile` can be imported by nobody: the name
-is that of a module of Python's.
+A separate file, because importing `profile` gives Python's module of that name.
 """
 
 import argparse
@@ -19,9 +18,9 @@ from contestants import CONTESTANTS, Setting, Step, add_flags, build, mode_of
 from roofline import OTHER, PARTS, Operations, measure_bandwidth, measure_product_rate, part_of
 
 CONVENTION = (
-    "seconds of a step that PyTorch's profiler gives to each operation itself; floor: the larger "
-    "of FLOPs / product_rate and bytes / bandwidth of each operation, bytes being operands read "
-    "and results written once; both rates measured on the machine"
+    "seconds per step of each operation by PyTorch's profiler, without those it calls; floor: the "
+    "larger of FLOPs / product_rate and bytes / bandwidth of each operation, bytes being operands "
+    "read and results written once; both rates measured on the machine"
 )
 
 
@@ -34,7 +33,7 @@ def main() -> None:
         "--rate-size",
         type=int,
         default=2048,
-        help="of the square product; 16 times its numbers are copied",
+        help="size of the square product that measures the rate; the copy is 16 times as large",
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -51,8 +50,7 @@ def main() -> None:
     for _ in range(3):
         step()
     times = operation_times(step, arguments.steps, setting.device)
-    # Behind the measurement: what is compiled runs as it is written while operations are counted,
-    # and from then on.
+    # After timing, because counting operations switches compiled code off for good.
     with Operations() as operations:
         step()
     print(f"{arguments.contestant}, {arguments.precision}, dropout {setting.dropout}")
@@ -68,13 +66,13 @@ def main() -> None:
         shape.length,
         num_predicted(shape.length),
     )
-    print(f"products that the objective needs: {needed / rates[0]:.4f} s at that rate")
+    print(f"products that the objective needs: {needed / rates[0]:.4f} s at this rate")
     results |= {"product_rate": rates[0], "bandwidth": rates[1], "flops_needed": needed}
     write_json("profile", arguments, setting.device, CONVENTION, results)
 
 
 def operation_times(step: Step, steps: int, device: torch.device) -> dict[str, float]:
-    """Return the seconds of a step that each operation took by itself, by its name."""
+    """Return the seconds per step of each operation, without those it calls, by name."""
     activities, on_gpu = [ProfilerActivity.CPU], device.type == "cuda"
     if on_gpu:
         activities.append(ProfilerActivity.CUDA)
@@ -83,8 +81,8 @@ def operation_times(step: Step, steps: int, device: torch.device) -> dict[str, f
             step()
         if on_gpu:
             torch.cuda.synchronize()
-    # On a GPU an operation's time is that of its kernels. They are there once more, under names of
-    # their own, and must not count twice.
+    # On a GPU an operation's time is that of its kernels. The profiler also lists the kernels under
+    # their own names; they must not count twice.
     return {
         each.key: (each.self_device_time_total if on_gpu else each.self_cpu_time_total)
         / steps
@@ -95,13 +93,13 @@ def operation_times(step: Step, steps: int, device: torch.device) -> dict[str, f
 
 
 def table(times: dict[str, float], floors: dict[str, float], *, by_part: bool) -> dict[str, object]:
-    """Print the parts of a step, and return them.
+    """Print and return the parts of a step.
 
     Args:
         times: seconds by operation.
-        floors: seconds by part, of the operations as they are written.
-        by_part: whether each part has a floor. A generated kernel does the work of several parts:
-            then there is one floor, for all together.
+        floors: seconds by part, without compilation.
+        by_part: show a floor for each part. With --compile only the total has one, because a
+            generated kernel does the work of several parts.
     """
     parts: dict[str, float] = defaultdict(float)
     others: dict[str, float] = {}
@@ -110,16 +108,16 @@ def table(times: dict[str, float], floors: dict[str, float], *, by_part: bool) -
         if part_of(name) == OTHER:
             others[name] = seconds
     total = sum(parts.values())
-    # What is left over moves next to nothing: it is views, Python and PyTorch's own book-keeping.
+    # "Other" has no useful floor: it is views, Python and PyTorch's book-keeping.
     floors = {part: floor for part, floor in floors.items() if part != OTHER}
     known = {part: floors.get(part, 0.0) * by_part for part in parts}
     rows = {part: (parts[part], known[part]) for part in (*PARTS, OTHER) if part in parts}
     print(f"{'':<18}{'seconds':>10}{'share':>8}{'floor':>10}{'ratio':>8}")
-    for part, (seconds, floor) in {**rows, "together": (total, sum(floors.values()))}.items():
+    for part, (seconds, floor) in {**rows, "total": (total, sum(floors.values()))}.items():
         against = f"{floor:>10.4f}{seconds / floor:>8.2f}" if floor > 0 else f"{'-':>10}{'-':>8}"
         print(f"{part:<18}{seconds:>10.4f}{seconds / total:>8.1%}{against}")
     largest = sorted(others.items(), key=lambda item: -item[1])[:3]
-    print("the largest of other:")
+    print("the largest operations under other:")
     for name, seconds in largest:
         print(f"  {name[:70]} {seconds:.4f}")
     return {

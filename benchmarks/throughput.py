@@ -1,17 +1,16 @@
-"""One training step, ours beside others: tokens per second, memory, MFU.
+"""One training step, ours compared with others: tokens per second, memory, MFU.
 
     python benchmarks/throughput.py [--shape base4|demo|base] [--dropout 0.1]
             [--precision fp32|bf16] [--with ours permuted hf ours-mlm] [--pairs 7] [--json FILE]
 
-Who takes part, and what a step is, stands in `contestants.py`. Each runs in a process of its own,
-as its user would start it, and they take turns: A B C A B C. The ratios are those of the same
-round, so that what else the machine does in the meantime hits all of them alike, and the median of
-the ratios is what can be repeated. `--same-allocator` gives all of them the memory that ours keeps
-(`fast/allocator.py`).
+`contestants.py` describes the contestants and what a step is. Each runs in its own process, and
+they run in turn: A B C A B C. A ratio is the median over rounds of the ratio within a round, so
+other work on the machine affects all contestants alike. `--same-allocator` gives our allocator
+setting (`fast/allocator.py`) to all of them.
 
-Convention: tokens are input tokens without padding; MFU is what `training/throughput.py` says, on a
-GPU whose peak is known. Memory is the most that a process took above what it had before the network
-was built; on CUDA, the most that tensors took.
+Convention: tokens are input tokens without padding; MFU is defined in `training/throughput.py`, and
+shown for GPUs whose peak is known. Memory is the peak of the process above what it used before the
+network was built; on CUDA, the peak of tensors.
 """
 
 import argparse
@@ -25,8 +24,8 @@ from common import machine, model_config, num_predicted, write_json
 from contestants import CONTESTANTS, Setting, Worker, add_flags, mode_of, work
 
 CONVENTION = (
-    "a step is forward, backward and AdamW on one micro-batch of full rows; tokens are input "
-    "tokens without padding; ratio is the median of the ratios to the first of the same round; "
+    "a step is forward, backward and AdamW on one micro-batch of full sequences; tokens are input "
+    "tokens without padding; ratio: to the first contestant within a round, median over rounds; "
     "MFU by annotated_mpnet/training/throughput.py; memory above that before the network was built"
 )
 
@@ -54,19 +53,21 @@ def parse() -> argparse.Namespace:
         "--with", dest="contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS
     )
     parser.add_argument("--pairs", type=int, default=7, help="rounds")
-    parser.add_argument("--steps", type=int, default=1, help="steps of a contestant in a round")
-    parser.add_argument("--same-allocator", action="store_true", help="for all, not for ours only")
+    parser.add_argument("--steps", type=int, default=1, help="steps per contestant and round")
+    parser.add_argument(
+        "--same-allocator", action="store_true", help="our allocator setting for all"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def table(setting: Setting, workers: dict[str, Worker]) -> dict[str, object]:
-    """Print the table, and return what is in it."""
+    """Print the table and return its numbers."""
     shape = setting.shape
-    rows, P = shape.batch, num_predicted(shape.length)
+    B, P = shape.batch, num_predicted(shape.length)
     peak = peak_flops(device_name(setting.device), setting.bf16)
-    print(f"{rows} x {shape.length} tokens, {P} of each row predicted")
+    print(f"{B} x {shape.length} tokens, {P} of each sequence predicted")
     print(shape)
     precision = "bfloat16" if setting.bf16 else "float32"
     print(f"{precision}, dropout {setting.dropout}")
@@ -79,16 +80,16 @@ def table(setting: Setting, workers: dict[str, Worker]) -> dict[str, object]:
     for name, worker in workers.items():
         median = statistics.median(worker.seconds)
         ratio = statistics.median(a / b for a, b in zip(worker.seconds, first, strict=True))
-        flops = training_flops(model_config(shape, 0.0), mode_of(name), rows, shape.length, P)
+        flops = training_flops(model_config(shape, 0.0), mode_of(name), B, shape.length, P)
         mfu = None if peak is None else flops / median / peak
         results[name] = {
             "seconds": worker.seconds, "median": median, "ratio_to_first": ratio, "mfu": mfu,
-            "tokens_per_second": rows * shape.length / median,
-            "predicted_per_second": rows * P / median, "memory_gb": worker.memory_gb,
+            "tokens_per_second": B * shape.length / median,
+            "predicted_per_second": B * P / median, "memory_gb": worker.memory_gb,
         }  # fmt: skip
         print(
-            f"{name:<10}{median:>9.4f}{rows * shape.length / median:>10,.0f}"
-            f"{rows * P / median:>12,.0f}{'' if mfu is None else f'{mfu:.1%}':>7}"
+            f"{name:<10}{median:>9.4f}{B * shape.length / median:>10,.0f}"
+            f"{B * P / median:>12,.0f}{'' if mfu is None else f'{mfu:.1%}':>7}"
             f"{worker.memory_gb:>7.2f}{ratio:>7.2f}x"
         )
     return results

@@ -1,4 +1,4 @@
-"""MPNet on one page: a text and a tokenizer in, hidden states out. The book alone trains it:
+"""MPNet on one page: from text and tokenizer to hidden states, with only the book of this project:
 python examples/minimal.py my_text.txt microsoft/mpnet-base
 """
 
@@ -20,12 +20,12 @@ SEED, LENGTH, BATCH_SIZE = 12345, 64, 32
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> collator.Vocabulary:
-    """Tell what masking needs to know: the special tokens, and which tokens begin a word."""
+    """Return what masking needs to know: special tokens, and which tokens begin a word."""
     ids = tokenizer.get_vocab()
     size = max(ids.values()) + 1
     is_special_V, starts_V, ends_V = np.zeros((3, size), dtype=bool)
     is_special_V[tokenizer.all_special_ids] = True
-    # WordPiece marks what continues a word, BPE and SentencePiece what begins one.
+    # WordPiece marks tokens that continue a word, BPE and SentencePiece those that begin one.
     mark = next((m for m in ("##", "Ġ", "▁") if any(each.startswith(m) for each in ids)), "")
     for token, number in ids.items():
         starts_V[number] = token.startswith(mark) != (mark == "##")
@@ -36,7 +36,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> collator.Vocabulary:
 
 def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
     """Pretrain on a CPU."""
-    # Text to sequences: <s>, 62 tokens, </s>.
+    # From text to sequences: <s>, 62 tokens, </s>.
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     vocabulary = vocabulary_of(tokenizer)
     tokens = tokenizer(Path(text).read_text(), add_special_tokens=False, verbose=False).input_ids
@@ -46,19 +46,19 @@ def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
         vocabulary, ObjectiveConfig(), max_tokens=LENGTH, seed=SEED
     )
 
-    # A small model, and the paper's optimizer.
+    # A small model and the paper's optimizer.
     torch.manual_seed(SEED)
     size = {"encoder_layers": 3, "encoder_embed_dim": 128, "encoder_ffn_dim": 512}
     size |= {"encoder_attention_heads": 4, "max_positions": LENGTH, "vocab_size": vocabulary.size}
     model = MPNetForPretraining(ModelConfig(**size, pad_token_id=vocabulary.pad_id, dropout=0.0))
-    # Two head starts: some heads prefer a neighbour, and the head knows how frequent each token is.
+    # Two head starts: some heads prefer a neighbour, and the output bias knows token frequencies.
     start_locally(model.sentence_encoder.relative_attention_bias)
     counts_V = torch.tensor(tokens).bincount(minlength=vocabulary.size) + 0.1
     model.lm_head.bias.data = (counts_V / counts_V.sum()).log()
     config = OptimizationConfig(lr=3e-3, total_updates=updates)
     optimizer = build_optimizer(model, config, torch.device("cpu"))
 
-    # The loop. Batch, masks and learning rate are functions of the update's number.
+    # The loop. Batch, masks and learning rate depend only on the seed and the update's number.
     for update in range(updates):
         chosen = fold_in(SEED, "batch", update).choice(len(sequences), BATCH_SIZE)
         batch = collate([collator.NumberedSequence(sequences[i], update, i) for i in chosen])
@@ -71,7 +71,7 @@ def main(text: str, tokenizer_name: str, updates: int = 300) -> None:
         if update % 20 == 0 or update == updates - 1:
             print(f"update {update}: {loss.item() / np.log(2):.2f} bits per predicted token")
 
-    # What it is for: a vector for each token, in its context.
+    # The result: a vector for each token in its context.
     hidden_BLD = model.eval().encode(batch.input_ids, batch.attention_mask)
     print("hidden states:", tuple(hidden_BLD.shape))
 

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A run as a Slurm job that may be started again: at its time limit, after preemption or a lost node.
+# A run as a Slurm job that requeues itself: at its time limit, after preemption or a lost node.
 #
 #     sbatch examples/slurm.sh --preset base --train-dir my_text --valid-fraction 0.01 \
 #         --checkpoint-dir checkpoints/mine --checkpoint-interval 500 --keep-checkpoints 2
 #
-# Adapt the lines with #SBATCH to your cluster, and activate your environment below. On a machine
-# without Slurm, `GPUS=2 bash examples/slurm.sh ...` runs the same on two processes.
+# Adapt the #SBATCH lines to your cluster, and activate your environment below. Without Slurm,
+# `GPUS=2 bash examples/slurm.sh ...` runs the same with two processes.
 #
 #SBATCH --job-name=mpnet
 #SBATCH --nodes=1
@@ -16,14 +16,14 @@
 #SBATCH --requeue
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
-# SIGTERM to this script 300 seconds before the time limit: time for an update and a checkpoint.
+# SIGTERM to this script 300 seconds before the limit: enough for an update and a checkpoint.
 #SBATCH --signal=B:TERM@300
 
 set -euo pipefail
 
 # source .venv/bin/activate
 
-# torchrun kills processes that take longer to stop, by default than 30 seconds.
+# torchrun kills processes that take longer than this to stop (default: 30 seconds).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
@@ -37,8 +37,8 @@ else
     launch=(torchrun --standalone --nproc-per-node "${GPUS:-1}")
 fi
 
-# In the background, so that bash handles the signal at once. --autoresume: the first time this
-# starts a run, and after that it resumes it.
+# In the background, so bash can handle the signal at once. --autoresume starts the run the first
+# time and resumes it later.
 "${launch[@]}" -m annotated_mpnet --autoresume "$@" &
 training=$!
 stopped=
@@ -47,7 +47,7 @@ trap 'stopped=yes; kill -TERM "$training" || true' TERM INT
 code=0
 wait "$training" || code=$?
 if [[ -n $stopped ]]; then
-    # The signal has ended the `wait`; this one lasts until the checkpoint is on disk.
+    # The signal ended the first `wait`; this one lasts until the checkpoint is on disk.
     code=0
     wait "$training" || code=$?
     if [[ $code -ne 0 && -n ${SLURM_JOB_ID:-} ]]; then

@@ -1,11 +1,11 @@
-"""Interrupt real runs at random, and compare how they end: `python tests/chaos.py --kills 50`.
+"""Interrupt runs at random moments and compare the results: `python tests/chaos.py --kills 50`.
 
 A tiny run is trained once without interruption. Then the same command is started again and again,
-and killed at a random moment by a random signal, until it finishes. It must end in the same bytes:
-weights, optimizer, state, the best checkpoint, and the validations in `metrics.jsonl`.
+and killed by a random signal at a random moment, until it finishes. It must end in the same bytes:
+weights, optimizer, state, best checkpoint, and the evaluations in `metrics.jsonl`.
 
-After the kills come a disk that fills and is freed, a rank of two that dies, two resumes at once,
-and a resume of what is finished. Prints a line for each, and exits with 1 if anything differs.
+After that: a disk that fills and is freed, a killed rank of two, two resumes at the same time, and
+a resume of a finished run. Prints a line for each, and exits with 1 if anything differs.
 """
 
 import argparse
@@ -33,13 +33,13 @@ SIGNALS = {
     signal.SIGINT: 130,
     signal.SIGHUP: 129,
 }
-"""What a run is killed by, and how it must end then."""
+"""Signals, and the exit codes that they must lead to."""
 
 UPDATES = 30
 
 
 class Chaos:
-    """A folder with a text, an uninterrupted run, and the runs that are interrupted."""
+    """A folder with a text, an uninterrupted run, and interrupted runs."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class Chaos:
     def start(
         self, config: PretrainingConfig, rank: dict[str, str] | None = None, limit: int = 0
     ) -> subprocess.Popen[str]:
-        """Start the command; with `limit`, no file that it writes may become longer (bytes)."""
+        """Start the command; `limit` is the maximum size in bytes of a file that it may write."""
         return subprocess.Popen(
             [sys.executable, "-m", "annotated_mpnet", *arguments_of(config)],
             stdout=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ class Chaos:
         ]
 
     def how(self, directory: Path) -> dict[str, object]:
-        """Return the flag with which a user would go on in a directory."""
+        """Return the flag with which a user would continue in a directory."""
         if any(directory.glob("*checkpoint*/manifest.json")):
             return {"resume": True}
         return {"overwrite": True} if (directory / "metrics.jsonl").exists() else {}
@@ -109,7 +109,7 @@ class Chaos:
         )
 
     def kill_until_finished(self, name: str, kills: int) -> Counter[str]:
-        """Interrupt a run so many times at most, and let it finish; return by what it was."""
+        """Interrupt a run at most so many times, let it finish, and count the signals."""
         counts: Counter[str] = Counter()
         directory = self.folder / name
         for number in range(kills + 1):
@@ -122,12 +122,12 @@ class Chaos:
             code = process.returncode
             if code == 0:
                 break
-            # Before Python has taken over the signals, the system ends the process itself.
+            # Before Python handles signals, the system ends the process.
             if number == kills or code not in (SIGNALS[chosen], -chosen):
                 self.said(f"{name}, start {number + 1}", f"exit code {code}: {said[-300:]}")
                 return counts
             counts[chosen.name] += 1
-        # The last signal may have come when there was nothing left to do.
+        # The last signal may have come too late for the report.
         if not (directory / "report.md").exists():
             (process,) = self.start_all(name, ranks=1)
             process.communicate(timeout=HUNG)
@@ -136,7 +136,7 @@ class Chaos:
         return counts
 
     def wait(self, process: subprocess.Popen[str], directory: Path, share: float) -> None:
-        """Wait until a run has made about a share of what is left, or is still starting."""
+        """Wait until a run has made about this share of its remaining updates."""
         before = len(steps_in(directory))
         wanted = before + int(share * (UPDATES + 6 - before))
         pause = self.random.random() * 0.2
@@ -162,10 +162,10 @@ class Chaos:
             if not (directory / name).exists():
                 return f"there is no {name}"
         left = [path.name for path in directory.iterdir() if path.name.startswith((".tmp", ".old"))]
-        return f"left behind: {left}" if left else None
+        return f"left-over files: {left}" if left else None
 
     def fill_disk(self) -> None:
-        """Let no file be longer than half of the weights; then let it."""
+        """Limit files to half the size of the weights; then lift the limit."""
         directory = self.folder / "full"
         limit = (self.whole / f"checkpoint{UPDATES}" / "model.safetensors").stat().st_size // 2
         process = self.start(self.config("full"), limit=limit)
@@ -204,7 +204,7 @@ class Chaos:
         self.said("both ranks resumed", fault or self.difference(self.folder / "two", whole))
 
     def resume_twice(self) -> None:
-        """Resume an interrupted run by two processes at once, and the finished one once more."""
+        """Resume an interrupted run in two processes at the same time, then the finished run."""
         directory = self.folder / "twice"
         (process,) = self.start_all("twice", ranks=1)
         self.wait(process, directory, 0.6)
@@ -215,7 +215,7 @@ class Chaos:
         for process in both:
             process.communicate(timeout=HUNG)
             codes.append(process.returncode)
-        # The second one may also come when the first one has finished.
+        # The second may start after the first has finished.
         fault = None if sorted(codes) in ([0, 4], [0, 0]) else f"exit codes {codes}"
         self.said("two resumes at once", fault or self.difference(directory, self.whole))
         before = tree(directory)
@@ -234,7 +234,7 @@ def steps_in(directory: Path) -> list[bytes]:
 
 
 def validations(directory: Path) -> list[dict[str, float]]:
-    """Return what the evaluations found, without numbers that depend on the clock."""
+    """Return the metrics of evaluations, which do not depend on time."""
     records = [json.loads(line) for line in steps_in(directory)]
     return [record for record in records if "valid/bits" in record]
 
@@ -247,10 +247,10 @@ def decided(checkpoint: Path) -> dict[str, bytes]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run everything, and return the exit code."""
+    """Run everything; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--at-most", type=int, default=8, help="kills of one run")
+    parser.add_argument("--at-most", type=int, default=8, help="kills per run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only-kills", action="store_true")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What holds for every test: few threads, no network, honest shape suffixes."""
+"""Settings for all tests: few threads, no network, correct shape suffixes."""
 
 import gc
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 
 from waiting import HUNG
 
-# Tests send signals. A shell lets `pytest &` ignore Ctrl-C, and what is ignored stays ignored.
+# Tests send signals. After `pytest &` in a script, Ctrl-C is ignored here and in subprocesses.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGTERM, signal.SIG_DFL),
@@ -17,23 +17,23 @@ for number, handler in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
-# Before anything imports torch or a Hugging Face library: they read these once.
+# Set before torch and Hugging Face libraries are imported, because they read these only once.
 UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = tempfile.TemporaryDirectory(prefix="annotated-mpnet-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
-# Tokenizers that run threads of their own complain when a test forks after using one.
+# Tokenizers with their own threads complain when a test forks after using one.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# As the commands do; where other jobs keep the cores busy, the suite takes a fraction of the time.
+# As the commands do; on busy cores the suite then takes a fraction of the time.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# W&B gives up on its own process after 30 and 90 seconds, which a busy machine may need.
+# By default W&B gives up on its own process after 30 and 90 seconds, too early on a busy machine.
 os.environ["WANDB__SERVICE_WAIT"] = os.environ["WANDB_INIT_TIMEOUT"] = str(HUNG)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# Read when Triton is imported. A machine with a GPU compiles the kernels and runs them there.
+# Triton reads this when it is imported. With a GPU, the kernels are compiled and run there.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -43,9 +43,8 @@ from shape_checker import ShapeChecker  # noqa: E402
 
 torch.set_num_threads(1 if UNDER_XDIST else 2)
 
-# The same examples on every machine and every day, and no limit of time for any one of them: a
-# failure then means that the code has changed. To look for new examples, run with
-# `--hypothesis-profile=search`.
+# Always the same examples, without time limits: a failure means that the code has changed. To look
+# for new examples, run with `--hypothesis-profile=search`.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
@@ -53,7 +52,7 @@ settings.load_profile("repeatable")
 
 @pytest.fixture
 def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take back what --debug changes in a process, and in those that it starts."""
+    """Undo what --debug changes in this process and its children."""
     for library in ("DATASETS", "HF_HUB", "TRANSFORMERS"):
         monkeypatch.setenv(f"{library}_VERBOSITY", "")
         monkeypatch.delenv(f"{library}_VERBOSITY")
@@ -75,10 +74,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test in which a shape suffix lies (unless it fails by itself).
+    """Fail a test in which a shape suffix is wrong (unless it fails anyway).
 
-    Not where kernels are interpreted: that is ten thousand calls a tile, each of which the checker
-    would look at, and no kernel has a tensor of PyTorch's.
+    Not for interpreted kernels: they have no PyTorch tensors, and the checker would look at ten
+    thousand calls per tile.
     """
     if item.get_closest_marker("interpreted"):
         return (yield)

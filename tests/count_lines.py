@@ -1,7 +1,7 @@
 """Count code and annotation: `python tests/count_lines.py src/annotated_mpnet`.
 
-Code is what is left of a file without blank lines, comment lines and docstrings. Annotation is the
-non-blank lines of docstrings and full-line comments.
+Code is all lines except blank lines, comment lines and docstrings. Annotation is docstrings and
+full-line comments, without blank lines.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
-    """Yield every string that is a statement of its own: docstrings, also those of attributes."""
+    """Yield every string that is a statement: docstrings, including those of attributes."""
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Expr)
@@ -22,7 +22,7 @@ def docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
 
 
 def count(file: Path) -> tuple[int, int, int]:
-    """Return (code lines, annotation lines, words of annotation and code) of a file."""
+    """Return (code lines, annotation lines, words) of a file."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     blank = {number for number, line in enumerate(lines, 1) if not line.strip()}

@@ -1,4 +1,4 @@
-"""What tests of Triton kernels need: a GPU, or Triton's interpreter."""
+"""Whether tests of Triton kernels can run: they need a GPU or Triton's interpreter."""
 
 import importlib.metadata
 import importlib.util
@@ -14,7 +14,7 @@ def _why_not() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton exists for Linux only"
     version = importlib.metadata.version("triton")
-    # Measured: 3.6 makes numbers of arrays, which NumPy 2.4 refuses; 3.9 does not.
+    # Measured: 3.6 converts arrays to numbers, which NumPy 2.4 refuses; 3.9 does not.
     old = tuple(map(int, version.split(".")[:2])) < (3, 9)
     if DEVICE == "cpu" and old and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
         return f"the interpreter of Triton {version} fails with NumPy {np.__version__}"

@@ -1,4 +1,4 @@
-"""Two processes that train together, started as torchrun would start them, without its seconds."""
+"""Two processes that train together, started as by torchrun but faster."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from waiting import HUNG
 
 
 def arguments_of(config: PretrainingConfig) -> list[str]:
-    """Return the command line that stands for a configuration."""
-    # A file does not keep what is done in one start.
+    """Return the command line of a configuration."""
+    # A file does not hold actions of a single start.
     actions = {name: getattr(config.run, name) for name in ACTIONS}
     return arguments_from_toml(to_toml(config), "test") + [
         flag(name) if value is True else f"{flag(name)}={value}"
@@ -23,12 +23,12 @@ def arguments_of(config: PretrainingConfig) -> list[str]:
 
 
 def open_store() -> TCPStore:
-    """Keep the store by which processes find each other, as torchrun does: it outlives them."""
+    """Open the store by which processes find each other. As with torchrun, it outlives them."""
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Return what torchrun tells a process."""
+    """Return the variables that torchrun sets for a process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -70,7 +70,7 @@ class Started:
 
 
 def run_ranks(config: PretrainingConfig, size: int = 2) -> str:
-    """Run to a good end; return what the first process said."""
+    """Run successfully; return the output of the first process."""
     endings = Started(config, size).endings()
     assert [code for code, _, _ in endings] == [0] * size, endings
     return endings[0][1]

@@ -1,16 +1,15 @@
-"""A checker of shape suffixes, on in all tests: `hidden_BRD` must be what its name says.
+"""Checks shape suffixes in all tests: the shape of `hidden_BLD` must match its name.
 
-A suffix that lies is worse than none, because readers trust it. So while a test runs, a look is
-taken at the local variables of each function of `mpnet/` and `fast/` at the moment it returns.
-A tensor or array whose name ends in `_` and capital letters must have
+A wrong suffix is worse than none, because readers trust it. So while a test runs, the checker looks
+at the local variables of each function of `mpnet/` and `fast/` when it returns. A tensor or array
+whose name ends in `_` and capital letters must have
 
 - as many dimensions as the suffix has characters,
 - size 1 where the suffix has a `1`,
-- the same size wherever the same letter stands, within one call of one function.
+- the same size for the same letter within one call of a function.
 
-Lies are collected, not raised on the spot: raised from within a profile function, an error would
-appear in the middle of someone else's `except`. What the checker sees is the last value of each
-name; an earlier one that was overwritten is not checked.
+Errors are collected and raised at the end of the test, because an error raised inside a profile
+function could be swallowed by any `except`. Only the last value of each name is checked.
 """
 
 import re
@@ -27,7 +26,7 @@ SUFFIX = re.compile(r"_([A-Z1]+)$")
 
 
 class ShapeChecker:
-    """Watches function returns inside a `with` block, in this thread and those it starts."""
+    """Watches function returns in a `with` block, in this thread and those it starts."""
 
     def __init__(self, folders: tuple[str, ...] = CHECKED_FOLDERS) -> None:
         self.lies: list[str] = []
@@ -51,14 +50,14 @@ class ShapeChecker:
         threading.setprofile(None)
 
     def raise_lies(self) -> None:
-        """Raise an `AssertionError` that names each lie once."""
+        """Raise an `AssertionError` that names each wrong suffix once."""
         if self.lies:
             raise AssertionError("\n".join(dict.fromkeys(self.lies)))
 
     def _watch(self, frame: FrameType, event: str, _: object) -> None:
         if event != "return":
             return
-        # This runs at every return of every function of every library: one look-up has to do.
+        # This runs at every return of every function of every library, so it must be one look-up.
         code = frame.f_code
         suffixes = self._suffixes.get(code)
         if suffixes is None:
@@ -70,14 +69,14 @@ class ShapeChecker:
         filename = code.co_filename.replace("\\", "/")
         if not any(folder in filename for folder in self._folders):
             return {}
-        # Variables that an inner function reads too (cells) belong to the outer one only.
+        # Check variables that an inner function also reads (cells) only in the outer function.
         names = (*code.co_varnames, *code.co_cellvars)
         found = {name: SUFFIX.search(name) for name in names}
         return {name: match[1] for name, match in found.items() if match}
 
 
 def lies_in(function: str, variables: dict[str, object], suffixes: dict[str, str]) -> list[str]:
-    """Return a sentence for each variable whose shape is not what its suffix says."""
+    """Return a sentence for each variable whose shape does not match its suffix."""
     lies = []
     sizes: dict[str, tuple[int, str]] = {"1": (1, "its name")}
     for name, suffix in suffixes.items():

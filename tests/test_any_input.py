@@ -1,4 +1,4 @@
-"""Any path, any flag, any file, any standard output: one line and the documented code."""
+"""Any path, flag, file or standard output: one line and the documented exit code."""
 
 import contextlib
 import errno
@@ -16,10 +16,11 @@ import pytest
 from annotated_mpnet import cli
 from annotated_mpnet.errors import UserError, printable, without_password
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import ConvertCommand, ExplainCommand, TokenizerCommand
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.settings.fields import all_settings
+from annotated_mpnet.settings.parsing import parse_pretrain
 from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
 from waiting import HUNG
@@ -28,6 +29,7 @@ PROGRAMS = {
     "pretrain-mpnet": cli._pretrain,
     "convert-to-hf": cli._convert,
     "train-mpnet-tokenizer": cli._train_tokenizer,
+    "explain-mpnet": cli._explain,
 }
 
 
@@ -37,7 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 
 def refused(*arguments: str | Path, program: str = "pretrain-mpnet", code: int = 2) -> str:
-    """Run a command that must end with a code and one line, and return the line."""
+    """Run a command that must fail with this exit code and one line; return the line."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         found = cli._ending(program, PROGRAMS[program], list(map(str, arguments)))
@@ -69,12 +71,12 @@ def test_zero_and_minus_one_are_refused_where_the_range_begins_above_them() -> N
         for _, each in fields_of(PretrainingConfig())
         if each.name in NUMERIC
     }
-    asked = 0
+    checked = 0
     for name, value in ((name, value) for name in bounds for value in (0, -1)):
         if value <= bounds[name].get(">", -math.inf) or value < bounds[name].get(">=", -math.inf):
             assert f"{flag(name)} is {value}" in refused(f"{flag(name)}={value}")
-            asked += 1
-    assert asked > 40
+            checked += 1
+    assert checked > 40
 
 
 @pytest.mark.parametrize("value", HUGE)
@@ -145,6 +147,11 @@ def test_a_flag_is_given_once(arguments: list[str], first: str, second: str) -> 
     assert repr(second) in said
 
 
+def test_a_value_that_is_spelled_like_a_flag_is_no_flag() -> None:
+    settings = parse_pretrain(["--allow-change", "seed", "--seed", "3"]).settings
+    assert (settings.run.allow_change, settings.run.seed) == ("seed", 3)
+
+
 def test_a_second_file_after_a_flag_is_explained() -> None:
     assert "for several files give their directory" in refused("--valid-file", "a.txt", "b.txt")
 
@@ -153,16 +160,19 @@ COMMANDS: dict[str, type] = {
     "pretrain-mpnet": PretrainingConfig,
     "convert-to-hf": ConvertCommand,
     "train-mpnet-tokenizer": TokenizerCommand,
+    "explain-mpnet": ExplainCommand,
 }
 PATHS = [
     (program, each.flag)
     for program, kind in COMMANDS.items()
     for each in all_settings(kind)
-    if each.type is Path or each.name in ("tokenizer_name", "hf_model_path", "dataset_name")
+    if each.type is Path
+    or each.name in ("tokenizer_name", "hf_model_path", "dataset_name", "checkpoint")
 ] + [("pretrain-mpnet", "--config"), ("pretrain-mpnet", "--train-dir")]
 OTHERS = {
     "convert-to-hf": ["--mpnet-checkpoint-path=a", "--hf-model-folder-path=b"],
     "train-mpnet-tokenizer": ["--output=a", "b"],
+    "explain-mpnet": ["a word"],
 }
 
 
@@ -191,7 +201,7 @@ def test_a_directory_that_may_not_be_entered_is_one_line(
 ) -> None:
     real = os.stat
 
-    # Root may enter everything, so the system says no here.
+    # Root may enter any directory, so this fakes the system's refusal.
     def stat_as_user(path: object, *arguments: object, **options: object) -> os.stat_result:
         if str(path).startswith("/priv"):
             raise PermissionError(errno.EACCES, "Permission denied", path)
@@ -245,7 +255,7 @@ def test_a_file_neither_keeps_nor_gives_what_is_done_in_one_start(
     written = (tmp_path / "run" / "config.toml").read_text()
     for name in ("overwrite", "resume", "debug", "allow_change", "resume_checkpoint"):
         assert f"\n{name} = " not in written
-    # As a run wrote it before: its directory is refused as any other that holds a run.
+    # As written by older versions: its directory is refused like any other with a run.
     old = tmp_path / "old.toml"
     old.write_text(written.replace("[run]", "[run]\noverwrite = true\nresume = false"))
     before = tree(tmp_path / "run")
@@ -296,14 +306,14 @@ def test_ascii_output_gets_names_escaped_and_the_run_goes_on(
     assert "rün/best_checkpoint" in (tmp_path / "rün" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("asked", ["--print-config", "--help", "--preset=list"])
-def test_output_that_was_asked_for_is_printed_or_the_command_fails(asked: str) -> None:
-    done = shell(WAYS["full output"], asked)
+@pytest.mark.parametrize("flag", ["--print-config", "--help", "--preset=list"])
+def test_requested_output_is_printed_or_the_command_fails(flag: str) -> None:
+    done = shell(WAYS["full output"], flag)
     assert done.returncode == 6
     assert done.stderr == (
         "pretrain-mpnet: error: standard output cannot be written: No space left on device\n"
     )
-    assert shell(WAYS["closed error"], asked).returncode == 0
+    assert shell(WAYS["closed error"], flag).returncode == 0
     assert shell(WAYS["full error"], "--lr=-1").returncode == 2
 
 
@@ -372,7 +382,7 @@ def test_no_secret_is_in_any_file_of_a_run_or_in_what_it_says(
     )
     for resume in (False, True):
         arguments = arguments_of(changed(config, resume=resume))
-        # As typed: the helper above writes a file, which would have no password any more.
+        # As typed, because the helper above writes a file, which would not have the password.
         arguments = [f"--wandb-project={address}" if "project" in x else x for x in arguments]
         assert cli._ending("pretrain-mpnet", cli._pretrain, arguments) == 0
     said = capsys.readouterr()

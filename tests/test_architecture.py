@@ -1,7 +1,7 @@
-"""The house: which room may import which, and what may appear nowhere in the source.
+"""The house: which room may import which, and what the source must not contain.
 
-Imports are read from the source, those inside functions too: a dependency that is put off until
-later is still a dependency. `MAY_IMPORT` is in order, from the ground up, so there is no circle.
+Imports are read from the source, including those inside functions: a late import is still a
+dependency. `MAY_IMPORT` is ordered from the ground up, so there are no cycles.
 """
 
 import ast
@@ -56,11 +56,12 @@ MAY_IMPORT = {
         "conversion",
         "runs",
     },
-    "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo"},
+    "explain": {"mpnet", "errors", "files", "settings", "text", "conversion"},
+    "cli": {"errors", "signals", "settings", "text", "conversion", "runs", "demo", "explain"},
     "__main__": {"cli"},
-    # The public names, imported when they are first asked for.
+    # The public names, imported at their first use.
     "package": {"mpnet", "text", "conversion"},
-    # What users of annotated-mpnet import.
+    # Modules that users of annotated-mpnet import.
     "modeling": {"mpnet"},
     "data": {"mpnet"},
 }
@@ -74,7 +75,7 @@ MAY_USE: dict[str, set[str]] = {
 
 
 def part_of(module: str) -> str:
-    """Return the room to which `annotated_mpnet.a.b` belongs: `a`."""
+    """Return the room of `annotated_mpnet.a.b`: `a`."""
     names = module.split(".")
     if names[0] != PACKAGE:
         raise ValueError(f"{module} is not ours")
@@ -89,14 +90,14 @@ def module_of(file: Path) -> str:
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of everything that is imported, anywhere in a file."""
+    """Yield the full name of every import, anywhere in a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports would escape this test; write the full name"
             assert node.module is not None
-            # With the names too, for a module may stand there: `from annotated_mpnet import data`.
+            # Include the names, which may be modules: `from annotated_mpnet import data`.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -149,7 +150,7 @@ def test_one_file_alone_imports_torch_distributed() -> None:
 
 
 def test_every_floor_has_files() -> None:
-    # Were the package not found where it is looked for, the tests above would all pass.
+    # If the package were not found, the tests above would all pass.
     assert {"mpnet", "runs"} <= {part_of(module_of(file)) for file in FILES}
 
 
@@ -165,11 +166,11 @@ def test_help_waits_for_no_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-# What may stand nowhere in the source: each has run foreign code on somebody's machine.
+# Forbidden in the source: each of these can run foreign code.
 
 
 def dangers_of(tree: ast.AST) -> Iterator[str]:
-    """Yield what a reader of foreign files must not do."""
+    """Yield the calls that code reading foreign files must not make."""
     forbidden_arguments = {
         "weights_only=False",
         "trust_remote_code=True",

@@ -20,7 +20,12 @@ import annotated_mpnet
 from annotated_mpnet import cli
 from annotated_mpnet.errors import ConfigError, FailedElsewhereError
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import ACTIONS, arguments_from_toml, to_toml
 from annotated_mpnet.settings.fields import all_settings
@@ -32,6 +37,7 @@ from ranks import arguments_of, environment
 from tiny_run import TinyText, changed, tiny_config, write_text
 from waiting import HUNG, holds, wait_for
 
+COMMANDS = [PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand]
 NUMERIC = [
     (each.name, value)
     for group, each in fields_of(PretrainingConfig())
@@ -47,7 +53,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 
 def pretrain(*arguments: str | Path) -> tuple[int, str]:
-    """Run the command in this process; return its exit code and what it wrote to stderr."""
+    """Run the command in this process; return its exit code and stderr."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = cli._ending("pretrain-mpnet", cli._pretrain, [str(each) for each in arguments])
@@ -58,7 +64,7 @@ START = "from annotated_mpnet.cli import pretrain; pretrain()"
 
 
 def command_of(config: PretrainingConfig, start: str = START) -> list[str]:
-    """Return the command that runs a configuration, in a process of its own."""
+    """Return the command that runs a configuration in a new process."""
     return [sys.executable, "-c", start, *arguments_of(config)]
 
 
@@ -87,6 +93,7 @@ def test_a_number_out_of_range_exits_2_and_names_the_flag(
         (["--dropout", "1"], ["--dropout"]),
         (["--max-positions", "128"], ["--max-positions", "--max-tokens"]),
         (["--warmup-updates", "20000"], ["--warmup-updates", "--total-updates"]),
+        (["--muon-lr", "1e-3"], ["--muon-lr is 0.001", "give --optimizer muon too"]),
         (["--decay-updates", "20"], ["--decay-updates is 20", "--schedule wsd"]),
         (
             ["--schedule", "wsd", "--warmup-updates", "900", "--total-updates", "1000"],
@@ -127,7 +134,7 @@ def test_without_text_and_without_the_hub_the_ways_out_are_said(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_help_fits_and_shows_each_setting_with_its_range(
     kind: type, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +179,7 @@ def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         assert process.wait(timeout=HUNG) == 2
-    # A terminal may hand over a line in parts. What comes after the last one is an error on Linux.
+    # A terminal may return a line in parts. Reading after the last one is an error on Linux.
     parts = []
     with contextlib.suppress(OSError):
         while part := os.read(ours, 10_000):
@@ -186,7 +193,7 @@ def test_an_error_is_one_line_on_a_real_terminal_too() -> None:
     assert "\x1b" not in said
 
 
-@pytest.mark.parametrize("kind", [PretrainCommand, ConvertCommand, TokenizerCommand])
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_the_version_is_printed_alone(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(kind, ["--version"], "program")
@@ -210,8 +217,8 @@ def test_command_line_overrides_file_overrides_preset(tmp_path: Path) -> None:
     file.write_text("[model]\nencoder_layers = 7\nencoder_ffn_dim = 99\n")
     typed = ["--encoder-ffn-dim", "11", "--preset", "demo", "--config", str(file)]
     model = parse_pretrain(typed).settings.model
-    assert model.encoder_embed_dim == 128  # of the preset
-    assert model.encoder_layers == 7  # of the file
+    assert model.encoder_embed_dim == 128  # from the preset
+    assert model.encoder_layers == 7  # from the file
     assert model.encoder_ffn_dim == 11  # typed
     assert model.relative_attention_num_buckets == 32  # default
 
@@ -310,7 +317,7 @@ def test_print_config_prints_what_config_reads(
     demo = parse_pretrain(["--preset", "demo"]).settings
     assert read == changed(demo, seed=7)
     assert printed == to_toml(read, commented=True)
-    # Every setting is there with its explanation, and what is unset as a comment to be filled in.
+    # Every setting is there with its explanation; unset ones are comments to fill in.
     whole = " ".join(line.removeprefix("# ") for line in printed.splitlines())
     for each in all_settings(PretrainingConfig):
         assert (each.help in whole) == (each.name not in ACTIONS)
@@ -319,7 +326,7 @@ def test_print_config_prints_what_config_reads(
     assert '\n# hf_model_path = "TEXT"\n' in printed
 
 
-# Without what is refused in a name, or cut out of it as a password.
+# Without characters that names may not have, or that would be removed as a password.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0@")
 TEXTS = st.text(CHARACTERS, min_size=1, max_size=20)
 
@@ -359,7 +366,7 @@ def test_of_several_processes_the_first_prints_the_error_and_the_others_wait(
         code, said = pretrain(*arguments)
         assert code == 2
         assert_one_line(said)
-    # torchrun ends the others while they wait. If it does not, rank 0 has not made this mistake.
+    # torchrun ends the others while they wait. If it does not, rank 0 did not have this error.
     assert waited == ([] if rank in (None, "0") else [cli.SILENT_RANKS_WAIT] * 2)
 
 
@@ -497,6 +504,6 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
 
 
 def test_defaults_are_written_once() -> None:
-    # The configuration that the parser makes of nothing is that of the dataclasses.
+    # Without arguments, the parser gives the defaults of the dataclasses.
     assert parse_pretrain([]).settings == PretrainingConfig()
     assert dataclasses.asdict(PretrainingConfig())["model"]["encoder_layers"] == 12

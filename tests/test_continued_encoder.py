@@ -1,4 +1,4 @@
-"""A run that starts from a sentence encoder: what it takes from it, keeps, and exports."""
+"""A run that starts from a sentence encoder: what it takes over, keeps, and exports."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ LIMIT = 20
 
 @dataclasses.dataclass
 class Continued:
-    """A run of one update, too small to change a number, whose source is gone now."""
+    """A run of one update, too small to change a weight, whose source has been deleted."""
 
     encoder: Path
     wanted: torch.Tensor
@@ -102,7 +102,7 @@ def test_export_of_a_run_is_the_sentence_encoder_that_it_started_from(
 ) -> None:
     assert continued.result.export is not None
     assert (vectors(continued.result.export) - continued.wanted).abs().max() < 1e-5
-    # So is a checkpoint that is converted, even where nothing else is left of the run.
+    # So is a converted checkpoint, even if nothing else is left of the run.
     best = continued.config.run.checkpoint_dir / "best_checkpoint"
     shutil.copytree(best, tmp_path / "best_checkpoint")
     convert_checkpoint(
@@ -116,7 +116,9 @@ def test_export_of_a_run_is_the_sentence_encoder_that_it_started_from(
     assert "texts are cut after 20 tokens" in continued.said
 
 
-def test_model_brings_its_tokenizer_and_that_is_said(continued: Continued, text: TinyText) -> None:
+def test_a_model_brings_its_tokenizer_and_the_plan_says_so(
+    continued: Continued, text: TinyText
+) -> None:
     assert f"tokenizer: the model's own, {continued.source}" in continued.said
     own = AutoTokenizer.from_pretrained(continued.result.directory / "hf")
     assert own.get_vocab() == AutoTokenizer.from_pretrained(text.tokenizer).get_vocab()
@@ -151,7 +153,7 @@ def test_resumed_run_needs_nothing_of_its_start(continued: Continued, tmp_path: 
     }
     assert modules.items() <= second.export_files.items()
     assert json.loads(second.export_files[FACTS])["base"] == "sentences"
-    # Nothing left to do: not a byte changes.
+    # Nothing is left to do, and no byte changes.
     before = tree(tmp_path / "run")
     run(again)
     assert tree(tmp_path / "run") == before
@@ -197,7 +199,7 @@ def test_command_of_the_readme_does_it(
     (command,) = [
         line for line in readme.read_text().splitlines() if "--hf-model-path sentence-tr" in line
     ]
-    # The name on the Hub is a directory here.
+    # Here the Hub name is a directory.
     shutil.copytree(continued.encoder, tmp_path / "sentence-transformers" / "all-mpnet-base-v2")
     shutil.copytree(text.train_dir, tmp_path / "my_text")
     monkeypatch.chdir(tmp_path)
@@ -238,7 +240,7 @@ def test_card_says_what_the_model_is(continued: Continued, text: TinyText, tmp_p
         "pipeline(\"fill-mask\", 'hf')",
     ):
         assert said in card, said
-    # The card of an export of the export says the same.
+    # The card of a second export says the same.
     convert_checkpoint(
         continued.result.export,
         tmp_path / "run" / "hf",
@@ -247,7 +249,7 @@ def test_card_says_what_the_model_is(continued: Continued, text: TinyText, tmp_p
         pytorch_bin=False,
     )
     assert (tmp_path / "run" / "hf" / "README.md").read_text() == card
-    # A card is public: it tells nothing of the machine.
+    # A card is public, so it has nothing about the machine.
     assert str(text.train_dir.parent) not in card
 
 

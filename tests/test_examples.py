@@ -15,10 +15,10 @@ from waiting import HUNG, holds, wait_for
 
 ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "examples" / "slurm.sh"
-STAND_INS = {
+FAKES = {
     "srun": 'exec "$@"',
     "scontrol": '[[ $1 == show ]] && echo node7 || echo "$*" >> "$HERE/requeued"',
-    # Trains until it is stopped, and then saves for a moment.
+    # Trains until it is stopped, then saves for a moment.
     "torchrun": (
         'trap "sleep 0.1; echo saved >> $HERE/saved; exit 1" TERM; echo "$*" >> "$HERE/started"; '
         "[[ $* == *--no-export-hf* ]] && exit 3; while true; do sleep 0.05; done"
@@ -29,8 +29,8 @@ JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_N
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """Put stand-ins for Slurm and torchrun on a path; return the environment of a job."""
-    for name, script in STAND_INS.items():
+    """Put fakes of Slurm and torchrun on the path; return a job's environment."""
+    for name, script in FAKES.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
         (tmp_path / name).chmod(0o755)
     here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HERE": str(tmp_path)}
@@ -38,7 +38,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 
 def commands_in(script: Path) -> str:
-    """Return the commands in the comments of a script, as one line."""
+    """Return the commands in a script's comments, as one line."""
     return re.sub(r"\s*\\\n#\s*", " ", script.read_text())
 
 

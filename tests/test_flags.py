@@ -1,7 +1,7 @@
-"""The flags with their defaults and other spellings, which old command lines rely on.
+"""The flags with their defaults and aliases, which old command lines rely on.
 
-The table is typed by hand on purpose: generated from the dataclasses, it would repeat any mistake
-in them.
+The table is written by hand on purpose: generated from the dataclasses, it would repeat their
+mistakes.
 """
 
 import dataclasses
@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from annotated_mpnet.errors import ConfigError
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.foreign_flags import NEARLY, SAME
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 
-# Flag: (default, another value, other spellings).
+# Flag: (default, another value, aliases).
 PRETRAIN = {
-    # What annotated-mpnet has.
+    # Flags of annotated-mpnet.
     "--dataset-name": (None, "some/dataset", []),
     "--text-field": ("text", "body", []),
     "--buffer-size": (10000, 7, []),
@@ -45,7 +50,9 @@ PRETRAIN = {
     "--batch-size": (16, 32, []),
     "--update-freq": (8, 2, ["-gc_steps"]),
     "--gradient-checkpointing": (False, True, []),
+    "--optimizer": ("adamw", "muon", []),
     "--lr": (6e-4, 1e-4, []),
+    "--muon-lr": (None, 4e-3, []),
     "--end-learning-rate": (0.0, 1e-6, ["-end_lr"]),
     "--schedule": ("polynomial", "wsd", []),
     "--decay-updates": (None, 500, []),
@@ -79,7 +86,7 @@ PRETRAIN = {
     "--cuda-graph": (True, False, []),
     "--seed": (12345, 0, []),
     "--debug": (False, True, []),
-    # What is new.
+    # New flags.
     "--preset": (None, "demo", []),
     "--config": (None, Path("mine.toml"), []),
     "--print-config": (False, True, []),
@@ -168,7 +175,7 @@ def test_convert_to_hf_has_these_flags_with_these_defaults() -> None:
 @pytest.mark.parametrize("joined", [False, True], ids=["blank", "equals"])
 def test_every_flag_takes_a_value_in_every_way_of_writing(underscores: bool, joined: bool) -> None:
     typed = []
-    without_layers = {flag: row for flag, row in PRETRAIN.items() if flag != "--config"}
+    without_layers = {flag: line for flag, line in PRETRAIN.items() if flag != "--config"}
     for flag, (_, value, _) in without_layers.items():
         name, *values = as_typed(flag, value)
         if underscores:
@@ -256,7 +263,7 @@ def test_each_command_points_to_flags_of_its_own() -> None:
 def test_every_pointer_leads_to_a_flag_and_every_foreign_name_to_one_place() -> None:
     flags = [
         {each.flag for each in all_settings(kind)}
-        for kind in (PretrainCommand, ConvertCommand, TokenizerCommand)
+        for kind in (PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand)
     ]
     for said in (*SAME, *NEARLY):
         ours = said.split()[0].rstrip(",:")

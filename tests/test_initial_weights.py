@@ -1,4 +1,4 @@
-"""Where update 0 begins: whose weights, over which vocabulary, and how far the positions reach."""
+"""The initial weights: their source, the vocabulary, and the number of positions."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def text(config: PretrainingConfig) -> Text:
 
 
 def scrambled(text: Text, **changes: object) -> MPNetForPretraining:
-    """Return a network that no seed of a run gives, with random biases and norms too."""
+    """Return a network that no seed gives, with random biases and norms."""
     values: dict[str, object] = {
         "vocab_size": text.vocabulary.size,
         "encoder_layers": 2,
@@ -182,7 +182,7 @@ def test_encoder_without_a_head_gets_a_fresh_one_that_is_said(
     assert model.lm_head.bias.count_nonzero() == 0
 
 
-def test_fresh_head_starts_from_frequencies_and_a_loaded_one_keeps_its_bias(
+def test_new_head_starts_from_frequencies_and_a_loaded_one_keeps_its_bias(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
     config = changed(config, head_bias="auto")
@@ -197,7 +197,7 @@ def test_fresh_head_starts_from_frequencies_and_a_loaded_one_keeps_its_bias(
         MPNetModel.from_pretrained(hf).save_pretrained(tmp_path / "encoder")
     model, notes = started(config, text, tmp_path / "encoder")
     assert torch.equal(model.lm_head.bias, new.lm_head.bias)
-    # One that was loaded is kept, even one of zeros.
+    # A loaded bias is kept, even zeros.
     tensors = load_file(hf / "model.safetensors")
     for bias in (tensors["lm_head.bias"], torch.zeros(text.vocabulary.size)):
         save_file(tensors | {"lm_head.bias": bias}, hf / "model.safetensors", {"format": "pt"})
@@ -217,7 +217,7 @@ def test_head_starts_from_zeros_where_there_is_no_text_to_count_and_that_is_said
     assert "the head's bias starts from zeros" in notes[0]
     with pytest.raises(ConfigError, match="--head-bias frequencies needs text to count"):
         build_model(changed(config, head_bias="frequencies"), uncounted)
-    # A resumed run has its head.
+    # A resumed run already has its head.
     assert build_model(changed(config, resume=True), uncounted)[1] == []
 
 
@@ -419,15 +419,15 @@ def test_padding_id_is_compared_where_there_is_no_tokenizer(
         started(config, text, tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize(("rows", "fits"), [(408, True), (405, False), (640, False)])
-def test_rows_of_a_padded_vocabulary_go_and_other_rows_are_refused(
-    config: PretrainingConfig, text: Text, tmp_path: Path, rows: int, fits: bool
+@pytest.mark.parametrize(("size", "fits"), [(408, True), (405, False), (640, False)])
+def test_padding_of_the_vocabulary_is_dropped_and_other_sizes_are_refused(
+    config: PretrainingConfig, text: Text, tmp_path: Path, size: int, fits: bool
 ) -> None:
     assert text.vocabulary.size == 400
-    model = scrambled(text, vocab_size=rows)
+    model = scrambled(text, vocab_size=size)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pt")
     if not fits:
-        with pytest.raises(CheckpointError, match=f"have {rows} tokens, the tokenizer 400"):
+        with pytest.raises(CheckpointError, match=f"have {size} tokens, the tokenizer 400"):
             started(config, text, tmp_path / "model.pt")
         return
     found, _ = started(config, text, tmp_path / "model.pt")
@@ -473,7 +473,7 @@ def test_even_the_shortest_table_can_become_longer(length: int) -> None:
     assert torch.equal(longer_TD[-1], table_TD[-1])
 
 
-def test_sinusoids_need_nothing_to_reach_further(
+def test_sinusoids_reach_further_without_changes(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
     model = scrambled(text, position_embedding="sinusoidal")
@@ -486,7 +486,7 @@ def test_sinusoids_need_nothing_to_reach_further(
         torch.testing.assert_close(longer.encode(ids), fresh.encode(ids))
 
 
-def test_shorter_rows_keep_the_table_of_the_source(
+def test_shorter_sequences_keep_the_table_of_the_source(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
     hf = exported(text, tmp_path / "hf")
@@ -495,7 +495,7 @@ def test_shorter_rows_keep_the_table_of_the_source(
     assert "--max-positions 32" in notes
 
 
-# Ways out, looked at before training.
+# Exports, checked before training.
 
 
 def test_export_that_cannot_be_is_said_before_training(

@@ -1,4 +1,4 @@
-"""The masked words of the validation text: the same each time, and hidden from the model."""
+"""The masked words of the validation text: always the same, and hidden from the model."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -47,19 +47,19 @@ def test_the_word_is_hidden_and_the_guesses_are_the_likeliest(
 ) -> None:
     text = text_of(tiny)
     words = choose_words(text)
-    asked: list[Batch] = []
+    batches: list[Batch] = []
 
     def logits(batch: Batch) -> torch.Tensor:
-        asked.append(batch)
+        batches.append(batch)
         logits_BPV = torch.zeros(1, 1, text.vocabulary.size)
         logits_BPV[0, 0, batch.predicted_ids[0, 0]] = 9.0
         return logits_BPV
 
     trainer: Any = SimpleNamespace(input_mode=mode, logits=logits)
     guesses = guess_words(trainer, words, text)
-    for batch, word, guess in zip(asked, words, guesses, strict=True):
+    for batch, word, guess in zip(batches, words, guesses, strict=True):
         hidden = word.ids_L.copy()
-        if mode != "plm":  # there the order hides it
+        if mode != "plm":  # there the prediction order hides it
             hidden[word.place] = text.vocabulary.mask_id
         assert batch.input_ids[0].tolist() == hidden.tolist()
         assert batch.predicted_positions.tolist() == [[word.place]]

@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, from the command that learns it to the export that is opened."""
+"""The user's own tokenizer, from training it to opening an export."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from tiny_run import changed, run, tiny_config, write_text
 
 
 def learn(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
-    """Run `train-mpnet-tokenizer` and return what it said."""
+    """Run `train-mpnet-tokenizer` and return its output."""
     given = [str(each) for each in arguments]
     assert cli._ending("train-mpnet-tokenizer", cli._train_tokenizer, given) == code
     said = capsys.readouterr()
@@ -47,7 +47,7 @@ def test_a_run_with_any_kind_of_tokenizer_is_exported_with_it(
     assert description["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_a_tokenizer_is_learned_from_the_beginning_of_a_dataset(
+def test_a_tokenizer_is_trained_on_the_beginning_of_a_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [json.dumps({"body": f"sea shells {'abcdefghij'[n]}"}) for n in range(10)]
@@ -109,9 +109,9 @@ def test_a_wrong_flag_is_one_line_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "tokenizer.md"
 DOCUMENTED = [
-    line for line in README.read_text().splitlines() if line.startswith("    train-mpnet-tokenizer")
+    line for line in GUIDE.read_text().splitlines() if line.startswith("train-mpnet-tokenizer")
 ]
 
 
@@ -120,7 +120,7 @@ def test_the_documented_commands_run(
 ) -> None:
     text = write_text(tmp_path / "text")
     shutil.copytree(text.train_dir, tmp_path / "my_text")
-    # A folder of the name of a dataset on the Hub.
+    # A folder with the name of a Hub dataset.
     (tmp_path / "HuggingFaceFW" / "fineweb-edu").mkdir(parents=True)
     rows = [json.dumps({"text": line}) for line in text.valid_file.read_text().splitlines()]
     (tmp_path / "HuggingFaceFW" / "fineweb-edu" / "a.jsonl").write_text("\n".join(rows))

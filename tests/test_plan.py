@@ -1,4 +1,4 @@
-"""The plan says what the run will do; its estimate of memory is near what tensors really take."""
+"""The plan says what the run will do, and its memory estimate is close to the measured one."""
 
 import dataclasses
 import weakref
@@ -27,11 +27,11 @@ from tiny_run import TinyText, changed, tiny_config, write_text
 
 CPU = torch.device("cpu")
 FACTOR = 4 / 3
-"""Said in the chapter of `memory_estimate.py`."""
+"""Stated in the docstring of `memory_estimate.py`."""
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up the memory of all tensors that are made within the block and still alive."""
+    """Tracks the memory of all live tensors that were created in a `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class PeakMemory(TorchDispatchMode):
         self._alive: dict[int, int] = {}
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Count a tensor as nothing, though operations may return it."""
+        """Do not count a tensor, even if operations return it."""
         self._alive[tensor.untyped_storage()._cdata] = 0
 
     def __torch_dispatch__(
@@ -69,14 +69,14 @@ class PeakMemory(TorchDispatchMode):
 
 
 def measured_peak(work: Workload) -> int:
-    """Take one micro-batch forward and backward; return the most bytes, weights left out."""
+    """Run one micro-batch forward and backward; return the peak in bytes, without weights."""
     model = MPNetForPretraining(work.model)
     model.use_attention(ATTENTIONS[work.attention])
     model.use_gradient_checkpointing(work.recompute)
-    rows, length, P = work.batch_size, work.length, work.num_predicted
-    ids = torch.randint(5, work.model.vocab_size, (rows, length))
-    order = torch.stack([torch.randperm(length)[:P] for _ in range(rows)])
-    batch = Batch(ids, order, ids.gather(1, order), None, rows * length, rows * P)
+    B, length, P = work.batch_size, work.length, work.num_predicted
+    ids = torch.randint(5, work.model.vocab_size, (B, length))
+    order = torch.stack([torch.randperm(length)[:P] for _ in range(B)])
+    batch = Batch(ids, order, ids.gather(1, order), None, B * length, B * P)
     memory = PeakMemory()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -117,7 +117,7 @@ WORKLOADS = {
     "recompute, bf16, wide": workload(
         "mpnet", recompute=True, bf16=True, encoder_embed_dim=256, encoder_ffn_dim=1024
     ),
-    "one long row": workload("mpnet", batch_size=1, length=192, num_predicted=29),
+    "one long sequence": workload("mpnet", batch_size=1, length=192, num_predicted=29),
     "large vocabulary": workload("mpnet", vocab_size=20000),
     "mlm": workload("mlm", **DROPOUT),
     "plm": workload("plm", **DROPOUT),
@@ -131,7 +131,7 @@ def test_memory_is_estimated_within_a_factor(work: Workload) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_other_ways_to_compute_attention_take_what_is_estimated(attention: AttentionName) -> None:
+def test_other_attention_implementations_take_what_is_estimated(attention: AttentionName) -> None:
     work = workload("mpnet", attention=attention, **DROPOUT)
     ratio = work.activation_bytes() / measured_peak(work)
     assert 1 / FACTOR < ratio < FACTOR
@@ -165,7 +165,7 @@ def text(tiny: TinyText) -> Text:
 def lines_of(
     config: PretrainingConfig, text: Text, world_size: int = 1, device: torch.device = CPU
 ) -> dict[str, str]:
-    """Return the lines of a plan by their first words."""
+    """Return a plan's lines by their first words."""
     model, _ = build_model(config, text)
     attention = choose_attention(config.machine.attention, device)
     lines = list(plan(config, text, model, device, False, attention, None, world_size))
@@ -176,7 +176,7 @@ def test_plan_counts_sequences_of_all_processes_and_epochs(tiny: TinyText, text:
     config = tiny_config(tiny, Path("unused"))
     sequences = len(text.train)  # type: ignore[arg-type]
     lines = lines_of(config, text, world_size=3)
-    # 4 sequences in each of 2 micro-batches of 3 processes.
+    # 3 processes, 2 micro-batches, 4 sequences each.
     assert lines["update"] == "24 sequences (4 x 2 micro-batches x 3 processes), up to 768 tokens"
     assert (
         lines["training"]
@@ -215,8 +215,8 @@ def test_plan_says_why_this_device_and_this_attention(tiny: TinyText, text: Text
     assert lines_of(anywhere, text)["device"].endswith(
         "(the best that PyTorch finds here), float32"
     )
-    asked = changed(config, device="cpu", attention="eager")
-    lines = lines_of(asked, text)
+    explicit = changed(config, device="cpu", attention="eager")
+    lines = lines_of(explicit, text)
     assert lines["device"] == "cpu (asked for), float32"
     assert lines["attention"].startswith("eager")
 
@@ -242,10 +242,10 @@ def test_sharded_weights_need_less_memory(tiny: TinyText, text: Text) -> None:
     assert alone["processes"].startswith("1; --fsdp has no effect")
 
 
-def test_what_will_not_fit_is_said_with_the_way_out(tiny: TinyText, text: Text) -> None:
+def test_a_run_that_does_not_fit_gets_a_warning_with_a_way_out(tiny: TinyText, text: Text) -> None:
     config = tiny_config(tiny, Path("unused"))
     assert "this may not fit" not in lines_of(config, text)
-    # Nothing of this size is allocated.
+    # Only estimated, not allocated.
     lines = lines_of(changed(config, batch_size=10_000_000), text)
     assert "--update-freq" in lines["this may not fit"]
 

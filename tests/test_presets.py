@@ -1,4 +1,4 @@
-"""Presets: what they set, and that the numbers in their headers are right."""
+"""Presets: what they set, and whether the numbers in their headers are right."""
 
 import dataclasses
 import re
@@ -108,7 +108,7 @@ def test_a_header_gives_the_work_of_the_run(name: Preset) -> None:
     assert found, said
     assert float(found[1]) == round(work / SIZES[found[2]])
     assert float(found[3]) * SIZES[found[4]] == pytest.approx(tokens, rel=0.01)
-    # Times are computed, and say at which speed; that of `tiny` was measured.
+    # Times are computed for a stated speed; that of `tiny` was measured.
     speeds = {
         "small": 0.35 * 165e12,
         "base": 0.35 * 989e12,
@@ -178,7 +178,7 @@ def test_a_warmup_that_the_user_gave_stays(tmp_path: Path) -> None:
     ):
         command = parse_pretrain([*shorter, *more])
         assert (command.settings.optimization.warmup_updates, command.notes) == (warmup, ())
-    # Nor is it made longer.
+    # It is not made longer either.
     assert parse_pretrain(["--preset=demo", "--total-updates=2000"]).notes == ()
 
 

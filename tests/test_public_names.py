@@ -1,4 +1,4 @@
-"""What users import, and that nothing heavy is imported before they do."""
+"""What users import, and that nothing heavy is imported before that."""
 
 import subprocess
 import sys

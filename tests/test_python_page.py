@@ -1,4 +1,4 @@
-"""All code of docs/python.md, run from top to bottom as a reader would."""
+"""All code of docs/python.md, run from top to bottom."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from tiny_run import changed, run, tiny_config, write_text
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
-# Trainers of other libraries warn of what they will change.
+# Other libraries' trainers warn about future changes.
 @pytest.mark.filterwarnings("ignore")
 def test_all_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = write_text(tmp_path / "text")
@@ -24,7 +24,7 @@ def test_all_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = tiny_config(text, Path("checkpoints/mine"))
     result, _ = run(changed(config, total_updates=2, eval_interval_steps=2))
     assert result.export is not None
-    # Folders with the names of models on the Hub.
+    # Folders with the names of Hub models.
     shutil.copytree(result.export, "microsoft/mpnet-base")
     encoder = SentenceTransformer(str(result.export))
     encoder.save("sentence-transformers/all-mpnet-base-v2")
@@ -33,7 +33,7 @@ def test_all_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page: dict[str, object] = {"__name__": "page"}
     exec(compile(code, str(PAGE), "exec"), page)
 
-    # What the text says of the results.
+    # The page's claims about the results.
     losses, vectors, hidden = page["losses"], page["vectors"], page["hidden"]
     assert isinstance(losses, list)
     assert losses[-1] < losses[0]

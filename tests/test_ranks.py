@@ -194,7 +194,7 @@ def test_a_signal_to_torchrun_itself_stops_the_run_after_one_checkpoint(
         said, complained = process.communicate(timeout=HUNG)
     finally:
         process.kill()
-    # torchrun prints its own message and exits with 1, as README.md says.
+    # torchrun prints its own message and exits with 1, as docs/guide/gpus.md says.
     assert process.returncode == 1
     assert complained.count(f"pretrain-mpnet: stopped by {number.name}\n") == 1
     (saved,) = (tmp_path / "run").glob("checkpoint*")

@@ -72,7 +72,7 @@ def test_the_picture_names_the_run_and_marks_the_best_point(
         save(figure, *arguments, **named)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    # Half a formula, for matplotlib.
+    # Matplotlib would read this as an incomplete formula.
     run = directory.rename(directory.with_name("my_$run"))
     write_report(run, FACTS, pytest.fail)
     axes = drawn[0].axes[0]
@@ -80,7 +80,7 @@ def test_the_picture_names_the_run_and_marks_the_best_point(
     assert "best: 8.20 bits, update 20" in axes.get_legend_handles_labels()[1]
 
 
-def test_the_report_shows_what_was_guessed_at_each_evaluation(directory: Path) -> None:
+def test_the_report_shows_the_guesses_of_each_evaluation(directory: Path) -> None:
     assert "## Masked words" not in report_of(directory)[0]
     guesses = [
         Guess("a | b", word, "is", 0.002, [("the", 0.5), (",", 0.1)]) for word in ("sea", "sky")
@@ -150,7 +150,7 @@ def test_report_says_when_training_left_the_plateau(directory: Path) -> None:
     for plateau, update in ((9.2, 40), (9.7, 30)):
         facts = dataclasses.replace(FACTS, train_plateau_bits=plateau)
         assert left.format(update) in report_of(directory, facts)[0]
-    for plateau in (None, 8.0, 10.2):  # not known; never left; below it from the start
+    for plateau in (None, 8.0, 10.2):  # unknown; never left; below it from the start
         facts = dataclasses.replace(FACTS, train_plateau_bits=plateau)
         assert "left the plateau" not in "\n".join(report_of(directory, facts)[0])
 
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_written_or_read_is_a_warning(directory: Path, nam
     (warning,) = warnings
     assert warning.startswith("could not ")
     assert name in warning
-    # Without the picture there is still the page.
+    # Without the picture the page is still written.
     assert (directory / "report.md" in written) == (name == "loss.png")
 
 

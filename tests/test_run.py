@@ -46,7 +46,7 @@ def tensors_of(checkpoint: Path) -> dict[str, bytes]:
 
 def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:
     said = io.StringIO()
-    # Narrow, and no terminal: lines are not broken.
+    # Narrow but no terminal, so lines are not wrapped.
     console = Console(file=said, width=40)
     result = run_pretraining(config, console, dry_run=True, notes=["warm-up: shorter"])
     return result, said.getvalue()
@@ -73,7 +73,7 @@ def test_a_run_leaves_what_it_promises(text: TinyText, tmp_path: Path) -> None:
     report = (directory / "report.md").read_text()
     assert f"test, the best model | | {result.test.bits:.3f}" in report
     assert "documents in 2 files" in report
-    # Three words, guessed in updates 4 and 8.
+    # Three words, guessed after updates 4 and 8.
     assert len(read_guesses(directory / "guesses.jsonl")) == 6
     assert "## Masked words" in report
     assert said.count("]") >= 6
@@ -108,7 +108,7 @@ def test_metrics_have_their_documented_names(text: TinyText, tmp_path: Path) -> 
 def test_mfu_is_the_share_of_the_peak_for_full_sequences(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A CPU has no peak that is known; so here is one.
+    # A CPU has no known peak, so set one.
     monkeypatch.setattr("annotated_mpnet.training.metrics.peak_flops", lambda *_: 1e12)
     config = changed(tiny_config(text, tmp_path / "run"), total_updates=2, export_hf=False)
     run(config)
@@ -167,7 +167,7 @@ def test_a_wsd_run_extended_from_its_stable_part_is_the_longer_run(
 
     run(wsd("longer", 12))
     run(wsd("shorter", 8, checkpoint_interval=3))
-    # The decay of the shorter run has begun in update 7.
+    # The shorter run's decay began in update 7.
     run(wsd("extended", 12, resume_checkpoint=tmp_path / "shorter" / "checkpoint6"))
     tensors = [tensors_of(tmp_path / name / "checkpoint12") for name in ("longer", "extended")]
     assert tensors[0] == tensors[1]
@@ -216,13 +216,13 @@ def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
     assert (start / "notes.txt").read_text() == "mine"
     whole = tensors_of(start / "checkpoint8")
     guesses = (start / "guesses.jsonl").read_bytes()
-    # Finished: nothing is done, and nothing is written.
+    # Finished: nothing is trained or written.
     before = tree(start)
     _, said = run(config)
     assert said.startswith(f"--autoresume: there is a run in {start}, which is resumed")
     assert "is complete" in said
     assert tree(start) == before
-    # Interrupted, in the moment in which its only checkpoint was replaced.
+    # Interrupted while its only checkpoint was being replaced.
     shutil.rmtree(start / "checkpoint8")
     shutil.rmtree(start / "best_checkpoint")
     (start / "checkpoint4").rename(start / ".old-checkpoint4")
@@ -231,7 +231,7 @@ def test_one_command_starts_and_resumes(text: TinyText, tmp_path: Path) -> None:
     assert "after update 4" in said
     assert tensors_of(start / "checkpoint8") == whole
     assert (start / "guesses.jsonl").read_bytes() == guesses
-    # Damaged: what could be repaired is not started over.
+    # Damaged: a run that might be repaired is not started again.
     for path in start.glob("*checkpoint*"):
         (path / "model.safetensors").write_bytes(b"")
     before = tree(start)
@@ -249,7 +249,7 @@ def test_a_run_without_a_checkpoint_is_started_again_by_the_same_command(
     )
     run(config)
     whole = tensors_of(start / "checkpoint4")
-    # Of a run that has results, nothing is deleted, even if its checkpoints are gone.
+    # Nothing is deleted of a run with results, even if its checkpoints are gone.
     for name in ("checkpoint4", "best_checkpoint"):
         shutil.rmtree(start / name)
     before = tree(start)
@@ -302,7 +302,7 @@ def test_a_damaged_config_toml_stops_no_resume(
     assert (tmp_path / "run" / "config.toml").read_text().startswith("[model]\nencoder_layers")
 
 
-def test_files_of_the_users_in_the_export_stay_there(text: TinyText, tmp_path: Path) -> None:
+def test_the_users_files_in_the_export_stay_there(text: TinyText, tmp_path: Path) -> None:
     config = tiny_config(text, tmp_path / "run")
     run(changed(config, total_updates=4))
     (tmp_path / "run" / "hf" / "thesis.tex").write_text("mine")
@@ -511,7 +511,7 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
         assert wanted in said
     assert result is None
     assert not (tmp_path / "run").exists()
-    # And nothing of a run that is there.
+    # An existing run is not changed either.
     run(changed(config, total_updates=4))
     before = tree(tmp_path / "run")
     rehearse(changed(config, resume=True))
@@ -576,7 +576,7 @@ def test_frequencies_as_head_bias_start_on_the_plateau(text: TinyText, tmp_path:
         result, _ = run(config)
         assert result.plateau is not None
         bits[bias] = result.state.best_valid_bits
-    assert bits["zeros"] == pytest.approx(8.64, abs=0.1)  # log2(400): guessing evenly
+    assert bits["zeros"] == pytest.approx(8.64, abs=0.1)  # log2(400): guessing uniformly
     assert bits["frequencies"] == pytest.approx(result.plateau.bits, abs=0.3)
 
 
@@ -588,7 +588,7 @@ def test_a_run_that_stays_on_the_plateau_is_told_once_what_to_try(
     _, said = run(changed(config, total_updates=6))
     assert said.count("still on the plateau after 4 updates") == 1
     assert "try --relative-bias-init local, a lower --lr" in said
-    # It is in the metrics of the run so far, and not said again.
+    # The run's metrics already show it, so it is not printed again.
     _, said = run(changed(config, resume=True))
     assert "plateau after" not in said
 
@@ -596,7 +596,7 @@ def test_a_run_that_stays_on_the_plateau_is_told_once_what_to_try(
 def test_a_run_says_when_it_leaves_the_plateau_and_so_does_its_report(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A head that starts from zeros begins above the plateau; here half of the way to it will do.
+    # A head that starts from zeros begins above the plateau; half of the way to it suffices here.
     monkeypatch.setattr(plateau, "MARGIN_BITS", -0.5)
     config = changed(
         tiny_config(text, tmp_path / "run"), lr=3e-2, total_updates=40, logging_steps=1

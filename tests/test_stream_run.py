@@ -1,4 +1,4 @@
-"""Whole runs over a stream; a folder of shards stands in for the Hub, through the same loader."""
+"""Whole runs over a stream, with a folder of shards instead of the Hub and the same loader."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def dataset(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream_config(text: TinyText, dataset: Path, directory: Path) -> PretrainingConfig:
-    """Read the paragraphs of the dataset about twice in 40 updates."""
+    """Configure 40 updates, which read the dataset about twice."""
     return changed(
         tiny_config(text, directory),
         train_dir=None,

@@ -1,4 +1,4 @@
-"""A run small enough to be repeated by the dozen: a real text, a tiny network, a second or less."""
+"""A run small enough to repeat often: real text, a tiny network, at most a second."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ from annotated_mpnet.tracking import report
 
 @dataclasses.dataclass(frozen=True)
 class TinyText:
-    """Paths of a few pages of a novel, and of a tokenizer learned from them."""
+    """Paths of a few pages of a novel, and of a tokenizer trained on them."""
 
     train_dir: Path
     valid_file: Path
@@ -53,9 +53,9 @@ def write_text(directory: Path) -> TinyText:
 
 
 def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
-    """Two layers, 16 wide, sequences of 32 tokens; dropout and accumulation on.
+    """Two layers, 16 wide, sequences of 32 tokens, with dropout and accumulation.
 
-    On a CPU, also where there is a GPU: what is tested is the same on any machine.
+    On a CPU even if there is a GPU, so the tests are the same on any machine.
     """
     return PretrainingConfig(
         model=ArchitectureConfig(
@@ -74,7 +74,7 @@ def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
             total_updates=8,
             warmup_updates=2,
             lr=1e-3,
-            # With frequencies, eight updates change too little to show.
+            # Starting from frequencies, eight updates would change too little.
             head_bias="zeros",
         ),
         machine=MachineConfig(device="cpu"),
@@ -84,7 +84,7 @@ def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
 
 
 def changed(config: PretrainingConfig, **changes: object) -> PretrainingConfig:
-    """Return a configuration with fields changed, of whatever group has them."""
+    """Return the configuration with changed fields, which may be in any group."""
     groups = {}
     for group in dataclasses.fields(config):
         values = getattr(config, group.name)
@@ -96,7 +96,7 @@ def changed(config: PretrainingConfig, **changes: object) -> PretrainingConfig:
 
 
 def run(config: PretrainingConfig) -> tuple[RunResult, str]:
-    """Run, and return the result and what the console said."""
+    """Run; return the result and the console output."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         # To draw it takes a third of a run's time; test_report.py looks at it.

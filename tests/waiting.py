@@ -19,13 +19,13 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[Any] | 
     """Wait until a condition holds, and fail if a process ends before that.
 
     Args:
-        condition: is asked again and again.
-        processes: those that bring it about. If the wait fails, they are asked to end, and what
-            they said is shown.
+        condition: called again and again.
+        processes: the processes that should fulfil it. If the wait fails, they are stopped and
+            their output is shown.
     """
     deadline = time.monotonic() + HUNG
     while True:
-        # In this order: a process may end right after it has done what is waited for.
+        # In this order, because a process may end right after fulfilling the condition.
         ended = any(process.poll() is not None for process in processes)
         if condition():
             return
@@ -39,9 +39,9 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[Any] | 
     finally:
         for process in processes:
             process.kill()
-    pytest.fail(f"what was waited for did not come; the processes said {said}")
+    pytest.fail(f"the condition did not come true; the processes printed {said}")
 
 
 def holds(path: Path, text: str) -> Callable[[], bool]:
-    """Return the condition that a file is there and holds a text."""
+    """Return the condition that a file exists and contains a text."""
     return lambda: path.exists() and text in path.read_text()

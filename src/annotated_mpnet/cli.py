@@ -40,7 +40,12 @@ from annotated_mpnet.errors import (
     printable,
     without_password,
 )
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config_file import preset_list, to_toml
 from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.signals import Stopped, listening
@@ -76,6 +81,11 @@ def convert() -> None:
 def train_tokenizer() -> None:
     """Run `train-mpnet-tokenizer` and exit."""
     sys.exit(_ending("train-mpnet-tokenizer", _train_tokenizer, sys.argv[1:]))
+
+
+def explain() -> None:
+    """Run `explain-mpnet` and exit."""
+    sys.exit(_ending("explain-mpnet", _explain, sys.argv[1:]))
 
 
 def _pretrain(arguments: Sequence[str]) -> None:
@@ -178,6 +188,14 @@ def _train_tokenizer(arguments: Sequence[str]) -> None:
 
     with redirect_stdout(_Spoken()):
         learn_tokenizer(command)
+
+
+def _explain(arguments: Sequence[str]) -> None:
+    command = parse(ExplainCommand, arguments, "explain-mpnet")
+    from annotated_mpnet.explain.command import run_explain
+
+    with redirect_stdout(_Spoken()):
+        run_explain(command)
 
 
 def _ending(

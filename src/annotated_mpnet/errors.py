@@ -8,6 +8,11 @@ where they leave the program: on standard error, in `log.txt`, on the console.
 """
 
 import re
+import reprlib
+from pathlib import Path
+
+QUOTING = reprlib.Repr()
+QUOTING.maxstring = QUOTING.maxother = 80
 
 
 class UserError(Exception):
@@ -62,6 +67,25 @@ class FailedElsewhereError(UserError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def shown(value: object) -> str:
+    r"""Quote a value from outside in at most about 80 characters, so it cannot break a message.
+
+    A path keeps its end, a text its beginning. Deep or long values are abridged: nine short lines
+    of YAML can name a billion of them.
+
+    >>> shown("\x1b[31mred"), shown(Path("text\nall is well.txt"))
+    ("'\\x1b[31mred'", "'text\\nall is well.txt'")
+    >>> len(shown("a" * 500)), len(shown(Path("a" * 500)))
+    (82, 82)
+    """
+    if isinstance(value, Path):
+        path = str(value)
+        return repr(path if len(path) <= 80 else "..." + path[-77:])
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:77] + "...")
+    return QUOTING.repr(value)[:80]
 
 
 def without_password(text: str) -> str:

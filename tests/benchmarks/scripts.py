@@ -1,4 +1,4 @@
-"""Run a benchmark as its user does, in a shape that takes no time, and read the JSON it writes."""
+"""Run a benchmark as its user does, in a tiny shape, and read its JSON file."""
 
 import io
 import json
@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# Scripts import each other by name. At the end of the path: at its beginning, `profile.py` would
-# hide Python's module of that name.
+# The scripts import each other by name. Appended, because at the front of the path `profile.py`
+# would hide Python's module of that name.
 sys.path.append(str(BENCHMARKS))
-# Two threads that wait for each other are slow on a machine that has other work.
+# On a busy machine, two threads that wait for each other are slow.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 TINY = ["--shape", "demo", "--layers", "2", "--width", "32", "--length", "32", "--batch", "2"]
 
-HEAD = {"benchmark", "convention", "machine", "versions", "settings", "results"}
+FIELDS = {"benchmark", "convention", "machine", "versions", "settings", "results"}
 VERSIONS = {"python", "torch", "transformers", "annotated-mpnet", "commit"}
 
 
 def run_script(name: str, flags: list[str], directory: Path) -> tuple[Any, str]:
-    """Run in a process of its own, and return the results in the JSON file, and the terminal."""
+    """Run in a new process; return the results in the JSON file, and what was printed."""
     file = directory / "result.json"
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *flags, "--json", str(file)],
@@ -40,7 +40,7 @@ def run_script(name: str, flags: list[str], directory: Path) -> tuple[Any, str]:
 def run_main(
     main: Callable[[], None], flags: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Run a script's `main` in this process, and return the results in its JSON file."""
+    """Run a script's `main` in this process; return the results in its JSON file."""
     file = directory / "result.json"
     script = BENCHMARKS / f"{main.__module__}.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--json", str(file), *flags])
@@ -49,34 +49,34 @@ def run_main(
 
 
 def in_this_process(main: Callable[[], None]) -> Callable[..., SimpleNamespace]:
-    """Return what can stand in for `subprocess.run` where a script starts itself once more.
+    """Return a replacement for `subprocess.run`, for scripts that start themselves.
 
-    The same flags are parsed, and the same answer is printed, but nothing is imported anew.
+    It parses the same flags and returns the same output, but need not import everything again.
     """
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
         before, sys.argv = sys.argv, command[1:]
-        said = io.StringIO()
+        printed = io.StringIO()
         try:
-            with redirect_stdout(said):
+            with redirect_stdout(printed):
                 main()
         finally:
             sys.argv = before
-        return SimpleNamespace(stdout=said.getvalue())
+        return SimpleNamespace(stdout=printed.getvalue())
 
     return run
 
 
 def results_of(file: Path) -> Any:
-    """Return the results of a JSON file that has the head of all of them."""
+    """Return the results of a JSON file, after checking its other fields."""
     report = json.loads(file.read_text())
-    assert set(report) == HEAD
+    assert set(report) == FIELDS
     assert set(report["versions"]) == VERSIONS
     assert {"device", "cores", "threads"} <= set(report["machine"])
     return report["results"]
 
 
 def checked(printed: str) -> str:
-    """Return what was printed, if it fits on a terminal of 100 columns."""
+    """Return the output, after checking that it fits into 100 columns."""
     assert max(len(line) for line in printed.splitlines()) <= 100, printed
     return printed

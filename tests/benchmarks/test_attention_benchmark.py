@@ -1,4 +1,4 @@
-"""The benchmark of attention measures ways that agree, and says so."""
+"""The attention benchmark measures implementations that agree, and shows it."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ FLAGS = ["--shape", "demo", "--length", "20", "--batch", "1", "--rounds", "2"]
 @triton_runs
 @pytest.mark.interpreted
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
-def test_all_ways_are_timed_and_agree_with_the_formula(
+def test_all_implementations_are_timed_and_agree_with_the_formula(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from attention import main
 
-    ways = ["eager", "sdpa", "blocked", "triton"]
-    flags = [*FLAGS, "--device", "cpu", "--precision", "fp32", "--with", *ways]
+    names = ["eager", "sdpa", "blocked", "triton"]
+    flags = [*FLAGS, "--device", "cpu", "--precision", "fp32", "--with", *names]
     results = run_main(main, flags, tmp_path, monkeypatch)
-    assert list(results) == ways
+    assert list(results) == names
     for each in results.values():
         assert len(each["seconds"]) == 2
         assert each["off_by"] < 1e-5

@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints makes real updates and real checkpoints."""
+"""The checkpoint benchmark makes real updates and real checkpoints."""
 
 import doctest
 from pathlib import Path
@@ -14,7 +14,7 @@ def test_examples_hold() -> None:
     assert doctest.testmod(checkpoints).failed == 0
 
 
-def test_each_kind_of_stretch_is_timed_and_nothing_is_left(
+def test_updates_are_timed_with_each_kind_of_checkpoint_and_no_files_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = Shape(layers=1, width=16, ffn=32, heads=2, vocab=400, batch=2, length=32)
@@ -24,8 +24,8 @@ def test_each_kind_of_stretch_is_timed_and_nothing_is_left(
     assert results["parameters"] > 0  # type: ignore[operator]
     rounds = results["rounds"]
     assert isinstance(rounds, list)
-    assert [set(each) for each in rounds] == 2 * [set(checkpoints.STRETCHES)]
+    assert [set(each) for each in rounds] == 2 * [set(checkpoints.KINDS)]
     assert all(seconds > 0 for each in rounds for seconds in each.values())
-    assert set(results["cost"]) == {"waiting", "beside"}  # type: ignore[call-overload]
+    assert set(results["cost"]) == {"waiting", "overlapped"}  # type: ignore[call-overload]
     checked(capsys.readouterr().out)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

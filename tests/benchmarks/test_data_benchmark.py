@@ -1,4 +1,4 @@
-"""The benchmark of the data side measures all its parts, and reads waiting off the real loop."""
+"""The data benchmark measures all its parts, and takes the waiting time from the real loop."""
 
 import doctest
 import sys
@@ -23,13 +23,13 @@ def test_examples_hold() -> None:
     assert doctest.testmod(data_parts).failed == 0
 
 
-def test_all_tables_are_filled(
+def test_all_tables_have_numbers(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Without a process for each measurement, which would import everything anew.
+    # In this process, because new ones would import everything again.
     monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=in_this_process(data.main), PIPE=0))
     tiny = Shape(layers=1, width=16, ffn=32, heads=2, vocab=400, batch=2, length=32)
     monkeypatch.setitem(SHAPES, "demo", tiny)
@@ -39,15 +39,15 @@ def test_all_tables_are_filled(
     assert set(results) == {"parts", "start", "collating", "waiting"}
     parts, start, waiting = results["parts"], results["start"], results["waiting"]
     assert all(value > 0 for value in parts.values())
-    # The same text in four ways: each packing sees all of its tokens.
-    assert [row["tokens"] for row in start[:3]] == 3 * [parts["tokens"]]
+    # Each packing sees all tokens of the text.
+    assert [line["tokens"] for line in start[:3]] == 3 * [parts["tokens"]]
     assert set(results["collating"]) == set(data_parts.OBJECTIVES)
     assert 0 <= waiting["demo"]["then"] < 1
     assert waiting["demo"]["seconds_per_update"] > 0
     checked(capsys.readouterr().out)
 
 
-def test_one_line_is_all_documents_in_one(text: TinyText, tmp_path: Path) -> None:
+def test_one_line_has_the_text_of_all_documents(text: TinyText, tmp_path: Path) -> None:
     target = data_parts.write_one_line(text.train_dir, tmp_path / "one.txt")
     written = target.read_text()
     files = sorted(text.train_dir.iterdir())
@@ -55,11 +55,11 @@ def test_one_line_is_all_documents_in_one(text: TinyText, tmp_path: Path) -> Non
     assert written.count("\n") == 1
 
 
-def test_a_shape_without_its_number_of_updates_is_refused(
+def test_a_shape_without_a_number_of_updates_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["data.py", "--waiting", "demo", "base4", "--updates", "3"])
     with pytest.raises(SystemExit) as end:
         data.main()
     assert end.value.code == 2
-    assert "--updates has 1 numbers; expected one for each" in capsys.readouterr().err
+    assert "--updates has 1 values; expected one for each" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Learners begin alike, see the same rows, end their schedule in time, and are judged alike."""
+"""Learners start equal, see the same sequences, end with their schedule, are evaluated alike."""
 
 import math
 import shutil
@@ -53,7 +53,7 @@ def text(config: PretrainingConfig) -> Text:
     return read_text(config.data, config.run.seed)
 
 
-def test_transformers_network_can_begin_with_our_weights(
+def test_transformers_network_can_start_from_our_weights(
     config: PretrainingConfig, text: Text
 ) -> None:
     assert text.valid is not None
@@ -68,7 +68,9 @@ def test_transformers_network_can_begin_with_our_weights(
     assert ours.model.lm_head.bias.count_nonzero() > 0
 
 
-def test_otherwise_it_begins_as_its_users_start_it(config: PretrainingConfig, text: Text) -> None:
+def test_otherwise_it_has_transformers_own_initialisation(
+    config: PretrainingConfig, text: Text
+) -> None:
     learner = LEARNERS["hf"](config, text, 10)
     assert isinstance(learner, HuggingFace)
     weights = learner.model.state_dict()
@@ -77,7 +79,7 @@ def test_otherwise_it_begins_as_its_users_start_it(config: PretrainingConfig, te
 
 
 @pytest.mark.parametrize("name", ["mpnet", "mlm"])
-def test_the_two_starts_differ_in_the_table_only(
+def test_the_two_starts_differ_only_in_the_bias_table(
     name: str, config: PretrainingConfig, text: Text
 ) -> None:
     local, normal = (LEARNERS[each](config, text, 10) for each in (name, f"{name}-normal"))
@@ -88,11 +90,13 @@ def test_the_two_starts_differ_in_the_table_only(
     assert differing == ["sentence_encoder.relative_attention_bias.weight"]
 
 
-def test_all_see_the_same_rows_in_the_same_order(config: PretrainingConfig, text: Text) -> None:
+def test_all_see_the_same_sequences_in_the_same_order(
+    config: PretrainingConfig, text: Text
+) -> None:
     ours, theirs = (LEARNERS[name](config, text, 10) for name in ("mpnet", "hf"))
     share = []
     for (batch,), other in islice(zip(ours.batches(), theirs.batches(), strict=False), 5):
-        # Where neither has put anything in a token's place.
+        # Positions that neither of them predicts, so neither has replaced the token.
         untouched = other["labels"] == -100
         untouched.scatter_(1, batch.predicted_positions, False)
         assert torch.equal(batch.input_ids[untouched], other["input_ids"][untouched])
@@ -122,7 +126,7 @@ def test_a_learner_learns(name: str, config: PretrainingConfig, text: Text) -> N
     assert found["tokens"] == 60 * 4 * 32
 
 
-def test_the_script_trains_and_judges_all(
+def test_the_script_trains_and_evaluates_all(
     tiny: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,46 +137,46 @@ def test_the_script_trains_and_judges_all(
         return folder / "novels" / "train", str(tiny.tokenizer)
 
     monkeypatch.setattr(end_to_end, "prepare", prepare)
-    stand_in = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
-    monkeypatch.setattr(end_to_end, "subprocess", stand_in)
+    replacement = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
+    monkeypatch.setattr(end_to_end, "subprocess", replacement)
     picture = tmp_path / "curves.svg"
     flags = ["--minutes", "0.002", "--seeds", "1", "2", "--picture", str(picture)]
     flags += ["--", *TINY_FLAGS]
-    rows = run_main(end_to_end.main, flags, tmp_path, monkeypatch)
-    assert [(row["learner"], row["seed"]) for row in rows] == [
+    results = run_main(end_to_end.main, flags, tmp_path, monkeypatch)
+    assert [(each["learner"], each["seed"]) for each in results] == [
         (name, seed) for seed in (1, 2) for name in LEARNERS
     ]
-    for row in rows:
-        assert {"updates", "seconds", "tokens", "tokens_bits", "words_bits"} <= set(row)
-        assert ("mpnet_bits" in row) == row["learner"].startswith("mpnet")
-        seconds = [point[0] for point in row["curve"]]
+    for result in results:
+        assert {"updates", "seconds", "tokens", "tokens_bits", "words_bits"} <= set(result)
+        assert ("mpnet_bits" in result) == result["learner"].startswith("mpnet")
+        seconds = [point[0] for point in result["curve"]]
         assert seconds == sorted(seconds)
-        assert seconds[-1] <= row["seconds"]
-        assert row["curve"][-1][1] == row["words_bits"]
+        assert seconds[-1] <= result["seconds"]
+        assert result["curve"][-1][1] == result["words_bits"]
     printed = checked(capsys.readouterr().out)
     assert "median of 2, hf-local: tokens" in printed
     assert "seed 2, time to hf's final" in printed
     assert "<svg" in picture.read_text()
 
 
-def test_text_of_ones_own_is_split_for_validation(
+def test_the_users_own_text_is_split_for_validation(
     tiny: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
-    monkeypatch.setattr(end_to_end, "subprocess", stand_in)
+    replacement = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
+    monkeypatch.setattr(end_to_end, "subprocess", replacement)
     flags = ["--minutes", "0.002", "--with", "mlm", "--preset", "tiny", "--text"]
     flags += [str(tiny.train_dir), "--tokenizer", str(tiny.tokenizer), "--"]
-    (row,) = run_main(end_to_end.main, [*flags, *TINY_FLAGS], tmp_path, monkeypatch)
-    assert row["words_bits"] > 0
+    (result,) = run_main(end_to_end.main, [*flags, *TINY_FLAGS], tmp_path, monkeypatch)
+    assert result["words_bits"] > 0
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [(["--minutes", "0"], "--minutes is 0"), (["--", "--lr", "fast"], "--lr")],
 )
-def test_a_wrong_flag_is_refused_before_anything_is_done(
+def test_a_wrong_flag_is_refused_at_once(
     flags: list[str],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -180,4 +184,4 @@ def test_a_wrong_flag_is_refused_before_anything_is_done(
     with pytest.raises(SystemExit) as end:
         end_to_end.main()
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU: all of its steps, rehearsed on a CPU."""
+"""The GPU benchmark: all steps, rehearsed on a CPU."""
 
 from pathlib import Path
 
@@ -19,21 +19,21 @@ def test_every_step_can_be_rehearsed_without_a_gpu(tmp_path: Path) -> None:
     assert all(each["tokens_per_second"] > 0 for each in results["fast"].values())
     assert {"eager", "sdpa"} == set(results["attention"])
     assert sum("valid/bits" in line for line in results["run"]) == 4
-    assert "two runs and a resume: 1 different" in printed
+    assert "two runs and a resumed one: 1 different" in printed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_so(
+def test_a_missing_gpu_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import gpu
 
     monkeypatch.setattr("sys.argv", ["gpu.py"])
     assert gpu.main() == 2
-    assert "no GPU" in checked(capsys.readouterr().err)
+    assert "no CUDA GPU" in checked(capsys.readouterr().err)
 
 
-def test_launches_are_counted_with_and_without_a_recording(
+def test_operators_are_counted_with_and_without_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from scripts import run_main
@@ -43,4 +43,4 @@ def test_launches_are_counted_with_and_without_a_recording(
     flags = ["--shape", "demo", "--rounds", "1"]
     results = run_main(launches.main, flags, tmp_path, monkeypatch)
     assert results["recorded"]["operators"] < results["written"]["operators"] / 2
-    assert "not views" in checked(capsys.readouterr().out)
+    assert "no views" in checked(capsys.readouterr().out)

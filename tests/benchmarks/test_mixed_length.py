@@ -1,4 +1,4 @@
-"""The padded rows of the comparison are those that it says they are, and so is the packed text."""
+"""The padded and packed sequences of the comparison are what its page says."""
 
 import doctest
 from itertools import islice
@@ -12,7 +12,7 @@ import mixed_length
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ObjectiveConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
-from mixed_length import WAYS, Documents, as_the_shortest, batches_of
+from mixed_length import STRATEGIES, Documents, batches_of, with_equal_predictions
 from tiny_run import TinyText, write_text
 
 LENGTH = 48
@@ -41,26 +41,26 @@ def test_examples_hold() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "slots"), [((3, 40, 20), 1), ((26, 40, 30), 4), ((99, 99), 7)])
-def test_all_rows_predict_as_much_as_the_shortest(
+def test_all_sequences_predict_as_many_tokens_as_the_shortest(
     lengths: tuple[int, ...],
     slots: int,
     collator: DataCollatorForMaskedPermutedLanguageModeling,
 ) -> None:
-    # 15 % of 3, 26, and of the 46 that a row of 48 has room for. A batch sees all documents.
+    # 15 % of 3, of 26, and of the 46 tokens that fit into 48. Each batch has all documents.
     documents = Documents([[10] * length for length in lengths], [99] * len(lengths))
-    for way in ("padded", "64+, ours"):
-        batch = next(batches_of(WAYS[way], documents, collator, len(lengths)))
+    for name in ("padded", "64+, ours"):
+        batch = next(batches_of(STRATEGIES[name], documents, collator, len(lengths)))
         assert batch.predicted_ids.shape == (len(lengths), slots)
         assert (batch.predicted_ids == 10).all()
         assert batch.num_predicted == len(lengths) * slots
         assert batch.num_tokens == sum(min(length + 2, LENGTH) for length in lengths)
 
 
-def test_a_shorter_slot_count_keeps_what_was_to_be_predicted_first(
+def test_equal_predictions_are_the_first_of_each_sequence(
     documents: Documents, collator: DataCollatorForMaskedPermutedLanguageModeling
 ) -> None:
-    batch = next(batches_of(WAYS["own P"], documents, collator, 8))
-    cut = as_the_shortest(batch)
+    batch = next(batches_of(STRATEGIES["own P"], documents, collator, 8))
+    cut = with_equal_predictions(batch)
     P = cut.predicted_ids.shape[1]
     assert torch.equal(cut.predicted_positions, batch.predicted_positions[:, :P])
     assert torch.equal(cut.input_ids, batch.input_ids)
@@ -68,20 +68,20 @@ def test_a_shorter_slot_count_keeps_what_was_to_be_predicted_first(
     assert cut.num_tokens == batch.num_tokens
 
 
-def test_packed_rows_are_full(
+def test_packed_sequences_are_full(
     documents: Documents, collator: DataCollatorForMaskedPermutedLanguageModeling
 ) -> None:
-    for batch in islice(batches_of(WAYS["packed"], documents, collator, 4), 5):
+    for batch in islice(batches_of(STRATEGIES["packed"], documents, collator, 4), 5):
         assert batch.input_ids.shape == (4, LENGTH)
         assert batch.attention_mask is None
 
 
-def test_short_documents_are_left_out_where_it_says_so(documents: Documents) -> None:
+def test_documents_below_the_limit_are_left_out(documents: Documents) -> None:
     assert 0 < len(documents.of_at_least(64)) < len(documents.of_at_least(1))
     assert len(documents.of_at_least(1)) == len(documents.tokens)
 
 
-def test_both_forms_have_the_same_loss_on_padded_rows(
+def test_both_forms_have_the_same_loss_on_padded_sequences(
     documents: Documents, collator: DataCollatorForMaskedPermutedLanguageModeling
 ) -> None:
     from common import Shape
@@ -89,12 +89,12 @@ def test_both_forms_have_the_same_loss_on_padded_rows(
     from permuted_form import PermutedForm
 
     model = our_model(Setting(Shape(2, 16, 32, 2, 400, 4, LENGTH)))
-    batch = next(batches_of(WAYS["padded"], documents, collator, 4))
+    batch = next(batches_of(STRATEGIES["padded"], documents, collator, 4))
     losses = model.loss_sum(batch), PermutedForm(model).loss_sum(batch)
     torch.testing.assert_close(*losses)
 
 
-def test_the_script_compares_all_ways(
+def test_the_script_compares_all_strategies(
     text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,9 +116,9 @@ def test_the_script_compares_all_ways(
     ]
     flags += ["--text", str(text.train_dir), "--tokenizer", str(text.tokenizer)]
     results = run_main(mixed_length.main, flags, tmp_path, monkeypatch)
-    ways = results["48"]
-    assert set(ways) == set(WAYS)
-    assert ways["packed"]["packed_is_faster_by"] == 1
-    assert ways["padded"]["slots"] == ways["padded, ours"]["slots"]
-    assert all(len(way["seconds"]) == 2 for way in ways.values())
+    found = results["48"]
+    assert set(found) == set(STRATEGIES)
+    assert found["packed"]["packed_is_faster_by"] == 1
+    assert found["padded"]["slots"] == found["padded, ours"]["slots"]
+    assert all(len(each["seconds"]) == 2 for each in found.values())
     checked(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""What `benchmarks/plateau.py` shows is true at the start, of a network of any size."""
+"""`benchmarks/plateau.py` shows where heads look at the start."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ import plateau
 from tiny_run import write_text
 
 
-def test_the_script_shows_where_heads_look_with_either_start(
+def test_the_script_shows_where_heads_look_with_each_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = write_text(tmp_path / "text")
@@ -23,17 +23,19 @@ def test_the_script_shows_where_heads_look_with_either_start(
     monkeypatch.setattr(plateau, "prepare", prepare)
     tiny_flags = list(TINY_FLAGS)
     tiny_flags[tiny_flags.index("--encoder-attention-heads") + 1] = "4"
-    rows = run_main(plateau.main, ["--updates", "0", "2", "--", *tiny_flags], tmp_path, monkeypatch)
-    assert [(row["start"], row["update"]) for row in rows] == [
+    results = run_main(
+        plateau.main, ["--updates", "0", "2", "--", *tiny_flags], tmp_path, monkeypatch
+    )
+    assert [(each["start"], each["update"]) for each in results] == [
         (start, update) for start in ("normal", "local") for update in (0, 2)
     ]
-    normal, local = rows[0], rows[2]
-    # Sequences of 32 tokens: an even spread gives each 3 percent.
+    normal, local = results[0], results[2]
+    # Uniform attention over 32 tokens gives each about 3 percent.
     assert all(2 < weight < 5 for head in normal["percent"] for weight in head)
     left, right, *free = local["percent"]
     assert left[3] > 50
     assert right[5] > 50
     assert all(2 < weight < 5 for head in free for weight in head)
-    # What a head takes from a single place is easier to learn than what it takes from an average.
+    # A head learns its values faster if it looks at one position than if it averages over all.
     assert min(local["values_gradient"][:2]) > 1.5 * max(normal["values_gradient"])
     assert "local start, update 2" in checked(capsys.readouterr().out)

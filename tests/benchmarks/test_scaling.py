@@ -1,4 +1,4 @@
-"""What is said about scaling on paper follows from the counts that the package itself uses."""
+"""The predictions follow from the package's own counts."""
 
 import doctest
 from dataclasses import replace
@@ -22,7 +22,7 @@ def test_examples_hold() -> None:
 
 
 @pytest.mark.parametrize(("length", "width"), [(512, 768), (128, 256)])
-def test_formula_of_a_layer_and_of_the_head_is_what_is_counted(length: int, width: int) -> None:
+def test_the_formulas_of_a_layer_and_the_head_match_the_counts(length: int, width: int) -> None:
     L, P, D, V = length, num_predicted(length), width, 1000
 
     def flops(layers: int, vocab: int) -> float:
@@ -32,12 +32,12 @@ def test_formula_of_a_layer_and_of_the_head_is_what_is_counted(length: int, widt
 
     layer = D**2 * (72 * L + 132 * P) + 12 * D * (L**2 + 2 * P * L + 2 * P**2)
     assert flops(13, V) - flops(12, V) == layer
-    # Of the head, what depends on the vocabulary; D more would be its dense layer.
+    # Only the part of the head that depends on the vocabulary.
     assert flops(12, 2 * V) - flops(12, V) == 6 * P * D * V
 
 
 @pytest.mark.parametrize("table", scaling.TABLES, ids=lambda table: table.__name__)
-def test_tables_of_the_documentation_are_those_of_the_script(table: object) -> None:
+def test_the_documentation_has_the_scripts_tables(table: object) -> None:
     assert callable(table)
     printed = "\n".join(table())
     checked(printed)
@@ -49,14 +49,16 @@ def test_a_ring_sends_less_than_twice_the_gradients() -> None:
     assert sent == [0, 4000, 6000, pytest.approx(8000, rel=0.01)]
 
 
-def test_time_is_work_at_one_rate_and_memory_at_the_other() -> None:
-    cost = scaling.Growth(flops=1e9, weights=1000, activation_bytes=1e6)
+def test_time_is_work_at_the_product_rate_plus_memory_at_the_bandwidth() -> None:
+    cost = scaling.StepCost(flops=1e9, weights=1000, activation_bytes=1e6)
     assert cost.seconds(product_rate=1e9, bandwidth=1e30) == pytest.approx(1)
     assert cost.seconds(product_rate=1e30, bandwidth=1.0) == pytest.approx(4e6 + 28_000)
     assert cost.memory_bytes == 16_000 + 1e6
 
 
-def test_measured_ratios_stand_beside_the_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_ratios_are_shown_next_to_predicted_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shape = SHAPES["demo"]
     shapes = {"base": shape, "batch": replace(shape, batch=2 * shape.batch)}
     workers = {
@@ -75,9 +77,9 @@ def test_measured_ratios_stand_beside_the_predicted(capsys: pytest.CaptureFixtur
 def test_the_script_measures_four_doublings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stand:
+    class FakeWorker:
         def __init__(self, name: str, flags: list[str]) -> None:
-            # The sizes of this worker, behind the flags that all have: the last of two holds.
+            # "Uses" as many GB as it has layers.
             self.seconds: list[float] = []
             self.memory_gb = float(flags[flags.index("--layers") + 1])
 
@@ -87,7 +89,7 @@ def test_the_script_measures_four_doublings(
         def end(self) -> None:
             pass
 
-    monkeypatch.setattr(scaling, "Worker", Stand)
+    monkeypatch.setattr(scaling, "Worker", FakeWorker)
     for name in ("measure_product_rate", "measure_bandwidth"):
         monkeypatch.setattr(scaling, name, lambda *_: 1e9)
     results = run_main(scaling.main, ["--pairs", "2"], tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""The benchmarks of a training step say what they promise, and count what they say they count."""
+"""The benchmarks of a training step report and count what they promise."""
 
 import doctest
 import importlib
@@ -16,7 +16,7 @@ def test_examples_in_the_scripts_hold(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_throughput_measures_a_contestant_in_a_process_of_its_own(
+def test_throughput_measures_a_contestant_in_its_own_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import throughput
@@ -32,23 +32,23 @@ def test_throughput_measures_a_contestant_in_a_process_of_its_own(
     assert "predicted/s" in checked(capsys.readouterr().out)
 
 
-def test_a_worker_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
     from contestants import Worker
 
-    # What it runs is `python -c FLAGS...`: a script that ends before it has answered.
-    monkeypatch.setattr("sys.argv", ["-c"])
-    with pytest.raises(SystemExit, match="a worker has ended, with code 3"):
-        Worker("ours", ["raise SystemExit(3)"])
+    script = tmp_path / "ends.py"
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="a worker failed with exit code 3"):
+        Worker("ours", [], str(script))
 
 
-def test_a_ratio_is_the_median_of_those_of_the_same_round() -> None:
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     from types import SimpleNamespace
 
     from common import SHAPES
     from contestants import Setting
     from throughput import table
 
-    # The machine was three times as slow in the second round, for both.
+    # In the second round the machine is three times as slow, for both.
     first = SimpleNamespace(seconds=[1.0, 3.0, 1.0], memory_gb=1.0)
     second = SimpleNamespace(seconds=[2.0, 6.0, 2.4], memory_gb=1.0)
     results = table(Setting(SHAPES["demo"]), {"ours": first, "hf": second})  # type: ignore[dict-item]
@@ -58,7 +58,7 @@ def test_a_ratio_is_the_median_of_those_of_the_same_round() -> None:
 
 
 def test_profile_gives_each_part_a_floor(tmp_path: Path) -> None:
-    # In a process of its own: there the script's name could hide Python's `profile`.
+    # In a new process, because there the script's name could hide Python's `profile`.
     flags = [*TINY, "--steps", "1", "--rate-size", "64"]
     results, printed = run_script("profile.py", flags, tmp_path)
     parts, total = results["parts"], results["total"]
@@ -84,7 +84,7 @@ def test_operations_count_the_work_of_a_step(name: str) -> None:
     config = model_config(shape, 0.0)
     expected = training_flops(config, mode_of(name), shape.batch, 20, num_predicted(20))
     assert sum(operations.flops.values()) == expected
-    # AdamW reads weights, gradients and two means, and writes all but the gradients.
+    # AdamW reads weights, gradients and two moments, and writes all but the gradients.
     weights = sum(each.numel() for each in _parameters(config))
     assert operations.bytes["aten::_fused_adamw_"] == pytest.approx(28 * weights, rel=0.01)
 
@@ -97,7 +97,7 @@ def _parameters(config: object) -> list[torch.nn.Parameter]:
     return list(MPNetForPretraining(config).parameters())
 
 
-def test_what_lies_on_an_operand_is_read_and_written() -> None:
+def test_operations_in_place_read_and_write_their_operand() -> None:
     from roofline import Operations
 
     values = torch.ones(100)
@@ -110,7 +110,7 @@ def test_what_lies_on_an_operand_is_read_and_written() -> None:
     assert operations.bytes["aten::embedding"] == 2 * 2 * 10 * 4
 
 
-def test_a_floor_is_that_of_the_slower_of_arithmetic_and_memory() -> None:
+def test_a_floor_is_the_larger_of_arithmetic_and_memory() -> None:
     from roofline import Operations
 
     with Operations() as operations:
@@ -134,8 +134,8 @@ def test_a_floor_is_that_of_the_slower_of_arithmetic_and_memory() -> None:
         ("aten::_fused_adamw_", "optimizer"),
         ("aten::embedding_dense_backward", "embeddings"),
         ("aten::slice_backward", "copies"),
-        ("aten::mul_", "by element"),
-        ("aten::sum", "by element"),
+        ("aten::mul_", "elementwise"),
+        ("aten::sum", "elementwise"),
         ("aten::view", "other"),
         ("CompiledFunctionBackward", "generated kernels"),
         ("triton_per_fused_add_native_layer_norm_3", "generated kernels"),
@@ -157,7 +157,7 @@ def test_a_generated_kernel_has_no_floor_of_its_own(capsys: pytest.CaptureFixtur
     parts = results["parts"]
     assert isinstance(parts, dict)
     assert [part["floor"] for part in parts.values()] == [None, None]
-    assert "together              4.0000  100.0%    1.0000    4.00" in capsys.readouterr().out
+    assert "total                 4.0000  100.0%    1.0000    4.00" in capsys.readouterr().out
 
 
 def test_flags_change_the_sizes_of_a_shape_in_proportion() -> None:

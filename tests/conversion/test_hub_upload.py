@@ -37,11 +37,11 @@ def convert(run: Path, *flags: str) -> int | str | None:
     return ending.value.code
 
 
-def test_command_of_the_readme_does_it(
+def test_command_of_the_guide_does_it(
     run: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = Path(__file__).parents[2] / "README.md"
-    (command,) = [line for line in readme.read_text().splitlines() if "--push-to-hub OW" in line]
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "export.md"
+    (command,) = [line for line in guide.read_text().splitlines() if "--push-to-hub OW" in line]
     run.parent.joinpath("checkpoints").mkdir()
     run.rename(run.parent / "checkpoints" / "mine")
     monkeypatch.chdir(run.parent)

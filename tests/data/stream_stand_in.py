@@ -1,4 +1,4 @@
-"""Stand-ins for the Hub: shards in a folder, shards in memory, and a network that fails."""
+"""Fakes of the Hub: shards in a folder, shards in memory, and a failing network."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ SEED = 7
 
 
 def text_of(number: int) -> str:
-    """Return a document that no other number has, of 3 to 10 letters."""
+    """Return a unique document of 3 to 10 letters for each number."""
     letters = "".join("abcdefghij"[int(digit)] for digit in str(number))
     return " ".join(letters + "k" * (2 + number % 5))
 
@@ -52,9 +52,9 @@ class ListShards:
     """Shards in memory: `parts[shard][part]` is a list of values.
 
     Attributes:
-        at_once: values that are handed on together.
-        broken: is called with (shard, part, row) before each; may raise.
-        handed: values that were handed on so far.
+        at_once: values returned together.
+        broken: called with (shard, part, row) before each; may raise.
+        handed: values returned so far.
     """
 
     parts: Sequence[Sequence[Sequence[object]]]
@@ -80,14 +80,14 @@ class ListShards:
 
 
 def in_memory(sizes: Sequence[int], **options: object) -> ListShards:
-    """Return documents 0, 1, 2, ... in shards of these sizes, each of parts of at most 7."""
+    """Return documents 0, 1, 2, ... in shards of these sizes, in parts of at most 7."""
     numbers = iter(range(sum(sizes)))
     shards = [[text_of(next(numbers)) for _ in range(size)] for size in sizes]
     parts = [[shard[i : i + 7] for i in range(0, len(shard), 7)] for shard in shards]
     return ListShards(parts, **options)
 
 
-def rows_from(
+def stream_from(
     shards: Shards,
     rank: int = 0,
     world_size: int = 1,
@@ -103,11 +103,11 @@ def rows_from(
     return SequenceStream(reader, TOKENIZER, config, held_out)
 
 
-def loader_from(rows: SequenceStream, batch_size: int = 3) -> StreamLoader:
+def loader_from(stream: SequenceStream, batch_size: int = 3) -> StreamLoader:
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         VOCABULARY, ObjectiveConfig(), max_tokens=12, seed=SEED
     )
-    return StreamLoader(rows, collator, batch_size)
+    return StreamLoader(stream, collator, batch_size)
 
 
 def hash_of(batches: Sequence[Batch]) -> str:
@@ -122,6 +122,6 @@ def hash_of(batches: Sequence[Batch]) -> str:
 
 
 def through_a_checkpoint(state: StreamState) -> StreamState:
-    """Take a state apart as a checkpoint does, and put it together again."""
+    """Save and load a state as a checkpoint does."""
     values, arrays = state.to_parts()
     return StreamState.from_parts(json.loads(json.dumps(values)), dict(arrays))

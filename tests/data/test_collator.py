@@ -48,7 +48,7 @@ def sequences_of(lengths: list[int], epoch: int = 0, seed: int = 0) -> list[Numb
 
 
 def predicted(batch: Batch, sequence: int) -> list[tuple[int, int, int]]:
-    """Return (position, original, what the model reads there) in order."""
+    """Return (position, original token, input token) in prediction order."""
     used = batch.predicted_ids[sequence] != NOT_PREDICTED
     positions = batch.predicted_positions[sequence][used]
     return list(
@@ -157,7 +157,7 @@ def test_plm_reads_the_original_and_predicts_the_same_tokens():
         )
 
 
-def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
+def test_without_whole_word_masking_each_token_is_a_word():
     # Words of two tokens, at 1 and 2, 3 and 4, ...; six tokens are predicted.
     ids = np.array([0, *[9, 8] * 20, 2])
     whole, single = (
@@ -170,7 +170,7 @@ def test_single_tokens_are_words_of_their_own_without_whole_word_masking():
 
 
 def test_a_word_ends_after_a_token_that_ends_one():
-    # 32 and 36 continue a word, 28 does too, but ends it: words of three tokens.
+    # 28, 32 and 36 continue a word and 28 ends it: words of three tokens.
     ids = np.array([0, *[32, 36, 28] * 13, 2])
     found = {p for p, *_ in predicted(collator()([NumberedSequence(ids, 0, 0)]), 0)}
     assert len(found) == 6
@@ -198,7 +198,7 @@ DOCUMENT_LENGTHS = st.lists(
 
 
 def shared_sequences(lengths: list[list[int]]) -> list[NumberedSequence]:
-    """Return sequences, each of documents of these lengths."""
+    """Return sequences with documents of these lengths."""
     flat = iter(sequences_of([length for sequence in lengths for length in sequence]))
     return [
         NumberedSequence(np.concatenate([next(flat).input_ids for _ in sequence]), 0, index)
@@ -230,13 +230,13 @@ def test_each_document_predicts_its_own_share(lengths):
         starts = np.cumsum([0, *sequence])
         positions = np.array([position for position, *_ in predicted(batch, i)])
         counts = np.histogram(positions, bins=starts)[0]
-        # At least one token: 15 % of up to 12 is one or two.
+        # At least one token: 15 % of up to 12 tokens is one or two.
         assert counts.tolist() == [max(1, round(0.15 * (length - 2))) for length in sequence]
         assert (np.diff(np.searchsorted(starts, positions, side="right")) >= 0).all()
 
 
 def test_masking_of_a_document_does_not_depend_on_its_neighbours():
-    # The second document is the same, after a shorter and after a longer first one.
+    # The same second document, after a shorter and a longer first one.
     texts = [sequence.input_ids for sequence in sequences_of([9, 30, 22, 12])]
     short = NumberedSequence(np.concatenate([texts[0], texts[2]]), 0, 5)
     long = NumberedSequence(np.concatenate([texts[1], texts[2], texts[3]]), 0, 5)
@@ -252,7 +252,7 @@ def test_masking_of_a_document_does_not_depend_on_its_neighbours():
     assert len(after[9]) == 3
 
 
-def test_document_alone_in_its_sequence_is_masked_alike_with_any_packing():
+def test_a_single_document_has_the_same_masks_with_any_packing():
     sequences = sequences_of([64, 20, 33])
     plain, numbered = collator()(sequences), in_documents()(sequences)
     assert (plain.input_ids == numbered.input_ids).all()
@@ -275,10 +275,10 @@ def test_documents_have_the_usual_slots_or_the_next_multiple_of_eight():
 def test_short_document_in_a_batch_takes_nothing_from_the_long_ones():
     long = sequences_of([64, 64, 64])
     tiny = NumberedSequence(np.array([0, 50, 2]), 0, 99)
-    alone, beside = collator()(long), collator()([*long, tiny])
+    alone, together = collator()(long), collator()([*long, tiny])
     for i in range(3):
-        assert predicted(beside, i) == predicted(alone, i)
-    assert beside.num_predicted == alone.num_predicted + 1
+        assert predicted(together, i) == predicted(alone, i)
+    assert together.num_predicted == alone.num_predicted + 1
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=6), st.booleans())

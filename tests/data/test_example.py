@@ -1,4 +1,4 @@
-"""The example: the whole project on one page."""
+"""The example: MPNet on one page."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_the_example_learns_and_returns_hidden_states(tmp_path: Path) -> None:
         [sys.executable, str(EXAMPLE), *files, "41"],
         capture_output=True,
         text=True,
-        # Threads of several processes on few cores would wait for one another.
+        # On few cores, threads of several processes would wait for each other.
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_the_example_finds_words_as_the_command_line_does(
     ours, example = vocabulary_of(tokenizer), minimal.vocabulary_of(tokenizer)
     assert (ours.size, ours.pad_id, ours.mask_id) == (example.size, example.pad_id, example.mask_id)
     assert np.array_equal(ours.random_ids, example.random_ids)
-    # Pieces of bytes that are no letter are not among these.
+    # Pieces of bytes that are no letters are not among these.
     used = tokenizer(toy_tokenizer.TEXT, add_special_tokens=False).input_ids
     assert np.array_equal(ours.starts_word_V[used], example.starts_word_V[used])
     assert not ours.ends_word_V[used].any()

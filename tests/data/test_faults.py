@@ -1,6 +1,6 @@
-"""Faults of data: what must happen, row by row of the matrix of faults.
+"""Data faults of the fault matrix (docs/reliability.md), line by line.
 
-row  fault                                         tested in
+no.  fault                                         tested in
 9    no text files                                 here
 10   empty files, blank lines                      here, test_packing.py
 11   bytes that are not UTF-8 in the last file     here, test_sources.py, test_file_formats.py
@@ -12,7 +12,7 @@ row  fault                                         tested in
 17   text shorter than a token                     here, test_collator.py
 18   short document among long ones                test_collator.py
 19   everything left out                           here (streams: test_streams.py)
-20   end of the data, fewer rows than a batch      test_loader.py
+20   end of the data, less than a batch            test_loader.py
 21   held-out text that is also trained on         test_hold_out.py, here
 22   rows without text, no such column             test_file_formats.py
 24   data that changed between two runs            here (the fingerprint; refused by the run)
@@ -66,7 +66,7 @@ def text(tmp_path) -> Path:
 
 
 def refused(directory: Path, match: str) -> None:
-    """Assert that packing ends with one clear line, and leaves no rows behind."""
+    """Assert that packing ends with one clear line, and leaves no cache."""
     with pytest.raises(DataError, match=match) as caught:
         pack(directory)
     assert "\n" not in str(caught.value)
@@ -137,7 +137,7 @@ def test_a_search_takes_no_file_of_a_run_a_checkpoint_a_tokenizer_or_a_model(tmp
         (("run/checkpoint5/state.json", "run/checkpoint5/manifest.json"), "run/checkpoint5/a.txt"),
         (("tok/tokenizer_config.json", "tok/tokenizer.json"), "tok/vocab.txt"),
         (("hf/config.json", "hf/model.safetensors"), "hf/merges.txt"),
-        # The run in the directory of the text itself, and a tokenizer there.
+        # The run and the tokenizer are in the directory of the text.
         (("environment.json", "config.toml", "tokenizer_config.json"), "vocab.txt"),
         (("log.txt", "metrics.jsonl", "checkpoint5/state.json", "checkpoint5/manifest.json"), ""),
     ):
@@ -161,13 +161,13 @@ directory = Path(sys.argv[1])
 (directory / "small.txt").write_text("tall tale")
 pack_sequences([directory / "small.txt"], tokenizer, 512, cache_dir=directory)
 before = used()
-rows = pack_sequences([directory / "large.txt"], tokenizer, 512, cache_dir=directory)
-print(used() - before, rows.report.tokens)
+sequences = pack_sequences([directory / "large.txt"], tokenizer, 512, cache_dir=directory)
+print(used() - before, sequences.report.tokens)
 """
 
 
 def test_14_a_long_line_takes_memory_for_its_text_and_not_for_its_tokens(tmp_path):
-    # Five megabytes in one line, 1.4 million tokens: 135 MB, but 654 MB if tokenised in one piece.
+    # A line of 5 MB, 1.4 million tokens, takes 135 MB; tokenised in one piece, it would be 654 MB.
     (tmp_path / "large.txt").write_text("tall tale a b " * (5 * 10**6 // 14))
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
@@ -202,7 +202,7 @@ def test_15_file_that_may_not_be_read_is_refused(tmp_path, text, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return real(path, *arguments)
 
-    # Not by chmod: tests may run as root, who may read everything.
+    # Not by chmod, because tests may run as root, who may read everything.
     monkeypatch.setattr(Path, "open", without_permission)
     refused(tmp_path, r"b.txt' cannot be read: Permission denied")
 
@@ -251,7 +251,10 @@ def test_21_parts_of_files_share_no_text_for_any_number_of_processes(tmp_path, t
             )
             for part in parts
         ]
-        return [{tuple(row) for row in rows.take(np.arange(len(rows)))} for rows in tables]
+        return [
+            {tuple(each) for each in sequences.take(np.arange(len(sequences)))}
+            for sequences in tables
+        ]
 
     train, valid = packed(workers=1)
     assert train.isdisjoint(valid)
@@ -272,7 +275,7 @@ def test_24_every_change_of_the_data_changes_the_fingerprint(tmp_path, text):
         fingerprints.append(pack(tmp_path).fingerprint)
     fingerprints += [pack(tmp_path, packing).fingerprint for packing in ("none", "documents")]
     assert len(set(fingerprints)) == 6
-    # Dates do not count, nor does the place.
+    # Neither dates nor the location count.
     os.utime(text / "a.txt", (0, 0))
     moved = text.rename(tmp_path / "elsewhere")
     source = LocalFiles.find(moved, "--train-dir")
@@ -280,11 +283,11 @@ def test_24_every_change_of_the_data_changes_the_fingerprint(tmp_path, text):
     assert again.fingerprint == fingerprints[3]
 
 
-def hash_of_batches(rows: PackedSequences, packing: str) -> str:
+def hash_of_batches(sequences: PackedSequences, packing: str) -> str:
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         vocabulary_of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
     )
-    loader = BatchLoader(rows, collator, batch_size=8, seed=12345)
+    loader = BatchLoader(sequences, collator, batch_size=8, seed=12345)
     digest = hashlib.sha256()
     for k in range(100):
         batch = loader.batch(k)
@@ -298,8 +301,8 @@ GOLDEN = {
     "none": "e99d00fb75d3c38d",
     "documents": "acd55f876a2ab953",
 }
-"""The first 100 batches of the text below. A change of these is a change of what everybody trains
-on: say so in the log, and raise `packing.FORMAT` if it is the rows."""
+"""Hashes of the first 100 batches of the text below. If they change, every user's batches do: write
+it into the log, and raise `packing.FORMAT` if the sequences changed."""
 
 
 @pytest.mark.parametrize("packing", GOLDEN)
@@ -316,5 +319,5 @@ def test_25_26_first_100_batches_are_the_golden_ones_for_any_number_of_processes
         for length in generator.integers(1, 30, size=300)
     )
     (tmp_path / "text" / "a.txt").write_text("\n".join(lines))
-    rows = pack(tmp_path, packing, num_workers=num_workers)
-    assert hash_of_batches(rows, packing) == GOLDEN[packing]
+    sequences = pack(tmp_path, packing, num_workers=num_workers)
+    assert hash_of_batches(sequences, packing) == GOLDEN[packing]

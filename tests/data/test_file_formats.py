@@ -20,7 +20,7 @@ def as_json_lines(values: list[object], field: str = "text") -> bytes:
 
 
 def write(path: Path, values: list[object], field: str = "text") -> Path:
-    """Write a column of values in the format that the path's ending names."""
+    """Write a column of values in the format of the path's extension."""
     if path.suffix == ".parquet":
         table = pa.table({"id": [1] * len(values), field: values})
         pa.parquet.write_table(table, path, row_group_size=2)
@@ -44,7 +44,7 @@ def test_every_format_with_columns_yields_the_same_documents(tmp_path, name):
 
 
 @COLUMNS
-def test_column_has_the_name_that_is_asked_for(tmp_path, name):
+def test_the_column_is_selected_by_name(tmp_path, name):
     file = write(tmp_path / name, DOCUMENTS, field="body")
     assert list(read_documents(file, text_field="body")) == DOCUMENTS
     with pytest.raises(DataError, match=r"has no column 'text'; it has 'id, body'.*--text-field"):
@@ -53,7 +53,7 @@ def test_column_has_the_name_that_is_asked_for(tmp_path, name):
 
 def test_compressed_text_is_text(tmp_path):
     file = tmp_path / "a.txt.gz"
-    # Two members, as `cat a.gz b.gz` makes them.
+    # Two members, as from `cat a.gz b.gz`.
     file.write_bytes(gzip.compress(b"\xef\xbb\xbfone\r\n\n") + gzip.compress(b"two\n"))
     counts = Counts()
     assert list(read_documents(file, counts)) == ["one", "two"]
@@ -71,7 +71,7 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path):
     counts = Counts()
     assert list(read_documents(write(tmp_path / "a.jsonl", values), counts)) == ["one", "two"]
     assert counts.not_text == 5
-    # A later row may lack the column altogether; half a surrogate pair is no text either.
+    # A later row may lack the column; half a surrogate pair is no text either.
     file = tmp_path / "b.jsonl"
     file.write_text('{"text": "one"}\n{}\n{"text": "\\ud800"}\n')
     assert list(read_documents(file)) == ["one"]
@@ -120,7 +120,7 @@ def test_every_format_is_read_compressed_or_not_whatever_the_name_says(
     tmp_path, ending, compression
 ):
     data = compress(compression, INNER[ending].encode())
-    # By the first bytes: a name without the second ending is read too.
+    # Formats are recognised by their first bytes, so the second extension may be missing.
     for name in (f"a{ending}{compression}", f"b{ending}"):
         (tmp_path / name).write_bytes(data)
         assert list(read_documents(tmp_path / name)) == TWO
@@ -197,7 +197,7 @@ def test_column_that_holds_hardly_any_text_is_refused(tmp_path, name):
     nothing = write(tmp_path / name, [None] * 1500)
     with pytest.raises(DataError, match=r"1,001 of the first 1,001 rows of .* column 'text'"):
         list(read_documents(nothing))
-    # One in nine, from the beginning.
+    # One in nine, from the start.
     sparse = write(tmp_path / name, [None if i % 9 == 0 else "text" for i in range(12_000)])
     with pytest.raises(DataError, match="hold no text"):
         list(read_documents(sparse))
@@ -242,7 +242,7 @@ def test_compressed_file_that_is_cut_off_or_damaged_is_refused(tmp_path, name):
     damaged = bytearray(whole)
     damaged[-6] ^= 0xFF
     broken = [whole[: len(whole) // 2], whole[:-1], whole[:5], bytes(damaged), b"no gzip at all"]
-    for content in [*broken, whole + b"garbage behind it"]:
+    for content in [*broken, whole + b"garbage after it"]:
         file.write_bytes(content)
         with pytest.raises(DataError, match="is damaged or cut off"):
             list(read_documents(file))

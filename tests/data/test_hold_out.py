@@ -10,7 +10,7 @@ from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash
 
 @dataclass(frozen=True)
 class Listed:
-    """Documents in a list, as a source."""
+    """A source of documents in a list."""
 
     texts: tuple[str, ...]
     fingerprint: str = "listed"
@@ -22,7 +22,7 @@ class Listed:
             yield text
 
 
-# A corpus in which every third text is a copy of an earlier one.
+# Every third text is a copy of an earlier one.
 CORPUS = Listed(tuple(f"text {i % 700}" for i in range(1050)))
 
 
@@ -32,7 +32,7 @@ def test_parts_are_disjoint_although_there_are_copies_and_nothing_is_lost():
     trained, held_out = list(train.documents(counts[0])), list(valid.documents(counts[1]))
     assert set(trained).isdisjoint(held_out)
     assert sorted(trained + held_out) == sorted(CORPUS.texts)
-    assert 40 < len(set(held_out)) < 100  # 70, give or take four standard deviations
+    assert 40 < len(set(held_out)) < 100  # 70 +- four standard deviations
     assert (counts[0].documents, counts[0].left_out) == (len(trained), len(held_out))
     assert (counts[1].documents, counts[1].left_out) == (len(held_out), len(trained))
 
@@ -78,6 +78,6 @@ def test_training_text_that_is_the_validation_text_is_refused():
         list(WithoutTexts(CORPUS, hashes_of(CORPUS)).documents(Counts()))
 
 
-def test_hash_of_a_text_is_the_same_for_ever():
+def test_the_hash_of_a_text_never_changes():
     assert text_hash("It rained.") == 17034653214643411499
     assert text_hash("") != text_hash(" ")

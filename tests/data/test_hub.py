@@ -43,7 +43,7 @@ def all_of(stream: hub.DatasetStream) -> list[object]:
 
 
 def refused(data: DataConfig, *, streaming: bool = True) -> str:
-    """Return the one line with which a dataset is refused."""
+    """Return the message with which a dataset is refused."""
     with pytest.raises(DataError) as caught:
         (open_stream if streaming else open_downloaded)(data)
     message = str(caught.value)
@@ -79,7 +79,7 @@ def test_reading_begins_at_any_row_of_any_part(tmp_path, kind, monkeypatch):
 
 @pytest.fixture
 def csv() -> Generator[None]:
-    """Let the CSV reader of `datasets` leave its files open, and close them after the test."""
+    """Close the files that the CSV reader of `datasets` leaves open."""
     yield
     gc.collect()
 
@@ -93,7 +93,7 @@ def test_csv_and_other_columns_are_read_too(tmp_path):
     assert all_of(stream) == ["plain", "two\nlines"]
 
 
-def test_rows_of_all_types_come_as_they_are(tmp_path):
+def test_rows_of_all_types_are_returned_unchanged(tmp_path):
     values = ["a", 3, ["b"], None, {"c": 1}, "d"]
     write(tmp_path / "d" / "train.jsonl", *({"text": value} for value in values), {"other": 1})
     assert all_of(open_stream(config(tmp_path / "d"))) == [*values, None]
@@ -196,7 +196,7 @@ def test_hub_that_cannot_be_reached_says_what_works_without_it_at_once(monkeypat
 
 
 def answer(monkeypatch, outcome: object) -> list[tuple[object, ...]]:
-    """Let the Hub answer; return what it is asked."""
+    """Fake the Hub's response; return the requests."""
     asked: list[tuple[object, ...]] = []
 
     def repo_info(self, name, *, repo_type, revision, timeout):
@@ -230,7 +230,7 @@ def test_commit_of_a_revision_is_read_and_recorded(tmp_path, monkeypatch):
 
 
 def refusal(kind: type[Exception]) -> Exception:
-    """Return an answer of the Hub's without the request that it belongs to."""
+    """Return an error response of the Hub, without its request."""
     error = kind.__new__(kind)
     Exception.__init__(error, "no\nentry")
     return error
@@ -255,7 +255,7 @@ def test_answers_of_the_hub_are_told_apart(monkeypatch, kind, expected):
 def test_downloaded_dataset_is_found_in_the_cache_when_the_hub_is_silent(tmp_path, monkeypatch):
     write_shards(tmp_path / "d", [5], "jsonl")
     downloaded = datasets.load_dataset(str(tmp_path / "d"), split="train")
-    # As a download from the Hub lies there: `datasets` names the directory by the commit.
+    # As after a download from the Hub: `datasets` names the directory by the commit.
     made = Path(downloaded.cache_files[0]["filename"])
     cached = tmp_path / "cache" / "some___data" / "default" / "0.0.0" / COMMIT
     shutil.copytree(made.parent, cached)

@@ -66,7 +66,7 @@ def seen(loader: BatchLoader, batches: int) -> list[tuple[int, int]]:
     ]
 
 
-def test_batch_is_the_same_in_whatever_order_it_is_asked_for(sequences, collator):
+def test_a_batch_is_the_same_in_any_order_of_requests(sequences, collator):
     first = BatchLoader(sequences, collator, 7, seed=1)
     in_order = [content(first.batch(k)) for k in range(20)]
     second = BatchLoader(sequences, collator, 7, seed=1)
@@ -93,10 +93,10 @@ def test_two_ranks_read_each_of_13_sequences_once_per_epoch_and_none_waits(
         [tmp_path / "text.txt"], toy_tokenizer.word_piece(), 6, packing="none", cache_dir=tmp_path
     )
     assert len(packed) == 13
-    # The sequences themselves, instead of a batch of them.
+    # Returns the sequences instead of a batch.
     monkeypatch.setattr(BatchLoader, "batch", BatchLoader.sequences_of)
     loaders = [BatchLoader(packed, collator, 2, seed=1, rank=r, world_size=2) for r in range(2)]
-    # 13 updates of 2 sequences per rank are 4 epochs, three of which end within an update.
+    # 13 updates of 2 sequences per rank are 4 epochs; three of them end within an update.
     updates = [islice(loader.updates(0, 1), 13) for loader in loaders]
     read = [
         (sequence.epoch, sequence.index)
@@ -183,7 +183,7 @@ def test_prefetch_works_ahead_by_its_depth_and_no_further():
 
     ahead = prefetch(numbers(), depth=3)
     assert next(ahead) == 0
-    # Taking number 0 made room for number 3, which is computed unasked.
+    # Taking number 0 made room for number 3, which is computed in advance.
     assert fourth.wait(HUNG)
     ahead.close()
     assert made == [0, 1, 2, 3]
@@ -203,7 +203,7 @@ def test_prefetch_that_is_closed_stops_working_ahead(monkeypatch):
             yield i
 
     def shut(self: ThreadPoolExecutor, wait: bool = True, **options: bool) -> None:
-        # Closing waits for the number in the making, which is made when the others are cancelled.
+        # Closing cancels the others and waits for the number that is being computed.
         shutdown(self, wait=False, **options)
         closing.set()
         shutdown(self, wait=wait)
@@ -276,7 +276,7 @@ def test_order_by_length_is_a_function_of_seed_and_epoch(uneven, collator):
     other = BatchLoader(uneven, collator, 40, seed=2)
     orders = {tuple(seen(other, 125)), tuple(seen(large, 125)), tuple(seen(large, 250)[5000:])}
     assert len(orders) == 3
-    # Late sequences are not longer than early ones.
+    # Later sequences are not longer than earlier ones.
     lengths = [len(sequence.input_ids) for k in range(125) for sequence in large.sequences_of(k)]
     assert abs(np.mean(lengths[:2500]) - np.mean(lengths[2500:])) < 10
 

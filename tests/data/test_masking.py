@@ -11,7 +11,7 @@ from annotated_mpnet.mpnet.masking import (
     find_words,
 )
 
-# A token as masking sees it: special, the start of a word, or its continuation.
+# The kinds of tokens for masking: special, the start of a word, its continuation.
 SPECIAL, START, CONTINUE = "s", "w", "c"
 SEQUENCES = st.lists(
     st.text(alphabet=[SPECIAL, START, CONTINUE], min_size=1, max_size=60), min_size=1, max_size=5
@@ -20,7 +20,7 @@ SHARES = st.floats(min_value=0.01, max_value=0.99)
 
 
 def tables(sequences: list[str], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return what starts a word and what is predictable, (B, L), padded with specials."""
+    """Return which tokens start a word and which are predictable, (B, L), padded with specials."""
     length = max(width, *map(len, sequences))
     kinds_BL = np.array([list(sequence.ljust(length, SPECIAL)) for sequence in sequences])
     return kinds_BL == START, kinds_BL != SPECIAL
@@ -34,7 +34,7 @@ def choose(
     draws_UBL = np.zeros((5, *starts_BL.shape))
     for i, sequence in enumerate(sequences):
         draws_UBL[:, i, : len(sequence)] = draw(7, "mask", 0, first + i, len(sequence))
-    # Everything is one document, padding included.
+    # Everything is one document, including padding.
     document_BL = np.ones(starts_BL.shape, dtype=np.int64)
     count_B = count_predicted(predictable_BL.sum(axis=1), pred_prob)
     count_BN = np.stack([0 * count_B, count_B], axis=1)
@@ -94,8 +94,8 @@ def test_words_begin_by_the_rule(sequences):
 
 
 @given(SEQUENCES, SHARES, st.integers(0, 5))
-def test_documents_that_share_a_sequence_are_masked_as_if_alone(documents, pred_prob, padding):
-    # Each begins with a special token, as real ones do: no word runs from one into the next.
+def test_documents_in_one_sequence_have_the_same_masks_as_alone(documents, pred_prob, padding):
+    # Each begins with a special token, as real documents do, so no word spans two of them.
     documents = [SPECIAL + document for document in documents]
     alone = choose(documents, pred_prob)
     shared = "".join(documents) + SPECIAL * padding
@@ -127,8 +127,8 @@ def test_choice_does_not_depend_on_other_sequences_or_padding(sequences, pred_pr
 
 
 def test_every_word_and_every_order_is_equally_likely():
-    # Ten words, of which each of 4000 sequences predicts two: 800 for each word, and 4000 / 90 for
-    # each ordered pair. Bounds of five standard deviations.
+    # 4000 sequences predict two of ten words: 800 times each word, and 4000 / 90 times each ordered
+    # pair. Bounds of five standard deviations.
     chosen = np.array(choose([START * 10] * 4000, 0.2))
     counts = np.bincount(chosen.ravel(), minlength=10)
     assert np.abs(counts - 800).max() < 5 * np.sqrt(4000 * 0.2 * 0.8)
@@ -161,7 +161,7 @@ def corrupted(original_BP, rand_prob=0.1, keep_prob=0.1, random_ids=None):
 def test_corruption_is_80_10_10_within_statistical_bounds():
     original_BP = np.full((100, 1000), 50)
     corrupted_BP = corrupted(original_BP)
-    # 100,000 tokens: five standard deviations are 0.63 % and 0.47 %.
+    # For 100,000 tokens, five standard deviations are 0.63 % and 0.47 %.
     assert abs((corrupted_BP == 3).mean() - 0.8) < 0.0064
     assert abs((corrupted_BP == 50).mean() - 0.1) < 0.0048
     random = corrupted_BP[corrupted_BP >= 100]
@@ -189,8 +189,8 @@ def test_random_numbers_differ_by_sequence_epoch_seed_and_stream_only():
 
 
 def test_a_word_that_is_too_long_is_cut_anywhere() -> None:
-    # One word of 20 tokens, of which each of 3000 sequences predicts three: 450 for each position,
-    # 3000 / 380 for each ordered pair. Bounds of five standard deviations.
+    # 3000 sequences predict three tokens of a word of 20: 450 times each position, 3000 / 380 times
+    # each ordered pair. Bounds of five standard deviations.
     chosen = np.array(choose([START + CONTINUE * 19] * 3000, 0.15))
     counts = np.bincount(chosen.ravel(), minlength=20)
     assert np.abs(counts - 450).max() < 5 * np.sqrt(3000 * 0.15 * 0.85)
@@ -199,7 +199,7 @@ def test_a_word_that_is_too_long_is_cut_anywhere() -> None:
 
 
 def test_no_position_of_a_word_is_predicted_more_often_than_another() -> None:
-    # Four words of five tokens: 15 % of 20 is less than one of them.
+    # Four words of five tokens: 15 % of 20 tokens is less than one word.
     chosen = np.array(choose([(START + CONTINUE * 4) * 4] * 3000, 0.15))
     counts = np.bincount(chosen.ravel(), minlength=20)
     assert np.abs(counts - 450).max() < 5 * np.sqrt(3000 * 0.15 * 0.85)

@@ -34,7 +34,7 @@ def packed(directory: Path, letters: str, documents: int, packing: Packing) -> P
 
 
 def mixture_of(directory: Path, packing: Packing = "full") -> Mixture:
-    """Three parts of 60 documents to one of 20."""
+    """Mix 60 and 20 documents, three to one."""
     parts = [packed(directory, "abcd", 60, packing), packed(directory, "efgh", 20, packing)]
     return Mixture(parts, (3, 1))
 
@@ -124,11 +124,11 @@ def test_turns_add_up_however_odd_the_weights(tmp_path: Path) -> None:
             assert abs(each - 1000 * weight / sum(weights)) < 1.5
 
 
-# From the flags on.
+# From the command line.
 
 
 def data_of(directory: Path, **changes: object) -> DataConfig:
-    """Two directories that share a document."""
+    """Write two directories that share a document."""
     for name, lines in (("a", "abcd aabb\nbbaa cc\nshared ab\n"), ("b", "efgh eeff\nshared ab\n")):
         (directory / name).mkdir(exist_ok=True)
         (directory / name / "text.txt").write_text(lines)
@@ -152,7 +152,7 @@ def test_several_paths_are_one_text_and_with_weights_a_mixture(tmp_path: Path) -
     assert [part.report.counts.documents for part in mixed.parts] == [3, 2]
 
 
-def test_what_is_held_out_is_held_out_of_every_part(tmp_path: Path) -> None:
+def test_held_out_text_is_left_out_of_every_part(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "valid.txt").write_text("shared ab\n")
     data = data_of(tmp_path, train_weights=(1.0, 1.0), valid_file=tmp_path / "valid.txt")
@@ -192,7 +192,7 @@ def test_paths_and_weights_come_back_from_a_file(tmp_path: Path) -> None:
     arguments = arguments_from_toml(to_toml(PretrainingConfig(data=data)), "test")
     again = parse_pretrain(arguments).settings.data
     assert again == dataclasses.replace(data, train_dir=(Path("a b"), Path("./-c")))
-    # One path is what it always was, typed or in a list.
+    # A single path stays a single path, typed or in a list.
     for one in (["--train-dir", "a"], arguments_from_toml('[data]\ntrain_dir = ["a"]', "test")):
         assert parse_pretrain(one).settings.data.train_dir == Path("a")
     with pytest.raises(ConfigError, match="empty list"):

@@ -22,7 +22,7 @@ CLS, SEP, UNK = (TOKENIZER.convert_tokens_to_ids(each) for each in ("<s>", "</s>
 
 
 def pack(directory: Path, *texts: str, max_tokens: int = 8, **options: object) -> PackedSequences:
-    """Pack texts, a file each; the cache is the directory itself."""
+    """Pack texts, one file each; the directory is also the cache."""
     paths = [directory / f"{i}.txt" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8", newline="")
@@ -30,13 +30,13 @@ def pack(directory: Path, *texts: str, max_tokens: int = 8, **options: object) -
     return pack_sequences(paths, tokenizer, max_tokens, cache_dir=directory / "cache", **options)
 
 
-def rows_of(packed: PackedSequences) -> list[list[int]]:
-    return [row.tolist() for row in packed.take(np.arange(len(packed)))]
+def sequences_of(packed: PackedSequences) -> list[list[int]]:
+    return [sequence.tolist() for sequence in packed.take(np.arange(len(packed)))]
 
 
 def text_of(packed: PackedSequences) -> list[str]:
     """Undo the packing: return the documents, in tokens joined by spaces."""
-    stream = [token for row in rows_of(packed) for token in row[1:-1]]
+    stream = [token for sequence in sequences_of(packed) for token in sequence[1:-1]]
     tokens = TOKENIZER.convert_ids_to_tokens(stream)
     return [document.strip() for document in " ".join(tokens).split("</s>")]
 
@@ -49,23 +49,25 @@ DOCUMENTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=12)
 @given(DOCUMENTS, st.integers(4, 16), st.sampled_from([1, 40, 2**20]))
 def test_packing_loses_and_repeats_nothing(documents, max_tokens, packed_at_once):
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        # Small parts, so that the seams between them are exercised too.
+        # Small parts, to test the boundaries between them.
         patch.setattr(packing, "PACKED_AT_ONCE", packed_at_once)
         patch.setattr(tokenising, "TOKENISED_AT_ONCE", 3)
         packed = pack(Path(directory), "\n".join(documents), max_tokens=max_tokens)
         assert text_of(packed) == documents
-        rows = rows_of(packed)
-        assert all(row[0] == CLS and row[-1] == SEP for row in rows)
-        assert all(len(row) == max_tokens for row in rows[:-1])
-        assert 3 <= len(rows[-1]) <= max_tokens
+        sequences = sequences_of(packed)
+        assert all(sequence[0] == CLS and sequence[-1] == SEP for sequence in sequences)
+        assert all(len(sequence) == max_tokens for sequence in sequences[:-1])
+        assert 3 <= len(sequences[-1]) <= max_tokens
         assert packed.report.tokens == sum(len(document.split()) for document in documents)
-        assert packed.report.fill == sum(map(len, rows)) / (len(rows) * max_tokens)
+        assert packed.report.fill == sum(map(len, sequences)) / (len(sequences) * max_tokens)
 
 
-def test_row_ends_are_where_they_were_drawn(tmp_path):
+def test_sequences_end_as_in_the_documentation(tmp_path):
     packed = pack(tmp_path, "a b\nc d e f g\nh\n", max_tokens=6)
-    rows = [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row in rows_of(packed)]
-    assert rows == ["<s> a b </s> c </s>", "<s> d e f g </s>", "<s> </s> h </s>"]
+    sequences = [
+        " ".join(TOKENIZER.convert_ids_to_tokens(sequence)) for sequence in sequences_of(packed)
+    ]
+    assert sequences == ["<s> a b </s> c </s>", "<s> d e f g </s>", "<s> </s> h </s>"]
 
 
 def test_files_follow_one_another_and_empty_ones_are_counted(tmp_path):
@@ -111,14 +113,14 @@ def test_text_that_is_not_utf8_stops_packing_and_leaves_no_cache(tmp_path):
 )
 def test_special_tokens_in_the_text_are_only_text(tmp_path, tokenizer):
     packed = pack(tmp_path, "un <mask> <pad> </s> <s> un bel\n", max_tokens=64, tokenizer=tokenizer)
-    (row,) = rows_of(packed)
+    (sequence,) = sequences_of(packed)
     special = {tokenizer.convert_tokens_to_ids(each) for each in ("<mask>", "<pad>", "</s>", "<s>")}
-    assert not special & set(row[1:-1])
+    assert not special & set(sequence[1:-1])
 
 
 def test_special_tokens_in_the_text_are_spelled_where_the_vocabulary_can(tmp_path):
     packed = pack(tmp_path, "a <mask> </s>\n", max_tokens=64)
-    # BERT's rule: punctuation marks are words of their own.
+    # BERT's rule: punctuation marks are separate words.
     assert text_of(packed) == ["a < mask > < / s >"]
 
 
@@ -136,7 +138,7 @@ def test_second_start_uses_the_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(packing, "_pack", never)
     second = pack(tmp_path, "tall tale\n")
-    assert rows_of(second) == rows_of(first)
+    assert sequences_of(second) == sequences_of(first)
     assert (second.fingerprint, second.report) == (first.fingerprint, first.report)
 
 
@@ -165,7 +167,7 @@ def test_interrupted_packing_is_never_used(tmp_path, monkeypatch):
     assert text_of(pack(tmp_path, "tall tale\n")) == ["tall tale"]
 
 
-def test_leftovers_of_a_killed_packing_are_swept_away(tmp_path):
+def test_leftovers_of_a_killed_packing_are_deleted(tmp_path):
     packed = pack(tmp_path, "tall tale\n")
     (cached,) = (tmp_path / "cache").glob("*.arrow")
     cached.rename(cached.with_suffix(".kept"))
@@ -174,15 +176,15 @@ def test_leftovers_of_a_killed_packing_are_swept_away(tmp_path):
     (scratch / "tokens.arrow").write_bytes(b"half of something")
     again = pack(tmp_path, "tall tale\n")
     assert not scratch.exists()
-    assert rows_of(again) == rows_of(packed)
+    assert sequences_of(again) == sequences_of(packed)
 
 
 @pytest.fixture
 def cached(tmp_path) -> tuple[Path, list[list[int]]]:
     """Return a cache and its sequences."""
-    rows = rows_of(pack(tmp_path, "tall tale\n" * 20))
+    sequences = sequences_of(pack(tmp_path, "tall tale\n" * 20))
     (path,) = (tmp_path / "cache").glob("*.arrow")
-    return path, rows
+    return path, sequences
 
 
 def test_every_flipped_bit_of_the_cache_is_found(cached):
@@ -215,12 +217,12 @@ TALL = TOKENIZER.convert_tokens_to_ids("tall")
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_packed_again_and_the_user_is_told(tmp_path, cached, damage, caplog):
-    path, rows = cached
+    path, sequences = cached
     good = path.read_bytes()
     path.write_bytes(DAMAGES[damage](good))
     assert path.read_bytes() != good
     again = pack(tmp_path, "tall tale\n" * 20)
-    assert rows_of(again) == rows
+    assert sequences_of(again) == sequences
     assert path.read_bytes() == good
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"packing the text again, since '{path}' cannot be used: ")
@@ -228,11 +230,11 @@ def test_a_damaged_cache_is_packed_again_and_the_user_is_told(tmp_path, cached, 
 
 
 def test_a_cache_under_the_name_of_another_text_is_not_used(tmp_path, cached):
-    path, rows = cached
+    path, sequences = cached
     other = pack(tmp_path, "tale\n")
     path.with_stem(other.fingerprint).write_bytes(path.read_bytes())
     assert text_of(pack(tmp_path, "tale\n")) == ["tale"]
-    assert rows_of(pack(tmp_path, "tall tale\n" * 20)) == rows
+    assert sequences_of(pack(tmp_path, "tall tale\n" * 20)) == sequences
 
 
 def test_skipped_files_are_those_of_this_start(tmp_path):
@@ -256,7 +258,7 @@ def test_skipped_files_are_those_of_this_start(tmp_path):
 
 
 def test_unknown_tokens_are_counted_also_in_documents_that_are_dropped(tmp_path):
-    # Of eight tokens three are unknown: one of a dropped document.
+    # Three of eight tokens are unknown, one of them in a dropped document.
     first = pack(tmp_path, "tall ç é\nb c\nç\na b\n")
     for packed in (first, pack(tmp_path, "tall ç é\nb c\nç\na b\n")):
         assert packed.report.unknown == 3 / 8
@@ -272,11 +274,13 @@ def test_unknown_tokens_are_counted_also_in_documents_that_are_dropped(tmp_path)
 def test_few_words_in_a_sequence_are_warned_about_where_whole_words_are_predicted(tmp_path):
     packed = pack(tmp_path, ("un" + "bel" * 30 + "\n") * 5, max_tokens=32)
     starts = vocabulary_of(TOKENIZER).starts_word_V
-    rows = rows_of(packed)
-    # A word begins after a special token too, even if the sequence begins in the middle of it.
+    sequences = sequences_of(packed)
+    # A word also begins after a special token, even if the sequence starts in the middle of a word.
     words = sum(
-        sum(bool(starts[b]) or a in (CLS, SEP) for a, b in pairwise(row) if b not in (CLS, SEP))
-        for row in rows
+        sum(
+            bool(starts[b]) or a in (CLS, SEP) for a, b in pairwise(sequence) if b not in (CLS, SEP)
+        )
+        for sequence in sequences
     )
     assert packed.report.words == words
     (warning,) = packed.report.warnings(whole_word_mask=True)
@@ -285,14 +289,14 @@ def test_few_words_in_a_sequence_are_warned_about_where_whole_words_are_predicte
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 100])
-def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
+def test_sequences_do_not_depend_on_the_number_of_processes(tmp_path, num_workers, monkeypatch):
     monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 4)
     text = "\n".join(f"{'tall ' * (i % 7)}tale <mask> {i % 3 * 'a '}" for i in range(50))
     alone = pack(tmp_path, text, num_workers=1)
     (cached,) = (tmp_path / "cache").glob("*.arrow")
     cached.unlink()
     shared = pack(tmp_path, text, num_workers=num_workers)
-    assert rows_of(shared) == rows_of(alone)
+    assert sequences_of(shared) == sequences_of(alone)
     assert shared.fingerprint == alone.fingerprint
 
 
@@ -314,15 +318,13 @@ def test_cache_that_cannot_be_written_is_a_write_error(tmp_path):
         pack(tmp_path, "tall tale\n")
 
 
-def test_take_returns_rows_in_the_order_asked_for_across_the_parts_of_the_file(
-    tmp_path, monkeypatch
-):
+def test_take_returns_sequences_in_any_order_across_the_parts_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "PACKED_AT_ONCE", 10)
     monkeypatch.setattr(tokenising, "TOKENISED_AT_ONCE", 2)
     packed = pack(tmp_path, "\n".join("abcdefghij" * 5), max_tokens=5)
-    rows = rows_of(packed)
+    sequences = sequences_of(packed)
     order = np.random.default_rng(0).permutation(len(packed))
-    assert [row.tolist() for row in packed.take(order)] == [rows[i] for i in order]
+    assert [sequence.tolist() for sequence in packed.take(order)] == [sequences[i] for i in order]
     assert packed.take(np.array([], dtype=np.int64)) == []
     for outside in (-1, len(packed)):
         with pytest.raises(IndexError):

@@ -81,7 +81,7 @@ def test_directory_is_searched_recursively_in_order_of_paths(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("text\n")
     (tmp_path / "folder.txt").mkdir()
-    # Row 15: a link that leads in a circle is not followed, and counted too.
+    # Fault 15: a circular link is not followed, but counted.
     (tmp_path / "loop").symlink_to(tmp_path)
     counts = Counts()
     found = find_text_files(tmp_path, "--train-dir", counts)

@@ -13,7 +13,7 @@ from stream_stand_in import (
     hash_of,
     in_memory,
     loader_from,
-    rows_from,
+    stream_from,
     text_of,
     through_a_checkpoint,
     write_shards,
@@ -36,27 +36,27 @@ def hashes(samples: EvalSamples) -> frozenset[int]:
     return frozenset(map(text_hash, (*samples.valid.texts, *samples.test.texts)))
 
 
-def take(rows: SequenceStream, count: int, state: StreamState | None = None):
+def take(stream: SequenceStream, count: int, state: StreamState | None = None):
     """Return the next sequences, as (tokens, index), and the state after them."""
-    reader = rows.reader
-    cursor = rows.begin(state or StreamState(reader.rank, reader.world_size))
+    reader = stream.reader
+    cursor = stream.begin(state or StreamState(reader.rank, reader.world_size))
     taken = [cursor.take() for _ in range(count)]
-    return [(row.input_ids.tolist(), row.index) for row in taken], cursor.state
+    return [(sequence.input_ids.tolist(), sequence.index) for sequence in taken], cursor.state
 
 
-def until_epoch(rows: SequenceStream, epoch: int) -> tuple[list[list[int]], StreamState]:
-    """Return all sequences delivered before an epoch begins to be read, and the state there."""
-    reader = rows.reader
-    cursor = rows.begin(StreamState(reader.rank, reader.world_size))
+def until_epoch(stream: SequenceStream, epoch: int) -> tuple[list[list[int]], StreamState]:
+    """Return all sequences before the reader starts an epoch, and the state there."""
+    reader = stream.reader
+    cursor = stream.begin(StreamState(reader.rank, reader.world_size))
     taken = []
     while cursor.state.position.epoch < epoch:
         taken.append(cursor.take().input_ids.tolist())
     return taken, cursor.state
 
 
-def documents_of(rows: list[list[int]]) -> list[str]:
+def documents_of(sequences: list[list[int]]) -> list[str]:
     """Return the text of sequences made with --packing none, each a whole document."""
-    return [" ".join(TOKENIZER.convert_ids_to_tokens(row[1:-1])) for row in rows]
+    return [" ".join(TOKENIZER.convert_ids_to_tokens(sequence[1:-1])) for sequence in sequences]
 
 
 def read_an_epoch(reader: ShardReader, epoch: int = 0) -> list[object]:
@@ -76,21 +76,21 @@ def test_resumed_stream_delivers_the_sequences_of_the_uninterrupted_one(
     chance = random.Random(f"{kind} {world_size} {packing}")
 
     def opened(rank: int) -> SequenceStream:
-        stream = open_stream(DataConfig(dataset_name=str(tmp_path / "d")))
-        return rows_from(stream, rank, world_size, packing=packing)
+        dataset = open_stream(DataConfig(dataset_name=str(tmp_path / "d")))
+        return stream_from(dataset, rank, world_size, packing=packing)
 
     for rank in range(world_size):
-        rows = opened(rank)
-        count = len(until_epoch(rows, 2)[0])
-        whole, _ = take(rows, count + 20)
+        stream = opened(rank)
+        count = len(until_epoch(stream, 2)[0])
+        whole, _ = take(stream, count + 20)
         for _ in range(7):
-            # Opened anew, as in a new process, and interrupted three times.
-            rows, state, resumed = opened(rank), None, []
+            # Opened again, as in a new process, and interrupted three times.
+            stream, state, resumed = opened(rank), None, []
             for stop in sorted(chance.sample(range(1, count), 3)):
-                part, state = take(rows, stop - len(resumed), state)
+                part, state = take(stream, stop - len(resumed), state)
                 resumed += part
                 state = through_a_checkpoint(state)
-            part, _ = take(rows, count + 20 - len(resumed), state)
+            part, _ = take(stream, count + 20 - len(resumed), state)
             assert resumed + part == whole
         assert [index % world_size for _, index in whole] == [rank] * len(whole)
 
@@ -101,8 +101,8 @@ def test_resumed_stream_makes_identical_batches(world_size):
     for rank in range(world_size):
 
         def updates(first: int, state: StreamState | None, rank: int = rank):
-            rows = rows_from(in_memory([30, 17]), rank, world_size)
-            return loader_from(rows).updates(first, 2, state)
+            stream = stream_from(in_memory([30, 17]), rank, world_size)
+            return loader_from(stream).updates(first, 2, state)
 
         whole = [hash_of(batches) for batches, _ in islice(updates(0, None), 30)]
         seen |= set(whole)
@@ -114,7 +114,7 @@ def test_resumed_stream_makes_identical_batches(world_size):
 
 
 def test_state_is_that_after_the_update_and_not_after_what_was_built_ahead():
-    updates = loader_from(rows_from(in_memory([30]))).updates(0, 2)
+    updates = loader_from(stream_from(in_memory([30]))).updates(0, 2)
     states = [state for _, state in islice(updates, 5)]
     assert [state.delivered for state in states] == [6, 12, 18, 24, 30]
 
@@ -139,32 +139,34 @@ def test_each_document_comes_once_in_each_epoch_over_all_ranks(tmp_path, kind, s
 @pytest.mark.parametrize("buffer_size", [1, 5, 10_000])
 @pytest.mark.parametrize("packing", ["full", "none", "documents"])
 def test_reservoir_and_packing_lose_and_repeat_nothing(buffer_size, packing):
-    rows = rows_from(in_memory([20, 9]), buffer_size=buffer_size, packing=packing)
-    taken, state = until_epoch(rows, 3)
-    waiting = [row.tolist() for row in (*state.reservoir, *state.pending)]
-    tokens = Counter(token for row in (*taken, *waiting, state.remainder.tolist()) for token in row)
+    stream = stream_from(in_memory([20, 9]), buffer_size=buffer_size, packing=packing)
+    taken, state = until_epoch(stream, 3)
+    waiting = [sequence.tolist() for sequence in (*state.reservoir, *state.pending)]
+    tokens = Counter(
+        token for sequence in (*taken, *waiting, state.remainder.tolist()) for token in sequence
+    )
     del tokens[CLS], tokens[SEP]
     ids = TOKENIZER([text_of(i) for i in range(29)], add_special_tokens=False)["input_ids"]
     assert state.counts.documents >= 3 * 29
-    # The reader is in epoch 3, after a few of its documents.
+    # The reader has read a few documents of epoch 3.
     extra = state.counts.documents - 3 * 29
-    order = read_an_epoch(rows.reader, 3)[:extra]
+    order = read_an_epoch(stream.reader, 3)[:extra]
     more = TOKENIZER(order, add_special_tokens=False)["input_ids"] if order else []
     assert tokens == Counter(token for document in [*ids * 3, *more] for token in document)
 
 
 def test_small_dataset_is_shuffled_as_a_whole_and_never_starves():
-    rows = rows_from(in_memory([8, 4]), buffer_size=10_000, packing="none")
-    taken, state = take(rows, 200)
+    stream = stream_from(in_memory([8, 4]), buffer_size=10_000, packing="none")
+    taken, state = take(stream, 200)
     assert len(state.reservoir) == 12
-    counts = Counter(documents_of([row for row, _ in taken]))
+    counts = Counter(documents_of([sequence for sequence, _ in taken]))
     assert set(counts) == {text_of(i) for i in range(12)}
     assert max(counts.values()) - min(counts.values()) < 8
 
 
 def test_dataset_of_less_than_a_sequence_fills_it_over_several_epochs():
-    rows = rows_from(ListShards([[["a b"]]]))
-    (first, *_), state = take(rows, 3)
+    stream = stream_from(ListShards([[["a b"]]]))
+    (first, *_), state = take(stream, 3)
     a, b = TOKENIZER.convert_tokens_to_ids(["a", "b"])
     assert first[0] == [CLS, a, b, SEP, a, b, SEP, a, b, SEP, a, SEP]
     assert len(state.reservoir) == 1
@@ -172,8 +174,8 @@ def test_dataset_of_less_than_a_sequence_fills_it_over_several_epochs():
 
 def test_sequences_cross_the_end_of_an_epoch_as_drawn():
     shards = ListShards([[["a b c d e", "f g"]]], at_once=1)
-    taken, _ = take(rows_from(shards, max_tokens=7, buffer_size=1), 3)
-    assert [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row, _ in taken] == [
+    taken, _ = take(stream_from(shards, max_tokens=7, buffer_size=1), 3)
+    assert [" ".join(TOKENIZER.convert_ids_to_tokens(sequence)) for sequence, _ in taken] == [
         "<s> a b c d e </s>",
         "<s> </s> f g </s> a </s>",
         "<s> b c d e </s> </s>",
@@ -181,19 +183,19 @@ def test_sequences_cross_the_end_of_an_epoch_as_drawn():
 
 
 def test_neighbours_in_a_file_are_apart_in_the_stream():
-    rows = rows_from(in_memory([400]), buffer_size=100, packing="none")
-    taken, _ = take(rows, 300)
+    stream = stream_from(in_memory([400]), buffer_size=100, packing="none")
+    taken, _ = take(stream, 300)
     numbers = {text_of(i): i for i in range(400)}
-    order = np.array([numbers[text] for text in documents_of([row for row, _ in taken])])
+    order = np.array([numbers[text] for text in documents_of([sequence for sequence, _ in taken])])
     assert np.abs(np.diff(order)).mean() > 30
 
 
 def test_resume_reads_at_most_what_was_not_read():
-    """With parts of 7 rows, 2000 documents in, nothing is read twice."""
+    """After 2000 documents in parts of 7 rows, nothing is read twice."""
     shards = in_memory([3000])
-    _, state = take(rows_from(shards, packing="none"), 2000)
+    _, state = take(stream_from(shards, packing="none"), 2000)
     read_before, shards.handed = shards.handed, 0
-    take(rows_from(shards, packing="none"), 1, through_a_checkpoint(state))
+    take(stream_from(shards, packing="none"), 1, through_a_checkpoint(state))
     assert shards.handed <= shards.at_once
     assert read_before - 2000 <= 5 + shards.at_once
 
@@ -207,7 +209,7 @@ def test_resume_in_a_parquet_file_opens_only_the_part_it_needs(tmp_path, monkeyp
 
 
 def failing(error: Exception, every: int, times: int = 10**9):
-    """Return what raises at every n-th value, at most so many times."""
+    """Return a function that raises at every n-th value, at most so many times."""
     calls = itertools.count(1)
     left = iter(range(times))
 
@@ -249,9 +251,9 @@ def wrapped() -> Exception:
 )
 def test_network_errors_lose_and_repeat_nothing(error):
     pauses: list[float] = []
-    whole, _ = take(rows_from(in_memory([30, 17])), 40)
+    whole, _ = take(stream_from(in_memory([30, 17])), 40)
     unreliable = in_memory([30, 17], broken=failing(error, every=3))
-    resumed, _ = take(rows_from(unreliable, sleep=pauses.append), 40)
+    resumed, _ = take(stream_from(unreliable, sleep=pauses.append), 40)
     assert resumed == whole
     assert len(pauses) > 10
     assert set(pauses) == {1.0}
@@ -263,7 +265,7 @@ def test_network_that_is_gone_for_good_ends_with_an_error_and_growing_pauses():
     with pytest.raises(
         DataError, match=r"failed 9 times in a row .* 'gone\\nfor good'; .*--resume"
     ):
-        take(rows_from(shards, sleep=pauses.append), 1)
+        take(stream_from(shards, sleep=pauses.append), 1)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
     assert len(pauses) == MOST_FAILURES
 
@@ -275,26 +277,26 @@ def test_other_errors_are_not_tried_again_and_name_the_shard(error):
     pauses: list[float] = []
     shards = in_memory([30], broken=failing(error, every=4))
     with pytest.raises(DataError, match=r"shard 0 of documents in memory cannot be read: "):
-        take(rows_from(shards, sleep=pauses.append), 40)
+        take(stream_from(shards, sleep=pauses.append), 40)
     assert pauses == []
 
 
 def test_state_where_the_network_broke_resumes_with_the_same_sequence():
-    whole, _ = take(rows_from(in_memory([30, 17])), 40)
+    whole, _ = take(stream_from(in_memory([30, 17])), 40)
     shards = in_memory([30, 17], broken=failing(ConnectionError("gone"), every=1, times=0))
-    updates = loader_from(rows_from(shards, sleep=lambda _: None)).updates(0, 2)
+    updates = loader_from(stream_from(shards, sleep=lambda _: None)).updates(0, 2)
     good = [next(updates)]
     shards.broken = failing(ConnectionError("gone"), every=1)
     with pytest.raises(DataError, match="network failed"):
         good.extend(updates)
     _, state = good[-1]
-    rest, _ = take(rows_from(in_memory([30, 17])), 40 - state.delivered, state)
+    rest, _ = take(stream_from(in_memory([30, 17])), 40 - state.delivered, state)
     assert rest == whole[state.delivered :]
 
 
 def test_values_that_are_not_text_are_skipped_and_counted():
     odd: list[object] = [None, 3, ["a"], "", " ", "a b", "long enough", 2.5, {"a": 1}, "ç é ü ñ ö"]
-    documents, counts = rows_from(in_memory([1]), min_text_length=5).documents(odd)
+    documents, counts = stream_from(in_memory([1]), min_text_length=5).documents(odd)
     assert len(documents) == counts.documents == 1
     assert (counts.not_text, counts.blank, counts.too_short) == (5, 2, 1)
     assert (counts.unpredictable, counts.rows_read) == (1, 10)
@@ -308,7 +310,7 @@ def test_column_without_text_is_refused_after_a_thousand_rows():
     values = [*["a b c"] * 50, *[None] * 5000]
     shards = ListShards([[values]], at_once=100)
     with pytest.raises(DataError, match=r"1,050 of 1,100 rows of .* no text; .*--text-field"):
-        take(rows_from(shards), 100)
+        take(stream_from(shards), 100)
     assert shards.handed == 1100
 
 
@@ -325,13 +327,13 @@ def test_column_without_text_is_refused_after_a_thousand_rows():
 def test_stream_of_which_nothing_is_left_ends_after_one_epoch(parts, options):
     shards = ListShards(parts)
     with pytest.raises(DataError, match=r"nothing to train on in the whole of"):
-        take(rows_from(shards, **options), 1)
+        take(stream_from(shards, **options), 1)
     assert shards.handed == sum(len(part) for shard in parts for part in shard)
 
 
 def test_rank_without_a_document_says_so():
     with pytest.raises(DataError, match="for rank 1 of 2: 0 documents"):
-        take(rows_from(ListShards([[["a b c"]]]), rank=1, world_size=2), 1)
+        take(stream_from(ListShards([[["a b c"]]]), rank=1, world_size=2), 1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -345,11 +347,11 @@ def test_held_out_documents_and_their_copies_are_never_trained_on(world_size):
     for rank in range(world_size):
         reader = ShardReader(shards, SEED, rank, world_size)
         chosen.append(choose_eval_samples(reader, 10, min_text_length=0))
-        rows = rows_from(shards, rank, world_size, held_out=hashes(chosen[-1]), packing="none")
-        taken, state = until_epoch(rows, 2)
+        stream = stream_from(shards, rank, world_size, held_out=hashes(chosen[-1]), packing="none")
+        taken, state = until_epoch(stream, 2)
         assert state.counts.held_out > 0
         trained |= set(documents_of(taken))
-        trained |= set(documents_of([row.tolist() for row in state.reservoir]))
+        trained |= set(documents_of([sequence.tolist() for sequence in state.reservoir]))
     assert all(each == chosen[0] for each in chosen)
     valid, test = chosen[0].valid.texts, chosen[0].test.texts
     assert len(set(valid)) == len(set(test)) == 10
@@ -390,15 +392,15 @@ def test_no_eval_samples_read_nothing():
 
 
 def test_text_never_yields_special_tokens():
-    taken, _ = take(rows_from(ListShards([[["a <mask> b </s> c <s> <pad> d"] * 5]])), 3)
+    taken, _ = take(stream_from(ListShards([[["a <mask> b </s> c <s> <pad> d"] * 5]])), 3)
     special = set(TOKENIZER.convert_tokens_to_ids(["<s>", "<pad>", "<mask>"]))
-    assert not special & {token for row, _ in taken for token in row[1:-1]}
+    assert not special & {token for sequence, _ in taken for token in sequence[1:-1]}
 
 
 def test_documents_that_fit_share_a_sequence_whole():
     shards = ListShards([[["a b c", "d e f g h i", "j k", "l"]]], at_once=4)
-    taken, _ = take(rows_from(shards, packing="documents", buffer_size=1), 2)
-    assert [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row, _ in taken] == [
+    taken, _ = take(stream_from(shards, packing="documents", buffer_size=1), 2)
+    assert [" ".join(TOKENIZER.convert_ids_to_tokens(sequence)) for sequence, _ in taken] == [
         "<s> a b c </s> <s> l </s>",
         "<s> d e f g h i </s> <s> j k </s>",
     ]
@@ -406,30 +408,30 @@ def test_documents_that_fit_share_a_sequence_whole():
 
 def test_long_document_continues_in_further_sequences():
     words = [*"abcdefghij", *"klmnopqrst", "u"]
-    rows = rows_from(ListShards([[[" ".join(words)]]]), packing="none", buffer_size=1)
-    taken, _ = take(rows, 3)
-    assert [len(row) for row, _ in taken] == [12, 12, 3]
-    tokens = [token for row, _ in taken for token in row[1:-1]]
+    stream = stream_from(ListShards([[[" ".join(words)]]]), packing="none", buffer_size=1)
+    taken, _ = take(stream, 3)
+    assert [len(sequence) for sequence, _ in taken] == [12, 12, 3]
+    tokens = [token for sequence, _ in taken for token in sequence[1:-1]]
     assert TOKENIZER.convert_ids_to_tokens(tokens) == words
 
 
 def test_state_of_another_number_of_ranks_is_refused_and_can_be_restarted():
-    _, state = take(rows_from(in_memory([30, 17]), rank=1, world_size=2), 7)
+    _, state = take(stream_from(in_memory([30, 17]), rank=1, world_size=2), 7)
     with pytest.raises(CheckpointError, match=r"rank 1 of 2, .* rank 0 of 1.*world-size"):
-        rows_from(in_memory([30, 17])).begin(state)
+        stream_from(in_memory([30, 17])).begin(state)
     restarted = state.restarted(rank=0, world_size=1)
-    taken, after = take(rows_from(in_memory([30, 17])), 5, restarted)
+    taken, after = take(stream_from(in_memory([30, 17])), 5, restarted)
     assert [index for _, index in taken] == [14, 15, 16, 17, 18]
     assert after.position.epoch >= state.position.epoch + 1
 
 
 def test_masks_do_not_repeat_when_a_run_changes_to_another_dataset():
-    updates = loader_from(rows_from(in_memory([30]))).updates(4, 2)
+    updates = loader_from(stream_from(in_memory([30]))).updates(4, 2)
     assert next(updates)[1].delivered == 5 * 2 * 3
 
 
 def test_damaged_state_is_refused():
-    _, state = take(rows_from(in_memory([30])), 7)
+    _, state = take(stream_from(in_memory([30])), 7)
     values, arrays = state.to_parts()
     damage = [
         ({"format": 99}, {}),
@@ -448,12 +450,14 @@ def test_damaged_state_is_refused():
 
 
 def test_state_survives_being_taken_apart():
-    _, state = take(rows_from(in_memory([30])), 7)
+    _, state = take(stream_from(in_memory([30])), 7)
     again = through_a_checkpoint(state)
     for each in dataclasses.fields(StreamState):
         before, after = getattr(state, each.name), getattr(again, each.name)
         if isinstance(before, tuple):
-            assert [row.tolist() for row in before] == [row.tolist() for row in after]
+            assert [sequence.tolist() for sequence in before] == [
+                sequence.tolist() for sequence in after
+            ]
         else:
             assert np.array_equal(before, after), each.name
     nothing = through_a_checkpoint(StreamState())
@@ -461,5 +465,7 @@ def test_state_survives_being_taken_apart():
 
 
 def test_waiting_sequences_do_not_keep_their_neighbours_in_memory():
-    _, state = take(rows_from(in_memory([200])), 50)
-    assert all(row.base is None for row in (*state.reservoir, *state.pending, state.remainder))
+    _, state = take(stream_from(in_memory([200])), 50)
+    assert all(
+        sequence.base is None for sequence in (*state.reservoir, *state.pending, state.remainder)
+    )

@@ -99,13 +99,13 @@ def test_a_line_of_two_megabytes_reaches_the_tokenizer_in_short_pieces(
     document = text * (2 * 10**6 // len(text))
     (window,) = windows_of(tokens_of(tmp_path, [document]), at_least=2**62)
     assert 0 < Recording.longest <= LONGEST_PIECE
-    # Without a space to cut at, a word is cut in two, at most one in each piece.
+    # Without a space to cut at, words are cut, at most one per piece.
     seams = 0 if " " in text else 3 * len(pieces(document))
     expected = tokens * (len(document) // len(text))
     assert expected <= len(window.values) <= expected + seams
 
 
-def test_a_piece_without_anything_known_is_left_out_and_its_document_goes_on(tmp_path, monkeypatch):
+def test_a_piece_of_unknown_tokens_is_left_out_and_its_document_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "__defaults__", (10,))
     tokens = tokens_of(tmp_path, ["tall tale çççççççç tall", "ççççççççççççççççç"])
     assert spelled(list(windows_of(tokens, 1))) == ["tall tale tall"]

@@ -1,4 +1,4 @@
-"""Several processes that tokenise: what a signal, a kill and an error in one of them do."""
+"""Several tokenising processes: what a signal, a kill or an error in one of them does."""
 
 import errno
 import multiprocessing
@@ -21,7 +21,7 @@ WRITE_SHARE = tokenization._write_share
 
 
 def pack(directory: Path) -> None:
-    """Pack a text by two processes, and look that none of them is left."""
+    """Pack a text with two processes, and check that none is left."""
     (directory / "a.txt").write_text("tall tale\n" * 20)
     try:
         pack_sequences(
@@ -39,7 +39,7 @@ def pack(directory: Path) -> None:
 
 
 def in_the_second(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
-    """Let the second process do something in the middle of its share."""
+    """Call a function in the second process, in the middle of its share."""
 
     def write_share(source: object, target: Path, to_tokens: object) -> Iterator[int]:
         for done in WRITE_SHARE(source, target, to_tokens):
@@ -113,14 +113,14 @@ def test_52_processes_end_with_their_parent(tmp_path, monkeypatch):
     os.read(begun, 1)
     parent.kill()
     parent.join()
-    # The pipe ends when no process is left that could write to it.
+    # The pipe ends when no process is left to write to it.
     ended = threading.Thread(target=os.read, args=(alive, 1), daemon=True)
     ended.start()
     ended.join(HUNG)
     assert not ended.is_alive()
 
 
-def test_of_two_that_pack_the_same_text_at_once_one_packs_and_the_other_finds_it(
+def test_of_two_runs_that_pack_the_same_text_one_packs_and_the_other_uses_its_cache(
     tmp_path, monkeypatch
 ):
     (tmp_path / "a.txt").write_text("tall tale\n" * 20)
@@ -143,7 +143,7 @@ def test_of_two_that_pack_the_same_text_at_once_one_packs_and_the_other_finds_it
     for process in both:
         process.start()
     os.read(begun, 1)
-    # A second one that packs would find the pipe closed, and say that it has begun.
+    # If the second one packed too, it would find `go_on` closed, and report that it had begun.
     os.write(say_go_on, b".")
     os.close(say_go_on)
     os.close(say_begun)

@@ -56,7 +56,7 @@ def test_bos_and_eos_serve_where_cls_and_sep_are_missing():
     assert (vocabulary.cls_id, vocabulary.sep_id) == (0, 2)
 
 
-def test_special_token_without_a_purpose_is_special_all_the_same():
+def test_a_special_token_without_a_purpose_is_still_special():
     # MPNet's own vocabulary: `[UNK]` is used, `<unk>` is only marked as special.
     tokenizer = toy_tokenizer.word_piece(words=("[UNK]",), unk_token="[UNK]")
     tokenizer.backend_tokenizer.add_special_tokens(["<unk>"])
@@ -89,7 +89,7 @@ def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
         if starts_word_V[token]
     }
-    # A piece may carry the space before its word.
+    # A piece may include the space before its word.
     found = {start + (text[start] == " ") for start in found}
     after_space = {i + 1 for i, letter in enumerate(text) if letter == " "}
     if kind == "WordPiece":
@@ -97,7 +97,7 @@ def test_word_starts_of_a_learned_tokenizer_are_where_words_start(kind):
         after_marks = {i + 1 for i in marks if text[i + 1 : i + 2].isalnum()}
         assert found == {0} | after_space | marks | after_marks
     else:
-        # The very first word has no space before it; SentencePiece puts one there, BPE does not.
+        # The first word has no space before it; SentencePiece adds one, BPE does not.
         assert found - {0} == after_space
 
 
@@ -214,7 +214,7 @@ def test_incomplete_tokenizer_is_refused_when_it_is_loaded(directory):
 
 
 def test_directory_without_a_vocabulary_is_refused(tmp_path):
-    # transformers makes a tokenizer of nothing but special tokens of it, and says nothing.
+    # transformers silently makes a tokenizer that has only special tokens.
     (tmp_path / "config.json").write_text('{"model_type": "mpnet"}')
     with pytest.raises(ConfigError, match="all of them are special"):
         vocabulary_of(load_tokenizer(str(tmp_path)))
@@ -283,7 +283,7 @@ def test_hash_notices_two_swapped_ids_and_another_normalizer():
 
 
 def test_slow_tokenizer_is_refused_by_its_class(tmp_path):
-    # One of the few that transformers 5 has no fast version of.
+    # One of the few without a fast version in transformers 5.
     CanineTokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="CanineTokenizer, which is not a fast tokenizer"):
         load_tokenizer(str(tmp_path))
@@ -334,7 +334,7 @@ def letters_in_bytes(text: str) -> PreTrainedTokenizerFast:
         ("𠀀𠀁", ["𠀀", "𠀁"]),
     ],
 )
-def test_words_of_byte_level_bpe_end_where_they_do_in_the_text(text, words):
+def test_words_of_byte_level_bpe_end_where_words_of_the_text_end(text, words):
     assert words_of(letters_in_bytes(text), text) == words
 
 
@@ -363,7 +363,7 @@ def test_a_piece_of_a_character_begins_a_word_if_the_character_does(piece, begin
     assert not vocabulary.ends_word_V[99]
 
 
-def test_a_byte_level_letter_is_the_byte_that_the_library_writes_so():
+def test_byte_level_letters_match_those_of_the_library():
     assert set(BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
     for letter, byte in BYTES.items():
         if byte < b"\x80":
@@ -386,7 +386,7 @@ def test_words_of_sentence_piece_without_spaces():
     number = tokenizer.convert_tokens_to_ids("<0x0A>")
     assert vocabulary.starts_word_V[number]
     assert vocabulary.ends_word_V[number]
-    # The space is the beginning of the word after it.
+    # The space belongs to the next word.
     assert not vocabulary.ends_word_V[tokenizer.convert_tokens_to_ids("▁")]
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of one's own: MPNet's layout, the same each time, written whole."""
+"""Training tokenizers: MPNet's layout, reproducible, written completely or not at all."""
 
 import json
 import random
@@ -59,14 +59,14 @@ def test_text_is_read_as_bert_reads_it(text: Path) -> None:
 
 @every_model
 def test_the_same_text_gives_the_same_vocabulary(text: Path, model: TokenizerModel) -> None:
-    # Hash tables would number the letters differently each time, and threads add up in another
+    # Hash tables would number the letters differently each time, and threads would sum in another
     # order.
     hashes = {tokenizer_hash(train_tokenizer([text], 420, model=model)) for _ in range(4)}
     assert len(hashes) == 1
 
 
 @every_model
-def test_what_is_written_loads_as_what_was_learned(
+def test_a_saved_tokenizer_loads_unchanged(
     text: Path, tmp_path: Path, model: TokenizerModel
 ) -> None:
     tokenizer = train_tokenizer([text], 420, model=model)
@@ -75,10 +75,10 @@ def test_what_is_written_loads_as_what_was_learned(
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
     opened = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert set(opened("sea <mask>")) == {"input_ids", "attention_mask"}
-    # The mask replaces a word and its space.
+    # The mask replaces a word with its space.
     masked = opened("sea <mask> shells").input_ids
     assert masked == [*opened("sea").input_ids[:-1], opened.mask_token_id, *shells(opened)]
-    # transformers 4 does not know the class that 5 would write.
+    # transformers 4 does not have the class that 5 would write.
     configuration = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert configuration["tokenizer_class"] == "PreTrainedTokenizerFast"
 
@@ -108,7 +108,7 @@ def test_bpe_and_unigram_give_text_back_exactly(text: Path, sentence: str) -> No
 
 
 def test_a_special_token_in_text_is_spelled_in_letters(text: Path) -> None:
-    # Packing switches special tokens off, and what is left of them would be unknown.
+    # Packing switches special tokens off; without their letters they would be unknown.
     for model in ("bpe", "unigram"):
         tokenizer = train_tokenizer([text], 420, model=model)
         backend = reader_of_text(tokenizer)
@@ -202,7 +202,7 @@ def test_the_smallest_vocabulary_works(text: Path, model: TokenizerModel, size: 
     assert tokenizer.decode(tokenizer("Überall 日").input_ids[1:-1]) == "Überall 日"
 
 
-def test_a_huge_vocabulary_asked_for_is_no_memory_taken(text: Path) -> None:
+def test_a_huge_vocabulary_size_allocates_no_memory(text: Path) -> None:
     assert len(train_wordpiece([text], 10_000_000)) < 200
 
 

@@ -7,7 +7,7 @@ from stream_stand_in import (
     hash_of,
     in_memory,
     loader_from,
-    rows_from,
+    stream_from,
     text_of,
 )
 
@@ -53,7 +53,7 @@ def batches_of(
 
 
 def sequences_of(batches: list[Batch]) -> list[tuple[tuple[int, ...], ...]]:
-    """Return each sequence with its masks, in an order that does not depend on the batches."""
+    """Return each sequence with its masks, sorted, so that batches do not matter."""
     return sorted(
         (tuple(ids.tolist()), tuple(positions.tolist()), tuple(predicted.tolist()))
         for batch in batches
@@ -88,6 +88,6 @@ def test_updates_begin_anywhere_and_follow_one_another(sequences):
 
 
 def test_stream_loader_yields_updates_like_a_batch_loader():
-    batches, state = next(loader_from(rows_from(in_memory([30])), batch_size=4).updates(0, 2))
+    batches, state = next(loader_from(stream_from(in_memory([30])), batch_size=4).updates(0, 2))
     assert [len(batch.input_ids) for batch in batches] == [4, 4]
     assert state.delivered == 8

@@ -1,4 +1,4 @@
-"""Tokenizers of a few dozen pieces, made on the spot."""
+"""Tokenizers of a few dozen pieces, without files."""
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -15,8 +15,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz<>/.,"
 
 
 def word_piece(words: tuple[str, ...] = ("tall", "tale", "mask"), **specials: str | None):
-    """MPNet's kind: letters spell whatever is no word of the vocabulary. `mask_token=None` leaves
-    a special token out."""
+    """Like MPNet's: letters spell words that are not in the vocabulary. `mask_token=None` leaves
+    out a special token."""
     named = {name: token for name, token in {**SPECIALS, **specials}.items() if token is not None}
     pieces = [*dict.fromkeys(SPECIALS.values())][:4]
     pieces += [*words, *LETTERS, *(f"##{letter}" for letter in LETTERS), "<mask>"]
@@ -37,7 +37,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """Holds `<mask>` as an ordinary piece too, as XLM-R's vocabulary does."""
+    """Has `<mask>` also as an ordinary piece, like XLM-R's vocabulary."""
     pieces = [(piece, 0.0) for piece in SPECIALS.values()]
     pieces += [("▁", -3.0), ("▁un", -1.0), ("bel", -2.0), ("u", -4.0), ("n", -4.0)]
     backend = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
@@ -55,7 +55,7 @@ def word_level() -> PreTrainedTokenizerFast:
 
 
 def learned(kind: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of one of the three families, learned from a sentence."""
+    """Return a tokenizer of one of the three families, trained on a sentence."""
     specials = list(SPECIALS.values())
     if kind == "WordPiece":
         backend = Tokenizer(models.WordPiece(unk_token="<unk>"))

@@ -1,4 +1,4 @@
-"""The demo, cut short: every step of it, but for learning anything."""
+"""The demo with very few updates: every step runs, but nothing is learned."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from annotated_mpnet.text.tokenizer import tokenizer_hash
 from annotated_mpnet.training.loader import BatchLoader
 
 
-def test_the_demo_runs_shows_and_says_how_to_go_on(
+def test_the_demo_runs_shows_results_and_says_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,11 +65,11 @@ def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_100_batches_are_what_they_always_were(
+def test_the_first_100_batches_never_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Rows, order and masks of the demo depend on its text and seed alone: not on this machine, nor
-    # on the version of a library. Where this changes, every run in progress changes with it.
+    # Sequences, order and masks of the demo depend only on its text and seed, not on the machine or
+    # library versions. If this changes, every run in progress changes.
     monkeypatch.chdir(tmp_path)
     settings = parse_pretrain(["--preset", "demo"]).settings
     prepare(settings, Console(file=io.StringIO()))
@@ -87,7 +87,7 @@ def test_the_first_100_batches_are_what_they_always_were(
     assert digest.hexdigest()[:16] == "ebe66e7dcdb07b36"
 
 
-def test_demos_that_start_together_leave_each_others_files_alone(
+def test_demos_that_start_together_do_not_touch_each_others_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_demos_that_start_together_leave_each_others_files_alone(
     prepare(settings, Console(file=io.StringIO()))
     files = sorted(path for path in DIRECTORY.rglob("*") if path.is_file())
     made = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
-    # Read by another demo at this moment: neither emptied nor replaced.
+    # Another demo is reading them, so they are neither truncated nor replaced.
     novel = DIRECTORY / "train" / f"{TRAIN[0]}.txt"
     novel_bytes = novel.read_bytes()
     (DIRECTORY / "valid.txt").write_text("half a nov")

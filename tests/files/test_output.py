@@ -1,4 +1,4 @@
-"""What a command may replace: its own kind, and nothing else."""
+"""A command may replace only its own output."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_overwrite_replaces_what_the_command_writes(out: Path) -> None:
+def test_overwrite_replaces_the_commands_own_output(out: Path) -> None:
     (out / "tokenizer_config.json").touch()
     with pytest.raises(ConfigError, match="not empty"):
         write(out)
@@ -69,7 +69,7 @@ def test_a_refusal_names_three_entries_and_counts_the_rest(out: Path) -> None:
         write(out, overwrite=True)
 
 
-def test_what_comes_while_the_command_works_is_not_deleted(out: Path) -> None:
+def test_files_that_appear_while_the_command_runs_are_not_deleted(out: Path) -> None:
     def interfered() -> None:
         with output_directory(out, TOKENIZER, overwrite=True) as staging:
             (staging / "tokenizer.json").touch()
@@ -95,7 +95,7 @@ def test_links_are_followed_to_free_directories_only(out: Path) -> None:
             write(folder / name, overwrite=True)
 
 
-def test_what_is_read_is_not_replaced_by_whatever_name(out: Path) -> None:
+def test_inputs_are_not_replaced_under_any_name(out: Path) -> None:
     text = out / "vocab.txt"
     text.write_text("a text")
     link = out.parent / "link.txt"

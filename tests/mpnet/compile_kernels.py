@@ -1,7 +1,7 @@
-"""Compile the Triton kernels for GPUs that need not be there; a test runs this as a process.
+"""Compile the Triton kernels without a GPU; a test runs this in its own process.
 
-Prints a line for each kernel, architecture and set of constants: how many instructions of tensor
-cores are in it, how much shared memory it takes, and how much there is.
+Prints a line for each kernel, architecture and set of constants: the number of tensor core
+instructions, the shared memory it needs, and the shared memory there is.
 """
 
 import triton
@@ -26,7 +26,7 @@ def compile_for(name: str, capability: int, how: Launch, flags: dict[str, bool])
     constants = {key: value for key, value in (sizes | flags).items() if key in kernel.arg_names}
     signature = {key: TYPES.get(key, "i32") for key in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
-    # Addresses and strides are multiples of 16, as Triton finds them to be in a network.
+    # In a network, Triton finds that addresses and strides are multiples of 16.
     aligned = [
         i
         for i, key in enumerate(kernel.arg_names)
@@ -47,11 +47,11 @@ def compile_for(name: str, capability: int, how: Launch, flags: dict[str, bool])
 
 def main() -> None:
     for (name, natural), tuned in TUNED.items():
-        # The dense block without anything hidden, and the staircase with everything.
+        # The dense block with nothing masked, and the staircase with everything.
         flags = dict.fromkeys(("EVEN_Q", "EVEN_M", "NATURAL"), natural)
         flags |= dict.fromkeys(("HIDES", "DOCUMENTS", "DROPS", "ADDS"), not natural)
         for capability, how in ((80, USUAL), (90, USUAL), (90, tuned)):
-            # Shared memory of a consumer's card, and of an H100.
+            # Shared memory of a consumer card, and of an H100.
             limit = 99 if how is USUAL else 227
             print(compile_for(name, capability, how, {"BIASED": True} | flags), 1024 * limit)
 

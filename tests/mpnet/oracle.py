@@ -1,27 +1,27 @@
-"""The paper's permuted two-stream MPNet, as plainly as it can be written: the judge of our model.
+"""The paper's permuted two-stream MPNet, written as plainly as possible, to test our model.
 
-Our model never permutes anything (`mpnet/two_stream.py`), and cannot test itself whether that is
-right. So this is MPNet as the paper and Microsoft's code have it, slow and literal: one sentence at
-a time, one head at a time, every mask a matrix of its own. It shares no code with the model, only
-the names of the weights. The golden files prove it right (`test_oracle.py`); then it can judge
-shapes and settings for which there are no golden files.
+Our model never permutes anything (`mpnet/two_stream.py`). To check that this is right, here is
+MPNet as in the paper and in Microsoft's code, slow and literal: one sentence at a time, one head at
+a time, every mask a separate matrix. It shares no code with the model, only the names of the
+weights. The golden files show that it is right (`test_oracle.py`), so it can test shapes and
+settings without golden files.
 
 A sentence of L tokens, P of them predicted, is permuted so that the predicted ones come last, in
 the order of their prediction. In `mpnet` mode the corrupted versions of the predicted tokens
-(masks, mostly) are appended, at the same positions. That is the *content stream*, M = L + P
-entries. The *query stream* is the P corrupted tokens once more. Both attend, to the content stream.
-An entry that knows k predictions sees all that is not predicted, the first k tokens, and the
-corrupted versions of the others. With four tokens, of which two are predicted:
+(mostly masks) are appended, at the same positions. This is the *content stream*, M = L + P entries.
+The *query stream* is the P corrupted tokens once more. Both attend to the content stream. An entry
+that knows k predictions sees all tokens that are not predicted, the first k predicted tokens, and
+the corrupted versions of the others. With four tokens, two of them predicted:
 
 >>> for known in range(3):
-...     print(known, staircase_row(2, 2, known))
+...     print(known, staircase_line(2, 2, known))
 0 [1, 1, 0, 0, 1, 1]
 1 [1, 1, 1, 0, 0, 1]
 2 [1, 1, 1, 1, 0, 0]
 
 Content entry of prediction j: k = j. Query of prediction j: k = j - 1. All other content: k = 0.
-In `plm` mode nothing is corrupted, and the queries start as masks. In `mlm` mode the corrupted
-tokens take the places of the predicted tokens, and there is no query stream.
+In `plm` mode nothing is corrupted, and the queries start as masks. In `mlm` mode corrupted tokens
+replace the predicted tokens, and there is no query stream.
 
     B batch   L tokens of a sentence   P predicted tokens   M content entries   Q queries
     D embed_dim   H heads   K head_dim   V vocabulary
@@ -43,7 +43,7 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """One sentence, permuted: what goes through the network, and who sees whom (1 or 0)."""
+    """One permuted sentence: the entries of the network, and which sees which (1 or 0)."""
 
     content_ids: list[int]
     content_positions: list[int]
@@ -56,7 +56,7 @@ class Layout:
 def oracle_logits(
     weights: Weights, config: ModelConfig, batch: Batch, input_mode: InputMode = "mpnet"
 ) -> torch.Tensor:
-    """Return logits (B, P, V) in the type of the weights, and nan in the slots that are empty.
+    """Return logits (B, P, V) in the type of the weights, with nan in empty slots.
 
     `weights` has fairseq's names without the prefix `decoder.`.
     """
@@ -76,7 +76,7 @@ def oracle_logits(
 def oracle_encode(
     weights: Weights, config: ModelConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Return the hidden states (B, L, D) of plain sentences, and nan at padding."""
+    """Return the hidden states (B, L, D) of plain sentences, with nan at padding."""
     width = config.encoder_embed_dim
     hidden_BLD = weights["lm_head.bias"].new_full((*input_ids.shape, width), math.nan)
     for sample in range(len(input_ids)):
@@ -89,7 +89,7 @@ def oracle_encode(
 
 
 def lay_out(batch: Batch, sample: int, input_mode: InputMode, mask_token_id: int) -> Layout:
-    """Permute one sentence of a batch, its padding and its empty slots left out."""
+    """Permute one sentence of a batch, without padding and empty slots."""
     real = list(range(batch.input_ids.shape[1]))
     if batch.attention_mask is not None:
         real = batch.attention_mask[sample].nonzero().flatten().tolist()
@@ -120,24 +120,24 @@ def lay_out(batch: Batch, sample: int, input_mode: InputMode, mask_token_id: int
         return Layout(
             content_ids=other_ids + originals,
             content_positions=permutation,
-            content_sees=[staircase_row(N, P, known)[: N + P] for known in times],
+            content_sees=[staircase_line(N, P, known)[: N + P] for known in times],
             query_ids=[mask_token_id] * P,
             query_positions=predicted,
-            query_sees=[staircase_row(N, P, known)[: N + P] for known in range(P)],
+            query_sees=[staircase_line(N, P, known)[: N + P] for known in range(P)],
         )
     return Layout(
         content_ids=other_ids + originals + corrupted,
         content_positions=permutation + predicted,
-        content_sees=[staircase_row(N, P, known) for known in times + [0] * P],
+        content_sees=[staircase_line(N, P, known) for known in times + [0] * P],
         query_ids=corrupted,
         query_positions=predicted,
-        query_sees=[staircase_row(N, P, known) for known in range(P)],
+        query_sees=[staircase_line(N, P, known) for known in range(P)],
     )
 
 
-def staircase_row(num_others: int, num_predicted: int, known: int) -> list[int]:
-    """Return what is visible (1) of [others, predicted tokens, corrupted tokens] after some
-    predictions."""
+def staircase_line(num_others: int, num_predicted: int, known: int) -> list[int]:
+    """Return what an entry that knows some predictions sees (1) of [others, predicted tokens,
+    corrupted tokens]."""
     hidden = num_predicted - known
     return [1] * num_others + [1] * known + [0] * hidden + [0] * known + [1] * hidden
 
@@ -154,7 +154,7 @@ def two_streams(
     content_bias = hide(content_bias, layout.content_sees)
     query_bias = hide(query_bias, layout.query_sees)
     for number in range(config.encoder_layers):
-        # Both streams of a layer look at the content of the layer below.
+        # Both streams attend to the content of the layer below.
         content_MD, query_PD = (
             layer(weights, config, number, (content_MD, content_MD, content_bias)),
             layer(weights, config, number, (query_PD, content_MD, query_bias)),
@@ -176,24 +176,24 @@ def embed(
         table = weights["sentence_encoder.embed_positions.weight"]
         hidden_MD = hidden_MD + table[torch.tensor([first + p for p in positions]).long()]
     else:
-        rows = [sinusoid(first + p, config.encoder_embed_dim) for p in positions]
-        hidden_MD = hidden_MD + tokens.new_tensor(rows).reshape(hidden_MD.shape)
+        vectors = [sinusoid(first + p, config.encoder_embed_dim) for p in positions]
+        hidden_MD = hidden_MD + tokens.new_tensor(vectors).reshape(hidden_MD.shape)
     if config.normalize_before:
         return hidden_MD
     return norm(weights, config, "sentence_encoder.emb_layer_norm", hidden_MD)
 
 
-def sinusoid(row: int, width: int) -> list[float]:
+def sinusoid(position: int, width: int) -> list[float]:
     """Return fairseq's sinusoidal embedding: first all sines, then all cosines."""
     half = width // 2
-    angles = [row * math.exp(-math.log(10000) / (half - 1) * i) for i in range(half)]
+    angles = [position * math.exp(-math.log(10000) / (half - 1) * i) for i in range(half)]
     return [math.sin(a) for a in angles] + [math.cos(a) for a in angles] + [0.0] * (width % 2)
 
 
 def position_bias(
     weights: Weights, config: ModelConfig, queries: list[int], keys: list[int]
 ) -> torch.Tensor:
-    """Return what each head adds to its scores, (H, Q, M)."""
+    """Return the bias that each head adds to its scores, (H, Q, M)."""
     heads, buckets = config.encoder_attention_heads, config.relative_attention_num_buckets
     if not buckets:
         return weights["lm_head.bias"].new_zeros(heads, len(queries), len(keys))
@@ -208,8 +208,8 @@ def position_bias(
 def bucket_of(offset: int, num_buckets: int, max_distance: int) -> int:
     """Return the T5 bucket of a key at `offset` to the right of its query.
 
-    The shared buckets are exact + floor(steps * log(d / exact) / log(max / exact)). Here without
-    logarithms: up one bucket as long as (d / exact)^steps >= (max / exact)^k, in whole numbers.
+    The shared buckets are exact + floor(steps * log(d / exact) / log(max / exact)). Here in whole
+    numbers, without logarithms: go up one bucket while (d / exact)^steps >= (max / exact)^k.
     """
     one_side = num_buckets // 2
     exact = one_side // 2
@@ -226,7 +226,7 @@ def bucket_of(offset: int, num_buckets: int, max_distance: int) -> int:
 
 
 def hide(bias_HQM: torch.Tensor, sees: list[list[int]]) -> torch.Tensor:
-    """Put minus infinity where a query does not see a key."""
+    """Set the bias to minus infinity where a query does not see a key."""
     sees_QM = torch.tensor(sees, dtype=torch.bool).reshape(bias_HQM.shape[1:])
     return bias_HQM.masked_fill(~sees_QM, -math.inf)
 

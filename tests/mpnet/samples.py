@@ -1,4 +1,4 @@
-"""Batches and networks to test with: the golden ones, and random ones."""
+"""Batches and networks for tests: golden and random ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ GRADIENT_TOLERANCE = 2e-5
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden file, as our model takes it. Names of weights and gradients keep `decoder.`."""
+    """A golden file in our model's format. Names of weights and gradients keep `decoder.`."""
 
     config: ModelConfig
     input_mode: InputMode
@@ -33,6 +33,10 @@ class Golden:
     gradients: dict[str, torch.Tensor]
     logits: torch.Tensor
     loss_sum: float
+
+
+def without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()}
 
 
 def load_golden(name: str) -> Golden:
@@ -104,8 +108,7 @@ TINY = ModelConfig(
 def random_model(config: ModelConfig, seed: int = 0) -> MPNetForPretraining:
     """Return a model in evaluation mode whose weights are large enough for every part to matter.
 
-    As initialised, with weights of 0.02 and biases of zero, much of a network could be missing
-    without anyone noticing.
+    With initial weights of 0.02 and biases of zero, tests would not notice missing parts.
     """
     model = MPNetForPretraining(config)
     generator = torch.Generator().manual_seed(seed)
@@ -126,8 +129,8 @@ def random_batch(
 ) -> Batch:
     """Return random sentences, padded on the right to the longest, with their predictions.
 
-    Predicted tokens become masks, random tokens, or stay. Empty slots and padding are
-    filled with what would do most harm if it were read.
+    Predicted tokens are masked, replaced at random, or kept. Empty slots and padding hold what
+    would do the most harm if it were read.
     """
     rng = np.random.default_rng(seed)
     shape = len(lengths), max(lengths)
@@ -158,7 +161,7 @@ def random_batch(
 def logits_of(
     model: MPNetForPretraining, batch: Batch, input_mode: InputMode = "mpnet"
 ) -> torch.Tensor:
-    """Return the model's logits (B, P, V), with nan in empty slots, where they mean nothing."""
+    """Return the model's logits (B, P, V), with nan in empty slots."""
     logits_BPV = model(
         batch.input_ids,
         batch.predicted_positions,
@@ -182,6 +185,6 @@ def with_token(batch: Batch, name: str, place: tuple[int, int], token: int) -> B
 
 
 def relative_difference(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the length of the difference, in lengths of what is wanted."""
+    """Return the norm of the difference, divided by the norm of `wanted`."""
     distance = (actual.double() - wanted.double()).norm()
     return float(distance / wanted.double().norm().clamp(min=1e-12))

@@ -1,4 +1,4 @@
-"""The ways to compute attention are one attention, and a choice that is no part of the network."""
+"""All attention implementations agree, and the choice is not part of the network."""
 
 from functools import partial
 from typing import get_args
@@ -22,7 +22,7 @@ NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
 
 
 def random_attention(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Return queries, keys, values and a bias that hides some keys."""
+    """Return queries, keys, values and a bias that masks some keys."""
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4), (2, 3, 5, 7)
     tensors = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
@@ -31,11 +31,11 @@ def random_attention(dtype: torch.dtype) -> list[torch.Tensor]:
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def test_every_way_has_a_name_and_every_name_a_way() -> None:
+def test_names_and_implementations_match() -> None:
     assert set(ATTENTIONS) == set(NAMES)
 
 
-def test_both_ways_agree_in_value_and_gradient() -> None:
+def test_eager_and_sdpa_agree_in_value_and_gradient() -> None:
     results = []
     for attend in (attend_eager, attend_sdpa):
         tensors = random_attention(torch.float64)
@@ -46,20 +46,20 @@ def test_both_ways_agree_in_value_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"triton"}))
-def test_dropout_takes_away_weights_and_keeps_their_mean(name: AttentionName) -> None:
-    # Values of 1: the result is then the sum of the weights that are left.
+def test_dropout_removes_weights_and_keeps_their_mean(name: AttentionName) -> None:
+    # With values of 1 the output is the sum of the remaining weights.
     query, key = torch.zeros(1, 1, 2000, 8), torch.randn(1, 1, 10, 8)
     torch.manual_seed(0)
     blocks = (BiasedBlock(2000, 10, bias=None),)
     sums = ATTENTIONS[name].attend(query, key, torch.ones_like(key), blocks, 0.5)[..., 0]
     assert sums.mean().item() == pytest.approx(1.0, abs=0.03)
-    # Ten weights of 0.1, each doubled or dropped: a standard deviation of 0.1 * sqrt(10).
+    # Ten weights of 0.1, each doubled or dropped, have a standard deviation of 0.1 * sqrt(10).
     assert sums.std().item() == pytest.approx(0.316, abs=0.02)
 
 
 def test_the_eager_softmax_is_as_exact_as_float32_under_autocast() -> None:
-    # 512 keys of about the same weight: rounded to 8 bits, each weight would be off by up to 0.4 %,
-    # and so would their sum. Values of 1 show the sum.
+    # 512 keys with similar weights. Rounded to 8 bits, each weight and their sum would be off by up
+    # to 0.4 %. With values of 1 the output is the sum.
     query, key = torch.full((1, 1, 1, 4), 0.5), torch.full((1, 1, 512, 4), 0.5)
     bias = torch.linspace(0, 1, 512).to(torch.bfloat16)
     seen = []
@@ -91,13 +91,13 @@ def test_the_choice_reaches_every_layer_and_may_change_at_any_time() -> None:
         eager = model.loss_sum(batch)
         model.use_attention(SDPA)
         again = model.loss_sum(batch)
-    # Two blocks in each layer but the last, one there.
+    # Two blocks in each layer, but one in the last.
     assert len(calls) == 2 * (TINY.encoder_layers - 1) + 1
     assert relative_difference(eager, sdpa) < 1e-5
     assert torch.equal(again, sdpa)
 
 
-def test_the_choice_is_in_no_checkpoint() -> None:
+def test_the_choice_is_not_stored_in_checkpoints() -> None:
     names = random_model(TINY).state_dict().keys()
     chosen = random_model(TINY)
     chosen.use_attention(EAGER)

@@ -1,4 +1,4 @@
-"""Attention sample by sample is the formula, in values and in every gradient, dropout included."""
+"""Blocked attention equals the formula in values and all gradients, also with dropout."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def arguments(tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
 
 
 @pytest.mark.parametrize("bias", BIASES)
-def test_values_and_gradients_are_those_of_the_formula(bias: tuple[int, ...] | None) -> None:
+def test_values_and_gradients_equal_the_formula(bias: tuple[int, ...] | None) -> None:
     tensors = inputs(bias)
     weights = torch.randn(B, H, Q, K, dtype=torch.float64)
     results = []
@@ -43,7 +43,7 @@ def test_dropout_drops_weights_and_has_the_gradients_of_the_formula(bias: tuple[
     p = 0.4
     tensors = inputs(bias)
     torch.manual_seed(5)
-    # Sample by sample, as it is drawn.
+    # Drawn one sample at a time, as in the implementation.
     kept = torch.stack([draw_kept(torch.empty(H, Q, M), p) for _ in range(B)])
     query, key, value, added = tensors
     scores = query @ key.transpose(2, 3) / K**0.5 + added
@@ -60,7 +60,7 @@ def test_dropout_drops_weights_and_has_the_gradients_of_the_formula(bias: tuple[
         torch.testing.assert_close(b, a)
 
 
-def test_bfloat16_is_as_close_to_the_truth_as_the_formula() -> None:
+def test_bfloat16_is_as_exact_as_the_formula() -> None:
     exact = inputs(BIASES[0])
     rounded = [each.detach().bfloat16().requires_grad_() for each in exact]
     weights = torch.randn(B, H, Q, K, dtype=torch.float64)

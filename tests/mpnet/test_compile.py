@@ -1,7 +1,7 @@
-"""Compiled layers: the same numbers, the same again, under the same names.
+"""Compiled layers give the same numbers, reproducibly, under the same names.
 
-Three layers and one shape, because compiling takes seconds for each graph: three graphs do for
-them, one for the layers, one for the last, and one for the loss.
+Compiling takes seconds per graph. Three layers of one shape need three graphs: one for the layers,
+one for the last layer, and one for the loss.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ pytestmark = [
         shutil.which("g++") is None and shutil.which("clang++") is None,
         reason="no C++ compiler here, which torch.compile needs on a CPU",
     ),
-    # PyTorch's compiler uses what PyTorch itself has deprecated, and looks at what it warns of; the
-    # latter it hides, but not from tests in which a warning is an error.
+    # PyTorch's compiler uses deprecated parts of PyTorch. It hides the warnings, but not in tests,
+    # where they are errors.
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor.*:UserWarning"),
 ]
@@ -37,7 +37,7 @@ BATCH = random_batch(1, [14, 20, 9], [3, 5, 1])
 
 
 def step(model: MPNetForPretraining) -> list[torch.Tensor]:
-    """Return the loss and each gradient of one step of training."""
+    """Return the loss and all gradients of one training step."""
     model.train()
     model.zero_grad()
     torch.manual_seed(3)
@@ -56,12 +56,12 @@ def graphs() -> int:
 def compiled() -> MPNetForPretraining:
     from torch._dynamo.utils import counters
 
-    # Compiled here and not in a test, whose every function call the checker of shapes looks at: the
-    # compiler makes millions of them.
+    # Compiled in a fixture, because the shape checker looks at every function call of a test, and
+    # the compiler makes millions.
     torch.compiler.reset()
     model = random_model(CONFIG)
     compile_model(model, torch.device("cpu"), lengths_vary=False)
-    # The compiler counts for the whole process, and other tests compile too.
+    # The compiler counts graphs of the whole process, and other tests compile too.
     counters.clear()
     step(model)
     assert graphs() == 3
@@ -72,27 +72,29 @@ def compiled() -> MPNetForPretraining:
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
     reason="measured: PyTorch 2.11 draws other numbers for dropout in compiled layers on a CPU",
 )
-def test_loss_and_gradients_are_those_of_the_plain_network_dropout_included(
+def test_loss_and_gradients_equal_the_uncompiled_ones_also_with_dropout(
     compiled: MPNetForPretraining,
 ) -> None:
     for one, other in zip(step(compiled), step(random_model(CONFIG)), strict=True):
         assert relative_difference(one, other) < 1e-5
 
 
-def test_a_step_repeated_is_the_same_to_the_bit(compiled: MPNetForPretraining) -> None:
+def test_a_repeated_step_gives_the_same_bits(compiled: MPNetForPretraining) -> None:
     first = step(compiled)
     for _ in range(3):
         assert all(map(torch.equal, step(compiled), first))
 
 
-def test_nothing_is_left_out_of_a_graph(compiled: MPNetForPretraining) -> None:
+def test_graphs_have_no_breaks(compiled: MPNetForPretraining) -> None:
     from torch._dynamo.utils import counters
 
     step(compiled)
     assert not counters["graph_break"]
 
 
-def test_layers_may_be_computed_twice_as_well(compiled: MPNetForPretraining) -> None:
+def test_gradient_checkpointing_of_compiled_layers_gives_the_same_numbers(
+    compiled: MPNetForPretraining,
+) -> None:
     kept = step(compiled)
     compiled.use_gradient_checkpointing(True)
     again = step(compiled)
@@ -100,14 +102,14 @@ def test_layers_may_be_computed_twice_as_well(compiled: MPNetForPretraining) -> 
     assert all(map(torch.equal, kept, again))
 
 
-def test_names_of_weights_stay_as_they_are(compiled: MPNetForPretraining) -> None:
+def test_compiling_keeps_the_names_of_weights(compiled: MPNetForPretraining) -> None:
     plain = random_model(CONFIG)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in plain.named_parameters()]
     plain.load_state_dict(compiled.state_dict())
 
 
-def test_evaluation_runs_as_written_and_compiles_nothing(compiled: MPNetForPretraining) -> None:
+def test_evaluation_is_not_compiled(compiled: MPNetForPretraining) -> None:
     plain, before = random_model(CONFIG), graphs()
     other_shape = random_batch(2, [17, 11], [2, 2])
     with torch.no_grad(), uncompiled():
@@ -117,7 +119,7 @@ def test_evaluation_runs_as_written_and_compiles_nothing(compiled: MPNetForPretr
     assert graphs() == before
 
 
-def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported_in_one_line(tmp_path: Path) -> None:
     program = (
         "import torch\n"
         "from annotated_mpnet.mpnet.config import ModelConfig\n"
@@ -130,7 +132,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    # An empty cache, or the kernel of another day would be found there.
+    # With an empty cache; another one might hold the compiled kernel.
     environment = {
         **os.environ,
         "CXX": str(tmp_path / "no-such-compiler"),

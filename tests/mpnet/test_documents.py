@@ -64,7 +64,7 @@ def share_a_sequence(documents: list[Document]) -> tuple[torch.Tensor, ...]:
 def make_model(**changes: object) -> MPNetForPretraining:
     torch.manual_seed(0)
     model = MPNetForPretraining(ModelConfig(**{**vars(CONFIG), **changes}))
-    for parameter in model.parameters():  # larger than at the start, so that attention differs
+    for parameter in model.parameters():  # larger than initial weights, so that attention matters
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return model
 
@@ -75,7 +75,7 @@ def make_model(**changes: object) -> MPNetForPretraining:
     [{}, {"relative_attention_num_buckets": 0}, {"normalize_before": True}],
     ids=["post-norm", "no bias", "pre-norm"],
 )
-def test_documents_that_share_a_sequence_have_the_loss_and_gradients_of_each_alone(
+def test_documents_in_one_sequence_have_the_same_loss_and_gradients_as_alone(
     mode: InputMode, changes: dict[str, object]
 ) -> None:
     documents, model = make_documents(), make_model(**changes)
@@ -104,7 +104,7 @@ def test_documents_that_share_a_sequence_have_the_loss_and_gradients_of_each_alo
         assert difference < TOLERANCE, name
 
 
-def test_documents_that_share_a_sequence_have_the_hidden_states_of_each_alone() -> None:
+def test_documents_in_one_sequence_have_the_same_hidden_states_as_alone() -> None:
     documents, model = make_documents(), make_model()
     input_ids, _, _, numbers = share_a_sequence(documents)
     together = model.encode(input_ids, numbers)[0].split([*LENGTHS, PADDING])
@@ -113,8 +113,8 @@ def test_documents_that_share_a_sequence_have_the_hidden_states_of_each_alone() 
         torch.testing.assert_close(hidden, alone, atol=TOLERANCE, rtol=0)
 
 
-def test_without_numbers_they_would_see_each_other() -> None:
-    # That the two tests above compare something that can differ.
+def test_without_document_numbers_they_would_see_each_other() -> None:
+    # So the two tests above can fail.
     documents, model = make_documents(), make_model()
     input_ids, _, _, numbers = share_a_sequence(documents)
     blind = model.encode(input_ids, (numbers != 0).long())[0, : LENGTHS[0]]
@@ -132,7 +132,7 @@ def test_an_attention_mask_of_any_type_means_the_same(dtype: torch.dtype) -> Non
     )
 
 
-def test_padding_on_the_left_moves_nothing() -> None:
+def test_padding_on_the_left_changes_no_position() -> None:
     model = make_model()
     ids = torch.randint(5, 53, (1, 8))
     padded = torch.cat([torch.ones(1, 3, dtype=torch.long), ids], dim=1)

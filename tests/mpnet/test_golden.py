@@ -1,4 +1,4 @@
-"""Our model computes what Microsoft's original computed: logits, loss, every gradient."""
+"""Our model gives the logits, loss and gradients of Microsoft's original."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from samples import (
     load_golden,
     logits_of,
     relative_difference,
+    without_prefix,
 )
 
 from annotated_mpnet.fast.attention import ATTENTIONS, AttentionName
@@ -19,14 +20,14 @@ from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 def golden_model(golden: Golden, attention: AttentionName = "sdpa") -> MPNetForPretraining:
     model = MPNetForPretraining(golden.config)
-    model.load_fairseq_state_dict(golden.weights)
+    model.load_state_dict(without_prefix(golden.weights))
     model.use_attention(ATTENTIONS[attention])
     return model
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) -> None:
+def test_logits_and_loss_equal_the_originals(name: str, attention: AttentionName) -> None:
     golden = load_golden(name)
     model = golden_model(golden, attention)
     with torch.no_grad():
@@ -41,7 +42,7 @@ def test_logits_and_loss_are_the_originals(name: str, attention: AttentionName) 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "blocked"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_every_gradient_is_the_originals(
+def test_every_gradient_equals_the_originals(
     name: str, recompute: bool, attention: AttentionName
 ) -> None:
     golden = load_golden(name)
@@ -57,58 +58,14 @@ def test_every_gradient_is_the_originals(
         assert relative_difference(gradient, wanted) < GRADIENT_TOLERANCE, key
 
 
-def test_weights_load_with_every_prefix_they_are_found_with() -> None:
-    golden = load_golden("mpnet_rel")
-    plain = {key.removeprefix("decoder."): value for key, value in golden.weights.items()}
-    for prefix in ("", "decoder.", "_orig_mod.", "_orig_mod.decoder."):
-        model = MPNetForPretraining(golden.config)
-        model.load_fairseq_state_dict({prefix + key: value for key, value in plain.items()})
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, plain[key]), key
-
-
 def test_state_dict_has_the_originals_names_and_no_others() -> None:
     golden = load_golden("mpnet_rel")
     names = MPNetForPretraining(golden.config).state_dict().keys()
     assert {f"decoder.{name}" for name in names} == golden.weights.keys()
 
 
-@pytest.mark.parametrize(
-    "name", ["lm_head.bias", "sentence_encoder.layers.2.fc1.weight", "lm_head.layer_norm.bias"]
-)
-def test_a_missing_weight_is_refused_by_name(name: str) -> None:
-    golden = load_golden("mpnet_rel")
-    del golden.weights[f"decoder.{name}"]
-    with pytest.raises(RuntimeError, match=name):
-        golden_model(golden)
-
-
-def test_an_unexpected_weight_is_refused_by_name() -> None:
-    golden = load_golden("mpnet_rel")
-    golden.weights["decoder.sentence_encoder.layers.3.fc1.bias"] = torch.zeros(64)
-    with pytest.raises(RuntimeError, match=r"layers\.3\.fc1\.bias"):
-        golden_model(golden)
-
-
-def test_a_weight_of_another_shape_is_refused_by_name() -> None:
-    golden = load_golden("mpnet_rel")
-    golden.weights["decoder.lm_head.bias"] = torch.zeros(98)
-    with pytest.raises(RuntimeError, match=r"lm_head\.bias"):
-        golden_model(golden)
-
-
-def test_the_relative_bias_of_other_weights_is_not_dropped_in_silence() -> None:
+def test_a_relative_bias_in_the_weights_is_not_ignored_silently() -> None:
     golden = load_golden("mpnet_rel")
     without = MPNetForPretraining(load_golden("mpnet_norel").config)
     with pytest.raises(RuntimeError, match="relative_attention_bias"):
-        without.load_fairseq_state_dict(golden.weights)
-
-
-def test_a_tied_output_matrix_is_accepted_and_another_is_not() -> None:
-    golden = load_golden("mpnet_rel")
-    table = golden.weights["decoder.sentence_encoder.embed_tokens.weight"]
-    golden.weights["decoder.lm_head.weight"] = table.clone()
-    golden_model(golden)
-    golden.weights["decoder.lm_head.weight"] = table + 1
-    with pytest.raises(ValueError, match=r"lm_head\.weight"):
-        golden_model(golden)
+        without.load_state_dict(without_prefix(golden.weights))

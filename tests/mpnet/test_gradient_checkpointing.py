@@ -1,4 +1,4 @@
-"""Each layer computed twice: the same numbers, with less kept in between."""
+"""Gradient checkpointing: the same numbers with less memory."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ DROPPING = dataclasses.replace(TINY, dropout=0.2, attention_dropout=0.1, activat
 def loss_and_gradients(
     config: ModelConfig, batch: Batch, input_mode: InputMode, *, recompute: bool, bf16: bool = False
 ) -> list[torch.Tensor]:
-    """Return the loss, each gradient, and the next random number, after one step of training."""
+    """Return the loss, all gradients, and the next random number after a training step."""
     model = random_model(config).train()
     model.use_gradient_checkpointing(recompute)
     torch.manual_seed(3)
@@ -31,19 +31,17 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("input_mode", INPUT_MODES)
-def test_loss_and_every_gradient_are_the_same_to_the_bit(
-    input_mode: InputMode, pre_norm: bool
-) -> None:
+def test_loss_and_every_gradient_have_the_same_bits(input_mode: InputMode, pre_norm: bool) -> None:
     config = dataclasses.replace(DROPPING, normalize_before=pre_norm)
     batch = random_batch(1, [14, 20, 9], [3, 5, 1], input_mode=input_mode)
     plain = loss_and_gradients(config, batch, input_mode, recompute=False)
     again = loss_and_gradients(config, batch, input_mode, recompute=True)
-    # The last number: the generator is where it would be, although it was restored in between.
+    # The last number shows that the generator's state is the same too.
     assert len(plain) == len(again) == 2 + len(list(random_model(config).parameters()))
     assert all(map(torch.equal, plain, again))
 
 
-def test_under_autocast_the_second_pass_runs_in_bfloat16_too() -> None:
+def test_under_autocast_recomputation_runs_in_bfloat16_too() -> None:
     batch = random_batch(1, [14, 20], [3, 5])
     plain = loss_and_gradients(DROPPING, batch, "mpnet", recompute=False, bf16=True)
     again = loss_and_gradients(DROPPING, batch, "mpnet", recompute=True, bf16=True)
@@ -52,10 +50,10 @@ def test_under_autocast_the_second_pass_runs_in_bfloat16_too() -> None:
     assert not torch.equal(again[0], exact[0])
 
 
-def test_dropout_would_differ_without_the_generator_put_back(
+def test_dropout_would_differ_without_restoring_the_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The test above proves something only if this one fails to be equal.
+    # So the test above can fail.
     from annotated_mpnet.mpnet import encoder
 
     checkpoint = encoder.checkpoint
@@ -72,7 +70,7 @@ def test_dropout_would_differ_without_the_generator_put_back(
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the most memory that was allocated at any moment, beyond what was at the start."""
+    """Return the peak of allocated memory above that at the start."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     kineto = profiler.profiler
@@ -86,11 +84,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return peak
 
 
-# PyTorch 2.11 warns of a default of its own.
+# PyTorch 2.11 warns about its own default.
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
-def test_memory_grows_by_a_layers_input_instead_of_all_that_it_computes() -> None:
-    # What a further layer costs: the difference between 3 and 9 layers, without the gradients,
-    # which are there in any case.
+def test_memory_grows_by_a_layers_input_instead_of_its_activations() -> None:
+    # The memory per layer, from the difference between 3 and 9 layers, without gradients, which are
+    # stored in any case.
     batch = random_batch(1, [40] * 8, [6] * 8)
     grown = {}
     for recompute in (False, True):
@@ -112,7 +110,7 @@ def step(model: MPNetForPretraining, batch: Batch) -> None:
     model.loss_sum(batch).backward()  # type: ignore[no-untyped-call]
 
 
-def test_encode_and_evaluation_are_not_touched_by_it() -> None:
+def test_encode_and_evaluation_are_not_affected() -> None:
     model, batch = random_model(TINY), random_batch(1, [14, 20], [3, 5])
     with torch.no_grad():
         plain = model.loss_sum(batch), model.encode(batch.input_ids, batch.attention_mask)

@@ -1,4 +1,4 @@
-"""The local start is its formula, in the table and nowhere else."""
+"""The local start changes the bias table by its formula, and nothing else."""
 
 import math
 
@@ -20,7 +20,7 @@ def bucket_of(distance: int) -> int:
 @pytest.mark.parametrize(("head", "offset"), [(0, -1), (1, 1), (4, -1), (9, 1)])
 def test_a_local_head_prefers_its_neighbour_by_the_formula(head: int, offset: int) -> None:
     bias_SH = local_bias(32, 128, num_heads=12)
-    # Up to 7 a bucket holds one distance; bucket 8 holds 8 to 11, bucket 15 from 91 on.
+    # Up to 7, a bucket holds one distance; bucket 8 holds 8 to 11, bucket 15 all from 91.
     for distance in range(-7, 8):
         expected = -2 * math.log2(1 + abs(distance - offset))
         assert bias_SH[bucket_of(distance), head] == pytest.approx(expected, abs=1e-5)
@@ -37,7 +37,7 @@ def test_half_of_the_heads_start_free() -> None:
 
 @pytest.mark.parametrize(("buckets", "distance"), [(4, 2), (8, 8), (64, 500), (32, 128)])
 @pytest.mark.parametrize("heads", [1, 2, 3, 16])
-def test_any_table_gets_finite_numbers_and_0_at_the_preferred_place(
+def test_any_table_gets_finite_values_and_0_at_the_preferred_distance(
     buckets: int, distance: int, heads: int
 ) -> None:
     bias_SH = local_bias(buckets, distance, heads)

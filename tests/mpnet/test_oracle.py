@@ -1,4 +1,4 @@
-"""The oracle is right: shown on Microsoft's own numbers, without our model."""
+"""The oracle gives Microsoft's numbers."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from samples import (
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_oracle_computes_what_the_original_computed(name: str) -> None:
+def test_oracle_equals_the_original(name: str) -> None:
     golden = load_golden(name)
     weights = {
         key.removeprefix("decoder."): tensor.double().requires_grad_()
@@ -41,7 +41,7 @@ def test_golden_files_reach_every_bucket() -> None:
     gradient_of_buckets = golden.gradients[
         "decoder.sentence_encoder.relative_attention_bias.weight"
     ]
-    # Bucket 16 would be "to the right, at distance 0": there is no such key.
+    # Bucket 16 would be "to the right, at distance 0", which no key is.
     unused = (gradient_of_buckets.abs().sum(dim=1) == 0).nonzero().flatten().tolist()
     assert unused == [16]
     assert torch.isfinite(gradient_of_buckets).all()

@@ -1,7 +1,7 @@
 """Our entries in natural order equal the paper's permuted two streams, in any shape and setting.
 
-In float64 a difference of formulas cannot hide behind rounding: the two agree to 1e-10, or they
-are not the same. Only the sinusoids are a float32 table in the model.
+In float64, rounding cannot hide a difference of formulas: the two must agree to 1e-10. Only the
+model's sinusoids are a float32 table.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Combine every mode, activation and norm; turn the other settings along with them."""
+    """Combine every mode, activation and norm, and vary the other settings with them."""
     everything = itertools.product(
         enumerate(INPUT_MODES), enumerate(get_args(ActivationName)), enumerate((False, True))
     )
@@ -82,7 +82,7 @@ def cases() -> list[Case]:
     ]
 
 
-def test_cases_hold_every_pair_of_settings() -> None:
+def test_cases_cover_every_pair_of_settings() -> None:
     columns = list(zip(*map(dataclasses.astuple, cases()), strict=True))
     for one, other in itertools.combinations(columns, 2):
         missing = set(itertools.product(one, other)) - set(zip(one, other, strict=True))
@@ -109,8 +109,8 @@ def test_model_equals_oracle_on_any_shape(
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4), label="lengths")
     if input_mode == "plm":
-        # The first query sees only what is not predicted. There must be something (usually `<s>`),
-        # or the result is 0 / 0.
+        # The first query sees only tokens that are not predicted. There must be one (usually
+        # `<s>`), or the result is 0 / 0.
         lengths = [length + 1 for length in lengths]
     spare = 1 if input_mode == "plm" else 0
     counts = [data.draw(st.integers(0, n - spare), label="predicted") for n in lengths]
@@ -132,7 +132,7 @@ def test_gradients_equal_the_oracles(case: Case) -> None:
     used_BP = batch.predicted_ids != NOT_PREDICTED
     targets = batch.predicted_ids[used_BP]
 
-    # Not `loss_sum`: it goes through float32 on purpose, which would limit the comparison.
+    # Not `loss_sum`, which computes in float32 and would limit the comparison.
     ours = logits_of(model, batch, case.input_mode)[used_BP]
     F.cross_entropy(ours, targets, reduction="sum").backward()
     weights = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
@@ -170,5 +170,5 @@ def test_loss_is_the_cross_entropy_of_the_oracle(input_mode: InputMode) -> None:
     used_BP = batch.predicted_ids != NOT_PREDICTED
     log_probabilities = logits_BPV[used_BP].log_softmax(dim=1)
     targets = batch.predicted_ids[used_BP]
-    wanted = -sum(row[target] for row, target in zip(log_probabilities, targets, strict=True))
+    wanted = -sum(each[target] for each, target in zip(log_probabilities, targets, strict=True))
     torch.testing.assert_close(loss_sum, wanted, rtol=1e-5, atol=1e-4)

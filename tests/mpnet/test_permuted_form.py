@@ -1,4 +1,4 @@
-"""What the benchmark compares with is MPNet: the permuted form gives our loss and our gradients."""
+"""The permuted form of the benchmarks is MPNet: it gives our loss and gradients."""
 
 import importlib.util
 from pathlib import Path
@@ -12,11 +12,11 @@ from samples import TINY, random_batch, random_model
 @pytest.fixture(scope="module")
 def permuted_form() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "permuted_form.py"
-    specification = importlib.util.spec_from_file_location("permuted_form", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("permuted_form", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -32,7 +32,7 @@ def test_loss_and_gradients_are_ours(permuted_form: ModuleType, lengths: list[in
         torch.testing.assert_close(found, wanted)
 
 
-def test_what_it_cannot_do_is_refused(permuted_form: ModuleType) -> None:
+def test_sequences_with_unequal_predictions_are_refused(permuted_form: ModuleType) -> None:
     form = permuted_form.PermutedForm(random_model(TINY))
-    with pytest.raises(ValueError, match="predicts less"):
+    with pytest.raises(ValueError, match="fewer than 5"):
         form.loss_sum(random_batch(0, [24, 24], [5, 4]))

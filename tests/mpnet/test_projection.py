@@ -1,4 +1,4 @@
-"""A padded vocabulary changes neither the loss nor a gradient, nor what is guessed."""
+"""A padded vocabulary changes neither loss nor gradients nor predictions."""
 
 import torch
 from samples import TINY, logits_of, random_batch, random_model, relative_difference
@@ -15,7 +15,7 @@ def gradients(model: MPNetForPretraining) -> list[torch.Tensor]:
     return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-def test_loss_and_gradients_are_those_of_the_vocabulary() -> None:
+def test_padding_changes_neither_loss_nor_gradients() -> None:
     assert TINY.vocab_size % MULTIPLE != 0
     plain, padded = random_model(TINY), random_model(TINY)
     padded.lm_head.project = padded_linear

@@ -1,4 +1,4 @@
-"""A recorded micro-batch gives the gradients of one that runs as it is written."""
+"""A recorded micro-batch gives the same gradients as an unrecorded one."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ LENGTH = 18
 
 
 class Recorder:
-    """What a CUDA graph does, on any device: run again, and write the same tensors."""
+    """A CUDA graph for any device: run again, and write into the same tensors."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -48,7 +48,7 @@ def batch_of(seed: int, lengths: tuple[int, ...] = (LENGTH, LENGTH)) -> Batch:
 
 
 def updates(record: bool, batches: list[list[Batch]]) -> tuple[list[Tensor], Recorder]:
-    """Make updates; return losses and weights, and how often there was a recording."""
+    """Make updates; return losses, weights and the number of recordings."""
     model = random_model(TINY).to(DEVICE)
     optimization = OptimizationConfig(total_updates=9, warmup_updates=1, lr=1e-3)
     device = torch.device(DEVICE)
@@ -70,12 +70,12 @@ def updates(record: bool, batches: list[list[Batch]]) -> tuple[list[Tensor], Rec
     [
         [[batch_of(1)], [batch_of(2)], [batch_of(3)]],
         [[batch_of(1), batch_of(2), batch_of(3)], [batch_of(4), batch_of(5)]],
-        # One with padding, which is not recorded, before and after others in an update.
+        # A batch with padding, which is not recorded, before and after others of an update.
         [[batch_of(1, (LENGTH, 9)), batch_of(2)], [batch_of(3), batch_of(4, (9, 9)), batch_of(5)]],
     ],
     ids=["one micro-batch", "several", "one of another shape"],
 )
-def test_updates_are_those_without_a_recording(batches: list[list[Batch]]) -> None:
+def test_recording_does_not_change_updates(batches: list[list[Batch]]) -> None:
     wanted, _ = updates(False, batches)
     found, recorder = updates(True, batches)
     for one, other in zip(found, wanted, strict=True):

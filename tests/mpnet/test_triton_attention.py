@@ -1,7 +1,7 @@
-"""The Triton kernels are the formula, in values and in every gradient, that of the table included.
+"""The Triton kernels equal the formula in values and all gradients, including the bias table's.
 
-Without a GPU they run in Triton's interpreter, in small tiles: every loop runs several
-times and every tile at an end sticks out.
+Without a GPU they run in Triton's interpreter, in small tiles: every loop runs several times, and
+the last tiles are only partly filled.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from samples import (
     random_batch,
     random_model,
     relative_difference,
+    without_prefix,
 )
 
 from annotated_mpnet.fast import triton_attention
@@ -50,7 +51,7 @@ from waiting import HUNG
 pytestmark = [
     triton_runs,
     pytest.mark.interpreted,
-    # Of the interpreter of Triton 3.6.
+    # From the interpreter of Triton 3.6.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
 ]
 
@@ -105,7 +106,7 @@ BLOCKS = {
 
 
 class Case:
-    """Queries, keys and values of a block, a table, and both forms of what is added to scores."""
+    """Queries, keys, values of a block, a table, and both forms of the bias."""
 
     def __init__(
         self, block: Block, config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float32
@@ -115,7 +116,7 @@ class Case:
         head_dim = config.encoder_embed_dim // config.encoder_attention_heads
         heads = config.encoder_attention_heads
         Q, M = block.query_positions.shape[1], block.key_positions.shape[1]
-        # As in the network: heads side by side, keys and values halves of one tensor.
+        # As in the network: heads next to each other, keys and values halves of one tensor.
         query = torch.randn(B, Q + 3, heads * head_dim, device=DEVICE)[:, 2 : 2 + Q]
         both = torch.randn(B, M, 2 * heads * head_dim, device=DEVICE)
         halves = query, *both.chunk(2, dim=2)
@@ -141,7 +142,7 @@ class Case:
         return list(torch.autograd.grad(loss, self.inputs, retain_graph=True))
 
 
-def test_the_last_tile_of_queries_and_of_keys_sticks_out() -> None:
+def test_the_last_tiles_of_queries_and_keys_are_partly_filled() -> None:
     for name in ("staircase", "plm, documents and padding"):
         block = BLOCKS[name]()
         assert block.query_positions.shape[1] % 16 != 0
@@ -150,7 +151,7 @@ def test_the_last_tile_of_queries_and_of_keys_sticks_out() -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_values_and_gradients_are_those_of_the_formula(name: str) -> None:
+def test_values_and_gradients_equal_the_formula(name: str) -> None:
     case = Case(BLOCKS[name]())
     wanted = attend_eager(*case.heads, case.bias, dropout=0.0)
     found = case.attend()
@@ -161,7 +162,7 @@ def test_values_and_gradients_are_those_of_the_formula(name: str) -> None:
 
 
 def test_a_tile_far_from_the_diagonal_has_one_bias() -> None:
-    # 40 tokens and a maximal distance of 12: tiles of 16 x 32 do lie beyond it.
+    # With 40 tokens and a maximal distance of 12, some tiles of 16 x 32 lie beyond it.
     block = BLOCKS["sentence"]()
     far = CONFIG.relative_attention_max_distance
     place_Q, place_M = block.query_positions[0, :16], block.key_positions[0, 32:]
@@ -192,7 +193,7 @@ def test_any_number_of_buckets_and_any_size_of_heads(buckets: int) -> None:
 
 
 def kept_of(seeds_BH2: torch.Tensor, num_queries: int, num_keys: int, p: float) -> torch.Tensor:
-    """Return what the kernels' hash keeps, (B, H, Q, M), in integers of 64 bits."""
+    """Return what the kernels' hash keeps, (B, H, Q, M), computed in 64-bit integers."""
     word = 2**32 - 1
     seed, salt = (seeds_BH2[..., i, None, None].long() for i in range(2))
     bits = torch.arange(num_queries * num_keys, device=seeds_BH2.device).view(num_queries, num_keys)
@@ -219,16 +220,16 @@ def test_dropout_drops_weights_and_has_the_gradients_of_the_formula(name: str) -
         assert relative_difference(one, other) < 2e-6
 
 
-def test_the_hash_drops_evenly_and_each_head_something_else() -> None:
+def test_the_hash_drops_evenly_and_differently_in_each_head() -> None:
     seeds = torch.randint(
         2**31 - 1, (4, 8, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
     )
     kept = kept_of(seeds, 256, 300, 0.1).float()
     n = kept[0, 0].numel()
-    # Five standard deviations, of each head, each query and each key.
+    # Within five standard deviations for each head, query and key.
     for mean, count in ((kept.mean((2, 3)), n), (kept.mean((0, 1, 3)), 32 * 300)):
         assert (mean - 0.9).abs().max() < 5 * math.sqrt(0.09 / count)
-    # What two heads, queries or keys keep is as good as independent.
+    # Two heads, queries or keys are nearly independent.
     heads = kept.flatten(0, 1).flatten(1)
     queries, keys = kept[0, 0], kept[0, 0].T
     for each in (heads, queries, keys):
@@ -250,9 +251,9 @@ def test_the_gradient_of_the_table_is_the_same_to_the_last_bit() -> None:
     assert torch.equal(first, second)
 
 
-def test_half_precision_is_as_close_to_the_truth_as_the_formula() -> None:
-    # The interpreter (Triton 3.9) multiplies the bit patterns of bfloat16, as if they were whole
-    # numbers; float16 goes the same way through the kernels.
+def test_half_precision_is_as_exact_as_the_formula() -> None:
+    # The interpreter (Triton 3.9) multiplies the bit patterns of bfloat16 as if they were integers;
+    # float16 takes the same path through the kernels.
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
     exact = Case(BLOCKS["staircase"]())
     rounded = Case(BLOCKS["staircase"](), dtype=dtype)
@@ -268,7 +269,7 @@ def test_half_precision_is_as_close_to_the_truth_as_the_formula() -> None:
     assert ours < 1.5 * formulas
 
 
-def test_the_operators_are_what_they_tell_pytorch() -> None:
+def test_the_operators_match_their_declarations() -> None:
     case = Case(BLOCKS["staircase"]())
     rule, table = case.rule, case.rule.table
     assert table is not None
@@ -281,7 +282,7 @@ def test_the_operators_are_what_they_tell_pytorch() -> None:
     torch.library.opcheck(torch.ops.annotated_mpnet.attend.default, arguments)
 
 
-def test_a_layer_that_is_computed_twice_drops_the_same() -> None:
+def test_a_recomputed_layer_has_the_same_dropout() -> None:
     config = dataclasses.replace(TINY, encoder_layers=1, dropout=0.1, attention_dropout=0.2)
     batch = random_batch(1, [18, 12], [3, 2]).to(torch.device(DEVICE))
     gradients = []
@@ -305,7 +306,7 @@ def test_logits_loss_and_every_gradient_are_the_originals(
     monkeypatch.setattr(triton_attention, "USUAL", Launch())
     golden = load_golden(name)
     model = MPNetForPretraining(golden.config)
-    model.load_fairseq_state_dict(golden.weights)
+    model.load_state_dict(without_prefix(golden.weights))
     model.to(DEVICE).use_attention(ATTENTIONS["triton"])
     batch = golden.batch.to(torch.device(DEVICE))
     logits_BPV = logits_of(model, batch, golden.input_mode)
@@ -320,8 +321,8 @@ def test_logits_loss_and_every_gradient_are_the_originals(
 
 
 def test_the_kernels_compile_for_tensor_cores_and_fit_into_shared_memory(tmp_path: Path) -> None:
-    # The interpreter forgives much that the compiler does not. It needs no GPU, but a process
-    # in which nothing is interpreted.
+    # The interpreter accepts code that the compiler rejects. Compiling needs no GPU, but a process
+    # without the interpreter.
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("compile_kernels.py")
@@ -347,7 +348,7 @@ def test_a_run_finds_no_fault_in_the_kernels(bf16: bool, monkeypatch: pytest.Mon
 def attend_with_a_hole(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
 ) -> torch.Tensor:
-    # A tile of keys that a compiler has lost.
+    # As if a compiler had lost a tile of keys.
     value = torch.cat([value[:, :, :64], torch.zeros_like(value[:, :, 64:])], dim=2)
     return attend_eager(query, key, value, bias, dropout)
 

@@ -1,7 +1,7 @@
-"""Who sees whom: claims of the paper, tested on the behaviour of the network.
+"""Which entry sees which: the paper's claims, tested on the behaviour of the network.
 
-Nothing here looks at a mask, except for the last few tests. A token of the input is changed; the
-outputs that may change do, and the others do not, to the last bit.
+Only the last few tests look at masks. The others change an input token: exactly the outputs that
+may depend on it change, and the others keep their bits.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.mpnet.two_stream import Block, mpnet_entries, plm_entries
 
-# In one layer an entry knows only what it sees itself; in two, also what its keys have seen.
+# With one layer an entry knows only what it sees; with two, also what its keys have seen.
 ONE_LAYER = dataclasses.replace(TINY, encoder_layers=1)
 NUM_PREDICTED = 5
 
@@ -73,7 +73,7 @@ def test_masked_language_model_sees_no_original_token_at_all() -> None:
 
 
 @pytest.mark.parametrize("input_mode", INPUT_MODES)
-def test_every_prediction_sees_what_is_not_predicted(input_mode: InputMode) -> None:
+def test_every_prediction_sees_all_tokens_that_are_not_predicted(input_mode: InputMode) -> None:
     batch = sentence(input_mode)
     known = next(p for p in range(18) if p not in batch.predicted_positions[0].tolist())
     other = with_token(batch, "input_ids", (0, known), 30)
@@ -91,7 +91,7 @@ def test_a_corrupted_token_is_seen_until_the_original_is_revealed(slot: int) -> 
 
 
 def test_a_query_starts_as_the_corrupted_token_of_its_position() -> None:
-    # With the attention's contribution at zero, a query knows its own input and nothing else.
+    # Without attention, a query knows only its own input.
     model = random_model(TINY)
     with torch.no_grad():
         for layer in model.sentence_encoder.layers:
@@ -112,7 +112,7 @@ def test_queries_of_permuted_language_modelling_start_as_masks() -> None:
     with torch.no_grad():
         before, after = logits_of(model, batch, "plm"), logits_of(other, batch, "plm")
         assert not torch.isclose(before, after).all(dim=2).any()
-        # The other two modes read their masks from the input, and need no mask id.
+        # The other two modes read masks from the input and need no mask id.
         for mode in ("mpnet", "mlm"):
             assert torch.equal(logits_of(model, batch, mode), logits_of(other, batch, mode))
 
@@ -190,7 +190,7 @@ def test_padding_on_either_side_changes_nothing(side: str, input_mode: InputMode
 def test_empty_slots_change_nothing(used: list[int], input_mode: InputMode) -> None:
     model = random_model(TINY)
     batch = random_batch(5, [15, 11], [3, 3], input_mode=input_mode)
-    # What is written in an empty slot points at a token that is predicted elsewhere.
+    # Empty slots hold the position of a token that is predicted elsewhere.
     positions = batch.predicted_positions[:, :1].repeat(1, 5)
     positions[:, used] = batch.predicted_positions
     ids = torch.full((2, 5), NOT_PREDICTED)
@@ -215,7 +215,7 @@ def test_the_content_of_an_empty_slot_changes_nothing(input_mode: InputMode) -> 
 
 
 @pytest.mark.parametrize("input_mode", INPUT_MODES)
-def test_a_sample_does_not_know_its_batch(input_mode: InputMode) -> None:
+def test_a_sample_does_not_depend_on_its_batch(input_mode: InputMode) -> None:
     model = random_model(TINY)
     lengths, counts = [9, 17, 12], [2, 4, 3]
     batch = random_batch(8, lengths, counts, input_mode=input_mode)
@@ -235,7 +235,7 @@ def test_a_sample_does_not_know_its_batch(input_mode: InputMode) -> None:
             torch.testing.assert_close(together_BPV[i, :count], alone_PV, rtol=0, atol=1e-4)
 
 
-def test_encode_sees_both_ways() -> None:
+def test_encode_sees_tokens_on_both_sides() -> None:
     model, input_ids = random_model(ONE_LAYER), sentence("mlm").input_ids
     with torch.no_grad():
         before_LD = model.encode(input_ids)[0]
@@ -269,7 +269,7 @@ SILENCED = {
 
 @pytest.mark.parametrize("place", SILENCED)
 def test_dropout_acts_on(place: str) -> None:
-    # Zeros stay zeros under dropout: with the other two places silent, only this one can act.
+    # Dropout leaves zeros alone. With zeros in the other two places, only this one can act.
     model = random_model(dataclasses.replace(ONE_LAYER, dropout=0.5))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -349,7 +349,7 @@ def test_the_last_layer_sees_what_the_queries_see_in_the_others(mode: InputMode)
     assert torch.equal(visible(entries.last_block), in_others)
 
 
-def test_an_entry_of_permuted_language_modelling_sees_what_is_revealed() -> None:
+def test_an_entry_of_permuted_language_modelling_sees_the_revealed_tokens() -> None:
     batch = random_batch(12, [18, 11], [5, 3], input_mode="plm")
     entries = plm_entries(
         batch.input_ids,

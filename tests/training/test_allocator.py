@@ -1,4 +1,4 @@
-"""Memory is kept where there is a glibc to be told so, and nothing happens elsewhere."""
+"""With glibc, freed memory is kept and reused; elsewhere nothing changes."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from annotated_mpnet.fast import allocator
 
-# Tensors of 6 MB, 64 at once, freed and asked for again: how many pages had to be filled anew?
+# Allocates and frees 64 tensors of 6 MB, and counts page faults once memory can be reused.
 PROGRAM = """
 import resource, sys, torch
 from annotated_mpnet.fast.allocator import keep_memory
@@ -43,12 +43,12 @@ def test_freed_memory_is_used_again() -> None:
     assert faults["keep"] < faults["leave"] / 10
 
 
-def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert allocator.keep_memory() is False
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     assert allocator.keep_memory() is False

@@ -61,7 +61,7 @@ def test_checkpoint_has_the_documented_files_and_no_others(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint20"]
 
 
-def test_same_state_gives_the_same_bytes_whatever_run_and_order(tmp_path: Path) -> None:
+def test_the_same_state_gives_the_same_bytes_in_any_run_and_order(tmp_path: Path) -> None:
     first = make_checkpoint(20)
     backwards = dict(reversed(first.model_tensors.items()))
     second = make_checkpoint(20, run_id="f" * 32)
@@ -70,7 +70,7 @@ def test_same_state_gives_the_same_bytes_whatever_run_and_order(tmp_path: Path) 
     (tmp_path / "b").mkdir()
     left = bytes_of(save_checkpoint(tmp_path / "a", "checkpoint20", first, save_tokenizer))
     right = bytes_of(save_checkpoint(tmp_path / "b", "checkpoint20", second, save_tokenizer))
-    # The manifest holds run and time; everything else is a function of the state.
+    # Only the manifest depends on run and time.
     assert left.pop(MANIFEST) != right.pop(MANIFEST)
     assert left == right
 
@@ -105,7 +105,7 @@ def test_every_one_of_200_bit_flips_is_found(saved: Path, name: str) -> None:
 
 
 def test_plain_formats_let_nine_in_ten_bit_flips_pass(tmp_path: Path) -> None:
-    # The number in the docstring of the manifest, and the reason why there is one.
+    # This number is in the docstring of the manifest; it is why there is one.
     tensors = {"weight": torch.zeros(5000)}
     save_file(tensors, tmp_path / "plain.safetensors")
     torch.save(tensors, tmp_path / "plain.pt")
@@ -125,8 +125,8 @@ def test_plain_formats_let_nine_in_ten_bit_flips_pass(tmp_path: Path) -> None:
 
 
 def test_a_bit_flip_in_any_byte_of_the_manifest_is_found(saved: Path) -> None:
-    # Only the manifest's own checksum covers it, so every byte is tested here and not a sample; a
-    # step of 7 bits visits each of the eight bits equally often.
+    # Only the manifest's own checksum covers it, so every byte is tested, not a sample. A step of 7
+    # bits visits each of the eight bits equally often.
     whole = (saved / MANIFEST).read_bytes()
     for position in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
@@ -285,7 +285,7 @@ def test_any_types_in_a_manifest_raise_nothing_but_checkpoint_error(
         content[field] = value
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / MANIFEST).write_bytes(seal(content))
-        # With a right checksum, legal values are accepted and all others raise our error.
+        # With a correct checksum, legal values are accepted and all others raise our error.
         with suppress(CheckpointError):
             manifest = read_manifest(Path(directory))
             assert field != "surprise"
@@ -337,7 +337,7 @@ def test_an_impossible_model_configuration_is_refused(
 
 
 class Canary:
-    """A pickle that makes a directory when it is loaded."""
+    """A pickle that creates a directory when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -389,7 +389,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: f
         load_checkpoint(path)
 
 
-def test_adam_never_starts_cold(tmp_path: Path) -> None:
+def test_adam_never_starts_without_its_state(tmp_path: Path) -> None:
     deleted = save(tmp_path, 10)
     (deleted / OPTIMIZER).unlink()
     with pytest.raises(CheckpointError, match=OPTIMIZER):

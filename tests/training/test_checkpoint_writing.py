@@ -104,7 +104,7 @@ DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def full_after(number: int) -> Callable[..., None]:
-    """Return a `save_file` that writes that many bytes and then finds the disk full."""
+    """Return a `save_file` that writes that many bytes and then fails: the disk is full."""
 
     def save_file(tensors: object, path: Path) -> None:
         path.write_bytes(bytes(number))
@@ -114,7 +114,7 @@ def full_after(number: int) -> Callable[..., None]:
 
 
 def fail_at(step: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Make one step of a save find the disk full; return the `save_tokenizer` to use."""
+    """Let the disk be full in one step of a save; return the `save_tokenizer` to use."""
     if step == "tokenizer":
         # tokenizers, written in Rust, raises a plain Exception.
         return raising(Exception("No space left on device (os error 28)"))
@@ -167,7 +167,7 @@ def test_a_rename_that_fails_half_way_puts_the_previous_checkpoint_back(
     assert bytes_of(tmp_path) == before
 
 
-def test_a_write_that_the_system_itself_cuts_off_is_a_write_error(tmp_path: Path) -> None:
+def test_a_write_that_the_system_truncates_is_a_write_error(tmp_path: Path) -> None:
     save(tmp_path, 10)
     before = bytes_of(tmp_path)
     checkpoint = make_checkpoint(20)
@@ -213,7 +213,7 @@ def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     assert bytes_of(tmp_path) == before
 
 
-def test_what_has_the_name_and_may_not_be_ours_is_kept_under_another(tmp_path: Path) -> None:
+def test_what_may_not_be_ours_is_renamed_rather_than_replaced(tmp_path: Path) -> None:
     damaged = save(tmp_path, 20)
     (damaged / MANIFEST).write_bytes(b"")
     save(tmp_path, 20)
@@ -230,7 +230,7 @@ STEPS_OF_THE_SYSTEM = ("mkdir", "fsync", "rename", "chmod", "unlink", "rmdir")
 
 
 def die_at(number: int) -> None:
-    """Kill this process at the given step that changes the disk."""
+    """Kill this process before its n-th change of the disk."""
     count = 0
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -249,7 +249,7 @@ def die_at(number: int) -> None:
 
 
 def save_replace_and_prune(run: Path, acknowledged: Path) -> None:
-    """Part of a run: a new checkpoint, a new best one, and one whose name is taken."""
+    """Save a checkpoint, a best one, and one whose name is taken, as a run does."""
     with acknowledged.open("a") as file:
         for update, name in ((20, None), (20, BEST), (20, None)):
             path = save(run, update, name)
@@ -259,7 +259,7 @@ def save_replace_and_prune(run: Path, acknowledged: Path) -> None:
 
 
 def kill_at_every_step(root: Path) -> None:
-    """Kill a process at each step of it in turn, until one ends before."""
+    """Kill a process at each of these steps in turn, until one ends before."""
     for number in range(1, 1000):
         run, acknowledged = root / f"run{number}", root / f"acknowledged{number}"
         run.mkdir()
@@ -280,7 +280,7 @@ def kill_at_every_step(root: Path) -> None:
 
 
 def check_survival(run: Path, acknowledged: Path) -> None:
-    """Assert that after a restart all that was acknowledged, or something newer, is whole."""
+    """Assert that after a restart every acknowledged checkpoint, or a newer one, is intact."""
     words = (line.split() for line in acknowledged.read_text().splitlines())
     updates = {name: int(update) for name, update in words}
     recover(run)
@@ -295,7 +295,7 @@ def check_survival(run: Path, acknowledged: Path) -> None:
 
 
 def test_sigkill_at_any_step_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    # In a process of its own: forking this one, with its threads, would not be safe.
+    # In a new process, because forking this one with its threads would not be safe.
     process = forked(kill_at_every_step, tmp_path)
     process.join(HUNG)
     assert process.exitcode == 0

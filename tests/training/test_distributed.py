@@ -1,4 +1,4 @@
-"""Two ranks compute what one process does: the same gradients, losses, refusals."""
+"""Two ranks compute the same as one process: gradients, losses, errors."""
 
 import os
 import socket
@@ -13,13 +13,13 @@ import torch
 from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.errors import ConfigError, DivergedError, UserError
 from annotated_mpnet.mpnet.batch import Batch
-from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig
-from annotated_mpnet.mpnet.optimizer import build_optimizer
+from annotated_mpnet.mpnet.config import ModelConfig, OptimizationConfig, OptimizerName
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.run import explaining_memory
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, full_tensor, open_world
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.trainer import Trainer
 from processes import forked
 from ranks import environment, open_store
@@ -38,7 +38,7 @@ NETWORK = ModelConfig(
     activation_dropout=0.0,
 )
 PREDICTED = (1, 12, 3, 2)
-"""Predicted tokens of a sequence, in each of the four micro-batches of an update: very unequal."""
+"""Predicted tokens per sequence in the four micro-batches of an update: very unequal."""
 
 
 def batch(number: int, num_predicted: int) -> Batch:
@@ -50,18 +50,22 @@ def batch(number: int, num_predicted: int) -> Batch:
     return Batch(ids_BL, positions_BP, predicted_BP, None, 40, 2 * num_predicted)
 
 
-def trainer_of(world: World, *, fsdp: bool) -> Trainer:
+def trainer_of(world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw") -> Trainer:
     torch.manual_seed(0)
     network = SharedNetwork(MPNetForPretraining(NETWORK), world, CPU, fsdp=fsdp)
-    # Without clipping, to compare the gradients themselves.
-    optimization = OptimizationConfig(lr=1e-3, warmup_updates=0, clip_grad_norm=0)
-    optimizer = build_optimizer(network.model, optimization, CPU)
-    return Trainer(network, optimizer, optimization, "mpnet", 12345, False, Tracker.silent())
+    # Without clipping, to compare gradients.
+    optimization = OptimizationConfig(
+        lr=1e-3, warmup_updates=0, clip_grad_norm=0, optimizer=optimizer
+    )
+    steps = choose_optimizer(network.model, optimization, CPU)
+    return Trainer(network, steps, optimization, "mpnet", 12345, False, Tracker.silent())
 
 
-def train(world: World, *, fsdp: bool) -> dict[str, torch.Tensor]:
-    """Return losses, and each weight, gradient and mean after three updates."""
-    trainer = trainer_of(world, fsdp=fsdp)
+def train(
+    world: World, *, fsdp: bool, optimizer: OptimizerName = "adamw"
+) -> dict[str, torch.Tensor]:
+    """Return losses, and all weights, gradients and moments after three updates."""
+    trainer = trainer_of(world, fsdp=fsdp, optimizer=optimizer)
     losses = []
     for update in range(3):
         batches = [batch(10 * update + m, count) for m, count in enumerate(PREDICTED)]
@@ -84,7 +88,7 @@ def train_and_save(world: World, directory: Path, fsdp: bool) -> None:
 
 
 def load_again(world: World, directory: Path, fsdp: bool) -> None:
-    """Put rank 0's weights into networks that were drawn differently."""
+    """Load rank 0's weights into networks with different initial weights."""
     trainer = trainer_of(world, fsdp=fsdp)
     expected = {name: torch.full_like(each, 0.5) for name, each in full_tensors(trainer).items()}
     trainer.network.load(expected if world.is_first else {})
@@ -113,7 +117,7 @@ def diverge_on_rank_1_with_the_deferred_check(world: World, directory: Path, fsd
     trainer.update(0, [batch(world.rank, 3)])
     before = {name: each.clone() for name, each in full_tensors(trainer).items()}
     for update in (1, 2):
-        # Only the loss, of one rank and in one update; the gradient is good.
+        # Only the loss of one rank in one update is bad; the gradient is good.
         with pytest.MonkeyPatch.context() as patch:
             if (world.rank, update) == (1, 1):
                 patch.setattr(torch.Tensor, "detach", lambda self: self * float("inf"))

@@ -1,7 +1,6 @@
-"""The check that a GPU makes by itself: the same updates, and the same errors, raised later.
+"""The deferred check for GPUs: the same updates, and the same errors, raised later.
 
-Here on a CPU. The check that looks at each update: test_numerics.py. On two ranks:
-test_distributed.py.
+Here on a CPU. The immediate check: test_numerics.py. On two ranks: test_distributed.py.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 @pytest.fixture
 def looking_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each trainer check as on a GPU."""
+    """Let each trainer check later, as on a GPU."""
     initialise = Trainer.__init__
 
     def later(self: Trainer, *arguments: object) -> None:
@@ -43,7 +42,7 @@ def looking_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
-    """Eight updates, looked at only after the third, the sixth and the last."""
+    """Eight updates, checked only after the third, the sixth and the last."""
     return changed(
         tiny_config(text, directory),
         logging_steps=100,
@@ -89,7 +88,7 @@ def test_the_first_bad_update_is_named_and_nothing_is_saved_after_it(
     spoil: Callable[[float, int, pytest.MonkeyPatch], None],
     value: str,
 ) -> None:
-    # Bad in update 4, looked at after update 6, before its checkpoint.
+    # Update 4 is bad; the check comes after update 6, before its checkpoint.
     config = config_of(text, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         spoil(float(value), 4, patch)
@@ -110,7 +109,7 @@ def test_no_update_is_applied_after_a_bad_one() -> None:
     hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
     trainer.update(3, [batch(3, 3)])
     hook.remove()
-    # After it, good updates change nothing either: means, weights and step counts stay.
+    # After it, good updates change nothing either: moments, weights and step counts stay.
     for update in (4, 5):
         assert trainer.update(update, [batch(update, 3)]).gradient_norm.isfinite()
         assert_same(everything(trainer), before)
@@ -118,8 +117,8 @@ def test_no_update_is_applied_after_a_bad_one() -> None:
         trainer.catch_up()
 
 
-class Asking(TorchDispatchMode):
-    """Within the block, it is an error to read a number from the device."""
+class NoReading(TorchDispatchMode):
+    """Makes it an error to read a value from the device in a `with` block."""
 
     def __torch_dispatch__(
         self,
@@ -137,7 +136,7 @@ class Asking(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("attention", [SDPA, EAGER], ids=["sdpa", "eager"])
-def test_an_update_reads_no_number_from_the_device(
+def test_an_update_reads_no_value_from_the_device(
     monkeypatch: pytest.MonkeyPatch, attention: Attention
 ) -> None:
     trainer = trainer_of(World(), fsdp=False)
@@ -145,10 +144,10 @@ def test_an_update_reads_no_number_from_the_device(
     with monkeypatch.context() as patch:
         # On a CPU this is not an operation that the mode sees.
         patch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("tolist"))
-        with Asking(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        with NoReading(), pytest.raises(AssertionError, match="_local_scalar_dense"):
             trainer.update(0, [batch(0, 3)])
         trainer.look_later()
-        with Asking():
+        with NoReading():
             for update in range(2):
                 trainer.update(update, [batch(update, 3), batch(update + 1, 2)])
     trainer.catch_up()
@@ -157,7 +156,7 @@ def test_an_update_reads_no_number_from_the_device(
 def test_batches_for_a_gpu_are_pinned_by_the_thread_that_makes_them_and_are_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # There is no pinned memory without a GPU, so a fake copies and notes the thread.
+    # Pinned memory needs a GPU, so a fake copies and records the thread.
     callers, closed, devices = [], [], []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
@@ -187,7 +186,7 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread_that_makes_them_and_are_the_
     assert closed == [True]
     assert main_thread() not in callers
     assert set(devices) == {gpu}
-    # Three tensors of a batch; there is no mask.
+    # A batch has three tensors here, without a mask.
     assert len(callers) == 3 * 2 * len(devices)
 
 

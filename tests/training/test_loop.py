@@ -1,4 +1,4 @@
-"""The loop of the book by itself: nothing is imported but `mpnet/`."""
+"""The book's training loop alone: only `mpnet/` is imported."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 CPU = torch.device("cpu")
-# Three sequences, of which the first predicts two tokens and each of the others one.
+# Three sequences: the first predicts two tokens, the others one each.
 INPUT_IDS = torch.tensor([[0, 4, 8, 4, 2], [0, 4, 8, 6, 2], [0, 5, 4, 9, 2]])
 POSITIONS = torch.tensor([[3, 1], [1, 1], [2, 2]])
 PREDICTED = torch.tensor([[9, 7], [5, NOT_PREDICTED], [8, NOT_PREDICTED]])
@@ -59,7 +59,7 @@ def new_setup(*, dropout: float = 0.0) -> Setup:
 
 
 class Recorder(Hooks):
-    """Notes what the loop asks for, with an interval of its own for each."""
+    """Records the loop's calls, with a different interval for each kind."""
 
     log_every, evaluate_every, save_every = 4, 3, 2
 
@@ -94,7 +94,7 @@ def endless() -> Iterator[tuple[list[Batch], str]]:
         yield CUT, f"after update {number}"
 
 
-def test_without_dropout_an_update_is_the_same_however_it_is_cut() -> None:
+def test_without_dropout_an_update_does_not_depend_on_its_micro_batches() -> None:
     results = []
     weights = []
     for micro_batches in ([ALL], CUT):
@@ -108,18 +108,18 @@ def test_without_dropout_an_update_is_the_same_however_it_is_cut() -> None:
     torch.testing.assert_close(weights[0], weights[1], atol=1e-4, rtol=1e-3)
 
 
-def test_a_fresh_network_needs_log2_of_the_vocabulary() -> None:
+def test_a_new_network_needs_log2_of_the_vocabulary_in_bits() -> None:
     assert evaluate(new_setup(), [ALL]).bits == pytest.approx(math.log2(20), abs=0.2)
 
 
-def test_evaluations_are_the_same_however_they_are_cut() -> None:
+def test_an_evaluation_does_not_depend_on_its_micro_batches() -> None:
     setup = new_setup()
     at_once, cut = evaluate(setup, [ALL]), evaluate(setup, CUT)
     assert at_once.bits == pytest.approx(cut.bits, rel=1e-6)
     assert at_once.accuracy == cut.accuracy
 
 
-def test_an_evaluation_has_no_dropout_and_leaves_no_trace() -> None:
+def test_an_evaluation_has_no_dropout_and_changes_nothing() -> None:
     setup = new_setup(dropout=0.5)
     update(setup, 0, CUT)
     weights = {name: each.clone() for name, each in setup.network.model.state_dict().items()}
@@ -169,7 +169,7 @@ def test_a_stop_comes_after_a_checkpoint_between_two_updates() -> None:
     assert hooks.said[-1] == "save 3 knowing 4.5"
 
 
-def test_training_on_from_a_progress_is_the_same_run() -> None:
+def test_continuing_from_a_progress_gives_the_same_run() -> None:
     whole, parts = new_setup(dropout=0.5), new_setup(dropout=0.5)
     train(whole, Progress(), endless(), Hooks())
     first = train(parts, Progress(), endless(), Recorder(iter([4.5]), stop_after=2))

@@ -1,4 +1,4 @@
-"""Out of memory: recognised, and answered with flags that fit the run."""
+"""Out of memory: recognised, and reported with flags that fit the run."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from annotated_mpnet.settings.config import MachineConfig, PretrainingConfig
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory, smaller_micro_batch
 
 CPU = torch.device("cpu")
-# The first lines of what an H200 said.
+# The first lines of an error on an H200.
 CUDA = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB"
 )
@@ -21,7 +21,7 @@ def settings(machine: MachineConfig, batch_size: int = 16) -> PretrainingConfig:
 
 
 def test_the_error_of_the_cpus_allocator_is_recognised() -> None:
-    # 4 exabytes: more than any machine promises.
+    # 4 exabytes: more than any machine allocates.
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.float32)
     assert is_out_of_memory(caught.value)
@@ -46,7 +46,7 @@ def test_the_line_says_what_was_seen_and_what_to_try_in_order() -> None:
     assert "--fsdp" not in line
 
 
-def test_flags_that_are_on_already_are_not_advised() -> None:
+def test_flags_that_are_already_set_are_not_suggested() -> None:
     machine = MachineConfig(precision="bf16", gradient_checkpointing=True, fsdp=True)
     said = str(out_of_memory(settings(machine, batch_size=1), CPU, world_size=4))
     line = said.partition("try, in this order: ")[2]
@@ -55,14 +55,14 @@ def test_flags_that_are_on_already_are_not_advised() -> None:
     assert "--max-tokens" in line
 
 
-def test_fsdp_is_advised_to_several_processes() -> None:
+def test_fsdp_is_suggested_to_several_processes() -> None:
     line = str(out_of_memory(settings(MachineConfig()), CPU, world_size=4))
     assert "--fsdp" in line
     assert "the same 512 sequences per update" in line
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16, 35, 127])
-def test_the_flags_keep_the_sequences_of_an_update(batch_size: int) -> None:
+def test_the_suggested_flags_keep_the_number_of_sequences_per_update(batch_size: int) -> None:
     cut = smaller_micro_batch(batch_size, 8)
     assert cut is not None
     assert cut[0] * cut[1] == batch_size * 8

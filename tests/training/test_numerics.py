@@ -1,6 +1,6 @@
 """NaN and infinite losses, updates without a prediction, and resumed runs.
 
-"The same" means to the byte: weights, AdamW's means, and the state.
+"The same" means the same bytes of weights, AdamW's moments, and the state.
 """
 
 import itertools
@@ -44,12 +44,12 @@ from waiting import HUNG
 
 UPDATES = 12
 EPOCH = 6
-"""Updates in which the text of this file is read once: 48 sequences, 8 in an update."""
+"""Updates per epoch of this file's text: 48 sequences, 8 per update."""
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    """Write a text whose epochs end with an update, and a validation text of a few sequences."""
+    """Write a text whose epochs end with an update, and a short validation text."""
     text = write_text(tmp_path_factory.mktemp("text"))
     words = (text.train_dir / "a.txt").read_text().split()
     shutil.rmtree(text.train_dir)
@@ -57,7 +57,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
     tokenizer = load_tokenizer(str(text.tokenizer))
     documents: list[str] = []
     tokens = 0
-    # A token separates two documents, and 30 of each sequence's 32 are text (`text/cutting.py`).
+    # One token separates documents, and 30 of a sequence's 32 tokens are text (`text/cutting.py`).
     while tokens <= 30 * (8 * EPOCH - 1):
         documents.append(" ".join(words[5 * len(documents) :][:5]))
         tokens += 1 + len(tokenizer(documents[-1], add_special_tokens=False)["input_ids"])
@@ -70,10 +70,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 @contextmanager
 def bare_runs() -> Iterator[None]:
-    """Within the block, runs skip what is not tested here.
+    """Speed up the runs in a `with` block.
 
-    They write no report, and use one thread, because two would mostly wait for each other on such a
-    small network.
+    They draw no pictures, and use one thread, because two would mostly wait for each other in such
+    a small network.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,15 +90,15 @@ def bare() -> Iterator[None]:
 
 
 def stop_in(update: int, patch: pytest.MonkeyPatch) -> None:
-    """Have SIGTERM come in the middle of an update, counted from 1, of the next run."""
+    """Send SIGTERM in the middle of an update (counted from 1) of the next run."""
 
-    def asked(number: int, optimization: OptimizationConfig) -> float:
+    def rate_with_signal(number: int, optimization: OptimizationConfig) -> float:
         if number == update - 1:
             signal.raise_signal(signal.SIGTERM)
         return learning_rate(number, optimization)
 
-    # The loop asks for it between the gradient of an update and its step.
-    patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", asked)
+    # The loop calls it between the gradient of an update and its step.
+    patch.setattr("annotated_mpnet.mpnet.loop.learning_rate", rate_with_signal)
 
 
 def run_until(update: int, config: PretrainingConfig) -> None:
@@ -117,10 +117,10 @@ def files_of(config: PretrainingConfig, update: int = UPDATES) -> dict[str, byte
 
 
 POINTS = {"mid-epoch": 4, "epoch boundary": EPOCH, "last update": UPDATES - 1}
-"""How many updates are done when a run is interrupted."""
+"""Updates that are finished when a run is interrupted."""
 
 EVALUATIONS = {"aligned": 1, "not aligned": 5}
-"""Updates between evaluations: with one at each of those points, or at none of them."""
+"""Updates between evaluations: one at each of those points, or at none."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def uninterrupted(
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the matrix."""
+    """One combination of settings and interruption."""
 
     setting: Setting
     point: str
@@ -177,12 +177,12 @@ CELLS = [Cell(*each) for each in itertools.product(SETTINGS, POINTS, (0, 2))]
 def resumed(
     request: pytest.FixtureRequest, text: TinyText, tmp_path: Path
 ) -> tuple[Setting, dict[str, bytes]]:
-    """Interrupt a run and resume it; in a fixture, without the slow shape checker."""
+    """Interrupt and resume a run; in a fixture, to avoid the slow shape checker."""
     cell: Cell = request.param
     config = changed(cell.setting.config(text, tmp_path / "run"), num_workers=cell.workers)
     with pytest.MonkeyPatch.context() as patch:
         if cell.workers:
-            # A cache of its own, or the sequences of one process would be there already.
+            # Its own cache, because another process may have cached the sequences already.
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         run_until(POINTS[cell.point], config)
         run(changed(config, resume=True))
@@ -205,7 +205,7 @@ def test_evaluation_leaves_no_trace_in_the_weights_and_dropout_does(
     assert weights[0] != weights[2]
 
 
-# Six cells that cover each pair of values of any two of the four factors.
+# Six cells cover each pair of values of any two of the four factors.
 CELLS_ON_TWO_RANKS = [
     Cell(Setting(True, "aligned"), "mid-epoch", 0),
     Cell(Setting(False, "not aligned"), "mid-epoch", 2),
@@ -220,7 +220,7 @@ RUNS_ON_TWO_RANKS = len(SETTINGS) + 2 * len(CELLS_ON_TWO_RANKS)
 def whole_and_interrupted(
     text: TinyText, directory: Path
 ) -> tuple[dict[Setting, PretrainingConfig], dict[Cell, PretrainingConfig]]:
-    """Return the runs of two ranks, with 4 of the 8 sequences of an update on each."""
+    """Return the runs of two ranks, each with 4 of an update's 8 sequences."""
     whole, interrupted = {}, {}
     for number, setting in enumerate(SETTINGS):
         config = setting.config(text, directory / f"whole{number}")
@@ -234,7 +234,7 @@ def whole_and_interrupted(
 def run_matrix(
     rank: int, text: TinyText, directory: Path, environments: Iterator[dict[str, str]]
 ) -> None:
-    """Make all those runs on one rank, each in a world of its own."""
+    """Make one rank's part of all those runs, each in a new process group."""
     whole, interrupted = whole_and_interrupted(text, directory)
     for config in whole.values():
         os.environ |= next(environments)
@@ -245,7 +245,7 @@ def run_matrix(
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
             os.environ |= next(environments)
             with patch.context() as signals:
-                # Only one of them receives it, and both stop.
+                # Only one rank receives it, and both stop.
                 if rank == 1:
                     stop_in(POINTS[cell.point], signals)
                 with pytest.raises(Stopped):
@@ -292,7 +292,7 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks_too(
 
 @pytest.fixture(scope="module")
 def compiled(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> PretrainingConfig:
-    """Run compiled, once in one go and once interrupted; return the configuration of the latter.
+    """Run compiled, once uninterrupted and once interrupted; return the latter's configuration.
 
     In a fixture, because the shape checker would look at each call of the compiler; with a single
     layer, because each kind of layer takes seconds to compile.
@@ -361,7 +361,7 @@ def test_resumed_three_times_it_is_the_same_run(
 
 
 def spoil_loss(value: float, update: int, patch: pytest.MonkeyPatch) -> None:
-    """Make the loss of the second micro-batch of an update, counted from 1, another value."""
+    """Replace the loss of an update's second micro-batch; updates count from 1."""
     loss_sum, calls = MPNetForPretraining.loss_sum, itertools.count(1)
 
     def spoilt(self: MPNetForPretraining, *arguments: Batch) -> torch.Tensor:
@@ -372,7 +372,7 @@ def spoil_loss(value: float, update: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_gradient(value: float, update: int, patch: pytest.MonkeyPatch) -> None:
-    """Make one number of one gradient of that micro-batch another value."""
+    """Replace one value in a gradient of that micro-batch."""
     train, calls = Trainer.train, itertools.count(1)
 
     def spoilt(gradient: torch.Tensor) -> torch.Tensor:
@@ -418,7 +418,7 @@ def test_a_nan_or_infinite_loss_or_gradient_ends_the_run_before_the_update(
     records = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in records
     assert "Infinity" not in records
-    # The checkpoints are unharmed: a resume ends in the same bytes.
+    # The checkpoints are intact: the resumed run ends in the same bytes.
     run(changed(config, resume=True))
     assert files_of(config) == uninterrupted[setting]
 
@@ -426,12 +426,12 @@ def test_a_nan_or_infinite_loss_or_gradient_ends_the_run_before_the_update(
 def test_weights_that_overflow_end_the_run(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No flag allows such a rate, but an allowed one that is too high ends the same way.
+    # No flag allows such a rate, but an allowed one that is too high has the same effect.
     monkeypatch.setattr(
         "annotated_mpnet.mpnet.loop.learning_rate",
         lambda number, _: 1e20 if number == 4 else 1e-3,
     )
-    # With the paper's start no weight is large; the local start has -13 for distant positions.
+    # With the paper's start no weight is large; the local start has -13 at large distances.
     config = SETTINGS[0].config(text, tmp_path / "run")
     config = changed(config, checkpoint_interval=4, relative_bias_init="normal")
     with pytest.raises(DivergedError, match="update 6"):
@@ -443,14 +443,14 @@ def test_weights_that_overflow_end_the_run(
 
 
 def nothing_to_predict() -> Batch:
-    """Return a batch with empty slots only, as sequences of unknown words give."""
+    """Return a batch with empty slots only, as from sequences of unknown words."""
     full = batch(99, 3)
     empty_BP = torch.full_like(full.predicted_ids, NOT_PREDICTED)
     return Batch(full.input_ids, full.predicted_positions, empty_BP, None, full.num_tokens, 0)
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Return copies of the weights, the means and the step counts."""
+    """Return copies of weights, moments and step counts."""
     found = trainer.model.state_dict() | optimizer_tensors(trainer.optimizer, trainer.model)
     return {name: tensor.clone() for name, tensor in found.items()}
 
@@ -464,7 +464,7 @@ def test_update_without_a_token_to_predict_changes_nothing() -> None:
     trainer = trainer_of(World(), fsdp=False)
     trainer.update(0, [batch(1, 3)])
     before = everything(trainer)
-    # Decay and momentum would move the weights on a gradient of zero too.
+    # Even with zero gradients, decay and momentum would change the weights.
     result = trainer.update(1, [nothing_to_predict()] * 2)
     assert_same(everything(trainer), before)
     assert (result.loss_sum, result.num_predicted, result.num_tokens) == (0, 0, 80)
@@ -531,7 +531,7 @@ def test_a_changed_initialisation_is_said_to_have_no_effect_on_resume(
     _, said = run(changed(config, resume=True, relative_bias_init="normal"))
     assert "relative_bias_init was auto and is normal: no effect, the weights are loaded" in said
     file = tmp_path / "run" / "config.toml"
-    # A run from before this setting has no line for it.
+    # As in an older run, from before this setting.
     file.write_text(re.sub(r"(?m)^relative_bias_init.*\n", "", file.read_text()))
     _, said = run(changed(config, resume=True, total_updates=14))
     assert "total_updates was 12 and is 14" in said
@@ -555,7 +555,7 @@ def test_a_resume_without_the_optimizer_is_refused(text: TinyText, tmp_path: Pat
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
-"""Saved after update 4 of the run below, by the first version that saved any."""
+"""Saved after update 4 of the run below, by the first version with checkpoints."""
 
 RECORDED = GOLDEN.with_name("checkpoint.json")
 
@@ -568,7 +568,7 @@ SENTENCES = (
 
 
 def golden_config(directory: Path, tokenizer: Path) -> PretrainingConfig:
-    """Return the run that the stored checkpoint is of: a layer, 8 wide, on four sentences."""
+    """Return the configuration of the stored checkpoint: one layer, 8 wide, four sentences."""
     train_dir = directory / "text"
     train_dir.mkdir(exist_ok=True)
     (train_dir / "a.txt").write_text("\n".join(SENTENCES * 5))
@@ -580,7 +580,7 @@ def golden_config(directory: Path, tokenizer: Path) -> PretrainingConfig:
         encoder_ffn_dim=16,
         max_tokens=16,
         total_updates=6,
-        # The first version knew no other start.
+        # The first version had no other start.
         relative_bias_init="normal",
         valid_file=None,
         test_file=None,
@@ -589,7 +589,7 @@ def golden_config(directory: Path, tokenizer: Path) -> PretrainingConfig:
 
 
 def golden_numbers(checkpoint: Path) -> dict[str, object]:
-    """Return what a checkpoint makes of a sentence: tokens, and logits of three of them."""
+    """Return a checkpoint's tokens of a sentence, and logits of three of them."""
     loaded = load_checkpoint(checkpoint)
     model = MPNetForPretraining(loaded.model_config).eval()
     model.load_state_dict(dict(loaded.model_tensors))
@@ -612,7 +612,7 @@ def golden_numbers(checkpoint: Path) -> dict[str, object]:
 
 
 def write_golden() -> None:
-    """Make the stored checkpoint anew: see ../golden/README.md."""
+    """Write the stored checkpoint again: see ../golden/README.md."""
     with TemporaryDirectory() as folder:
         write_golden_from(Path(folder))
 
@@ -639,13 +639,13 @@ def test_stored_checkpoint_of_the_first_version_still_means_what_it_meant() -> N
 
 def test_stored_checkpoint_of_the_first_version_still_resumes(tmp_path: Path) -> None:
     config = golden_config(tmp_path, GOLDEN / "tokenizer")
-    # Its last words were cut at their end; today they are cut anywhere.
+    # It cut the last words of masks at their end; today they are cut anywhere.
     with pytest.raises(CheckpointError, match="masking"):
         run(changed(config, resume_checkpoint=GOLDEN))
     _, said = run(changed(config, resume_checkpoint=GOLDEN, allow_change="masking"))
     assert "after update 4" in said
     run(changed(config, checkpoint_dir=tmp_path / "whole"))
     resumed, whole = (load_checkpoint(tmp_path / name / "checkpoint6") for name in ("run", "whole"))
-    # To rounding only: other versions of the libraries add numbers in another order.
+    # Only up to rounding: other library versions sum in another order.
     for name, tensor in whole.model_tensors.items():
         torch.testing.assert_close(resumed.model_tensors[name], tensor, atol=1e-4, rtol=0, msg=name)

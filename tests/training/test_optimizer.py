@@ -1,4 +1,4 @@
-"""The schedule, which parameters decay, and AdamW's state by name."""
+"""The schedule, which parameters decay, and the names of AdamW's state."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ def rates(**changes: object) -> list[float]:
     return [learning_rate(update, config) for update in range(101)]
 
 
-def test_every_schedule_warms_up_alike_and_never_rises_again() -> None:
+def test_every_schedule_has_the_same_warm_up_and_never_rises_again() -> None:
     for changes in (
         {},
         {"power": 2.0},
@@ -125,7 +125,7 @@ def test_frozen_parameters_are_left_out(model: Network) -> None:
     assert [len(group["params"]) for group in groups] == [1, 1]  # type: ignore[arg-type]
 
 
-def test_adamw_has_the_configured_numbers(model: Network) -> None:
+def test_adamw_has_the_configured_values(model: Network) -> None:
     optimizer = build_optimizer(model, OptimizationConfig(), CPU)
     assert isinstance(optimizer, AdamW)
     for group in optimizer.param_groups:
@@ -244,7 +244,7 @@ def test_loading_keeps_rate_and_decay_of_the_configuration(model: Network) -> No
 def test_state_before_the_first_step_is_empty_and_loads(model: Network) -> None:
     optimizer = build_optimizer(model, CONFIG, CPU)
     assert optimizer_tensors(optimizer, model) == {}
-    # Reading adds nothing: PyTorch's state is a defaultdict.
+    # Reading must not add entries, although PyTorch's state is a defaultdict.
     assert len(optimizer.state) == 0
     step(model, optimizer, 0)
     load_optimizer_tensors(optimizer, model, {})

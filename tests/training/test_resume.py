@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, which ones it keeps, and whether it is the same run."""
+"""From which checkpoint a run resumes, which ones it keeps, and when it is another run."""
 
 import dataclasses
 import os
@@ -29,7 +29,7 @@ def names_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def test_newest_is_by_number_and_not_by_name_or_time(tmp_path: Path) -> None:
+def test_newest_means_the_highest_update_not_name_or_time(tmp_path: Path) -> None:
     for update in (1000, 900, 99):
         save(tmp_path, update)
     found = newest_valid_checkpoint(tmp_path, RUN)
@@ -169,7 +169,7 @@ def test_same_identity_has_no_differences() -> None:
     assert compare_identity(SAVED, dict(SAVED), allowed=[]) == []
 
 
-def test_every_difference_is_named_with_both_values_and_the_way_out() -> None:
+def test_every_difference_is_named_with_both_values_and_a_way_out() -> None:
     with pytest.raises(CheckpointError) as caught:
         compare_identity(SAVED, {**SAVED, "data": "def", "seed": 2}, allowed=[])
     message = str(caught.value)
@@ -185,7 +185,7 @@ def test_an_allowed_difference_is_reported_and_the_others_refused() -> None:
     assert "seed was" not in str(caught.value)
 
 
-def test_what_only_one_side_knows_is_a_difference() -> None:
+def test_a_field_that_only_one_side_has_is_a_difference() -> None:
     with pytest.raises(CheckpointError, match="length was None and is 512"):
         compare_identity(SAVED, {**SAVED, "length": 512}, allowed=[])
 

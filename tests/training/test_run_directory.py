@@ -1,4 +1,4 @@
-"""Which process may enter a run's directory, and what happens to what is in it."""
+"""Which process may use a run's directory, and what happens to the files in it."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from annotated_mpnet.errors import CheckpointError, WriteError
 
 
 def finish_run(path: Path) -> str:
-    """Leave a run in a directory, as if it had been trained there; return its id."""
+    """Write the files of a finished run; return its id."""
     with RunDirectory(path) as directory:
         for name in ("config.toml", "log.txt", "report.md"):
             directory.write(name, "text\n")
@@ -139,7 +139,7 @@ def test_a_restart_replaces_a_run_without_results_and_no_other(tmp_path: Path) -
     with RunDirectory(tmp_path) as directory:
         directory.write("metrics.jsonl", '{"step": 1}\n')
     assert find_start(tmp_path) == "restart"
-    # A process that was still ending has saved after all.
+    # A process that was still ending did save.
     save(tmp_path, 10, run_id=directory.run_id)
     assert find_start(tmp_path) == "resume"
     before = bytes_of(tmp_path)
@@ -194,7 +194,7 @@ def failing(error: OSError) -> Callable[..., int]:
 def test_a_directory_without_write_permission_is_a_write_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Patched, because the tests may run as root, whom no permission stops.
+    # Patched, because the tests may run as root, who may write anywhere.
     monkeypatch.setattr(os, "open", failing(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(WriteError, match=r"cannot be written to \(Permission denied\)"):
         RunDirectory(tmp_path).__enter__()
@@ -240,7 +240,7 @@ def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> 
         assert bytes_of(tmp_path) == before
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    # It could not clean up, but the kernel did.
+    # The process could not clean up, but the kernel did.
     with RunDirectory(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
@@ -253,7 +253,7 @@ def test_leaving_frees_the_directory_after_an_error_too(tmp_path: Path) -> None:
     assert (tmp_path / LOCK).read_text() == ""
 
 
-# What others have put there.
+# Files of others.
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def decided(checkpoint: Path) -> dict[str, bytes]:
 
 
 def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
-    """Do something between the gradient of an update, counted from 1, and its step."""
+    """Call a function between the gradient of an update (counted from 1) and its step."""
 
     def rate(update: int, optimization: OptimizationConfig) -> float:
-        # The rate is read once more after the step, for the log.
+        # The rate is read again after the step, for the log.
         if update == number - 1 and not done:
             done.append(action())
         return learning_rate(update, optimization)
@@ -72,7 +72,7 @@ def test_updates_during_the_write_of_a_checkpoint_do_not_get_into_it(
     later, calls = threading.Event(), itertools.count(1)
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        # Checkpoint 3 is not on disk before update 5 is made.
+        # Checkpoint 3 is on disk only after update 5.
         if next(calls) == 1:
             assert threading.current_thread() is not LOOP
             assert later.wait(HUNG), "the loop waits for the disk"
@@ -102,7 +102,7 @@ def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_
 
     monkeypatch.setattr(WRITE, slow)
     run(config)
-    # Each has two files, of the model and of the optimizer.
+    # Each has two files: model and optimizer.
     assert updates == sorted([*range(1, 9), *range(1, 9)])
     assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {
         "checkpoint7",
@@ -113,7 +113,7 @@ def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_
 def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With a copy for each, the second would wait for the first to be written.
+    # With two copies, the second would wait until the first is written.
     config = changed(
         config_of(text, tmp_path / "run"),
         valid_file=text.valid_file,
@@ -132,7 +132,7 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     run(config)
     best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint8"))
     assert decided(best) == decided(numbered)
-    # And the disk holds their tensors once; the replaced best model's are those of checkpoint4.
+    # The disk holds their tensors once; those of the replaced best model belong to checkpoint4.
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert os.path.samefile(best / name, numbered / name)
     assert not os.path.samefile(best / "state.json", numbered / "state.json")
@@ -167,7 +167,7 @@ def test_damage_of_the_first_is_not_taken_over_by_the_second(tmp_path: Path) -> 
 
 
 def full_at(number: int, patch: pytest.MonkeyPatch, after: threading.Event | None = None) -> None:
-    """Let the disk be full at the given file of tensors, and only after an event, if given one."""
+    """Let the disk be full at the n-th file of tensors, and if an event is given, only after it."""
     calls = itertools.count(1)
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_full_disk_ends_the_run_and_damages_nothing(
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[Future[object]]:
-    """What the loop has given to the writing thread, so far."""
+    """Collect what the loop has given to the writing thread."""
     given = list[Future[object]]()
 
     class Remembering(ThreadPoolExecutor):
@@ -252,7 +252,7 @@ def test_a_failed_write_is_noticed_before_the_next_update(
 
     def count(update: int, optimization: OptimizationConfig) -> float:
         made.append(update)
-        # The 21st update is being made when the write fails; the next save is far away.
+        # The write fails during update 21, long before the next save.
         if update == 20:
             later.set()
             assert not wait(writes, HUNG).not_done
@@ -267,7 +267,7 @@ def test_a_failed_write_is_noticed_before_the_next_update(
 def test_a_signal_that_finds_the_disk_full_does_not_say_saved(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A checkpoint is asked for by the signal, in update 2, and cannot be written.
+    # The signal in update 2 requests a checkpoint, which cannot be written.
     full_at(1, monkeypatch)
     at_update(2, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
     with pytest.raises(WriteError):
@@ -299,7 +299,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
 def test_a_run_that_fails_reports_a_failed_write_too(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Before update 4 the loop looks whether a write has failed; this one fails after that.
+    # Before update 4 the loop checks for failed writes; this one fails later.
     later = threading.Event()
     full_at(1, monkeypatch, after=later)
 
@@ -326,7 +326,7 @@ def test_a_bug_in_the_thread_keeps_its_traceback(
 def test_no_checkpoint_is_written_after_one_that_failed(
     text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two names for one update: the second is waiting when the first finds the disk full.
+    # Two names for one update: the second waits when the first finds the disk full.
     config = changed(
         config_of(text, tmp_path / "run"),
         valid_file=text.valid_file,

@@ -1,4 +1,4 @@
-"""Operations are counted as PyTorch counts them; devices are recognised by their names."""
+"""Operations are counted as PyTorch counts them; devices are recognised by name."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def batch_of(config: ModelConfig, batch_size: int, length: int, num_predicted: i
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layers", [1, 3])
-def test_operations_of_forward_and_backward_is_what_pytorch_counts(
+def test_operations_of_forward_and_backward_are_what_pytorch_counts(
     mode: InputMode, layers: int
 ) -> None:
     config = ModelConfig(**{**vars(SMALL), "encoder_layers": layers})
@@ -46,7 +46,7 @@ def test_operations_of_forward_and_backward_is_what_pytorch_counts(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_operations_of_mpnet_base_is_what_pytorch_counts(mode: InputMode) -> None:
+def test_operations_of_mpnet_base_are_what_pytorch_counts(mode: InputMode) -> None:
     config = ModelConfig()
     # Fake tensors have shapes and devices, but nothing is computed.
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -83,6 +83,6 @@ def test_float32_has_no_peak() -> None:
 
 
 def test_memory_of_this_process_is_counted_in_gigabytes() -> None:
-    # Some hundred MB with PyTorch loaded; a wrong unit would be off by a thousand.
+    # A few hundred MB with PyTorch loaded; a wrong unit would be off by a factor of 1,000.
     assert 0.05 < memory_peak(torch.device("cpu")) < 100
     assert 0.05e9 < memory_in_use(torch.device("cpu")) <= 1.01e9 * memory_peak(torch.device("cpu"))

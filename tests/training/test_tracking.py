@@ -1,4 +1,4 @@
-"""All sinks get the same numbers, a resume repeats none of them, and no sink can end a run."""
+"""All sinks get the same metrics, a resume repeats none, and no sink can end a run."""
 
 import errno
 import io
@@ -65,7 +65,7 @@ def tracker_of(
 
 
 def events_in(directory: Path) -> Mapping[str, list[tuple[int, float]]]:
-    """Return each curve as TensorBoard itself reads it: (update, value)."""
+    """Return each curve as TensorBoard reads it: (update, value)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(directory))
@@ -100,7 +100,7 @@ def test_nan_is_written_as_valid_json(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "valid/accuracy": 0.5}]
 
 
-def test_rewinding_drops_later_lines_and_half_lines(tmp_path: Path) -> None:
+def test_rewinding_drops_later_and_incomplete_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 20}\n{"step": 40}\n{"step": 60}\n{"step": 8')
     tracker, _ = tracker_of(tmp_path)
@@ -129,7 +129,7 @@ def test_an_unused_tracker_writes_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_silent_tracker_says_and_writes_nothing(
+def test_a_silent_tracker_prints_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_the_learning_rate_and_the_progress_of_an_evaluation_are_live(tmp_path: 
     assert "evaluating 3/51" in said.getvalue()
 
 
-def test_without_live_lines_a_long_evaluation_is_heard_of_now_and_then(
+def test_without_live_lines_a_long_evaluation_reports_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker, said = tracker_of(tmp_path)
@@ -195,7 +195,7 @@ def test_guesses_are_kept_with_their_update_and_shown(tmp_path: Path) -> None:
     assert read_guesses(path) == [(20, guess), (20, guess), (40, guess)]
     tracker.rewind(20)
     assert read_guesses(path) == [(20, guess), (20, guess)]
-    # Broken lines cost themselves only.
+    # Damaged lines do not affect the others.
     with path.open("a") as file:
         file.write('{"step": 60, "word": 7}\n[1]\n{"step"')
     assert len(read_guesses(path)) == 2
@@ -213,7 +213,7 @@ def test_terminal_keeps_only_validations_above_its_live_lines(tmp_path: Path) ->
     assert max(len(line) for line in re.split(r"[\r\n]", shown)) <= 80
 
 
-def test_time_of_the_end_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expected_end_is_printed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     tracker, said = tracker_of(tmp_path, total=101)
@@ -248,7 +248,7 @@ tracker = Tracker(Path(sys.argv[1]), "id", PretrainingConfig(), Console())
 with tracker:
     for update in range(1, 2000):
         tracker.log(update, {"train/bits": 8.0})
-        if update == 1 and sys.argv[2:] == ["until-nobody-reads"]:
+        if update == 1 and sys.argv[2:] == ["until-pipe-closes"]:
             reader = select.poll()
             reader.register(1, 0)
             reader.poll()
@@ -263,8 +263,8 @@ def in_shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_training_continues_when_its_output_is_closed(tmp_path: Path) -> None:
-    # The pipe has room for everything, and `head` may be slow to exit.
-    done = in_shell("{0} until-nobody-reads | head -1; exit ${{PIPESTATUS[0]}}", tmp_path)
+    # The pipe's buffer could hold all output, and `head` may be slow to exit.
+    done = in_shell("{0} until-pipe-closes | head -1; exit ${{PIPESTATUS[0]}}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1999
     assert (tmp_path / "log.txt").read_text().count(
@@ -278,7 +278,7 @@ def test_training_continues_when_its_output_is_a_full_disk(tmp_path: Path) -> No
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1999
 
 
-# Every failure is one warning.
+# Each failing sink gives one warning.
 
 
 @needs_dev_full
@@ -374,7 +374,7 @@ def test_tensorboard_of_a_resumed_run_shows_each_update_once(tmp_path: Path) -> 
                 tracker.log(update, {"train/bits": value})
 
     start(0, 60, 1.0)
-    # Killed after update 60; the newest checkpoint is that of update 30.
+    # Killed after update 60, with the newest checkpoint at update 30.
     start(30, 50, 2.0)
     expected = [(10, 1.0), (20, 1.0), (30, 1.0), (40, 2.0), (50, 2.0)]
     assert events_in(tmp_path / "tb")["train/bits"] == expected
@@ -382,7 +382,7 @@ def test_tensorboard_of_a_resumed_run_shows_each_update_once(tmp_path: Path) -> 
     assert [(record["step"], record["train/bits"]) for record in records] == expected
 
 
-# TensorBoard's writer thread ends with a traceback of its own.
+# TensorBoard's writer thread ends with its own traceback.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_under_tensorboard_is_a_single_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -409,11 +409,11 @@ def test_tensorboard_has_each_point_before_the_next_update(tmp_path: Path) -> No
         assert events_in(tmp_path / "tb")["valid/bits"] == [(20, pytest.approx(8.8))]
 
 
-# Weights & Biases; the tests never leave this machine.
+# Weights & Biases, without network.
 
 
 class FakeRun:
-    """What the sink uses of a W&B run."""
+    """The parts of a W&B run that the sink uses."""
 
     offline = True
     dir = "wandb/offline-run/files"
@@ -439,14 +439,14 @@ class FakeRun:
 def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeRun, dict[str, object]]:
     import wandb
 
-    run, asked = FakeRun(), {}
+    run, given = FakeRun(), {}
 
     def init(**arguments: object) -> FakeRun:
-        asked.update(arguments)
+        given.update(arguments)
         return run
 
     monkeypatch.setattr(wandb, "init", init)
-    return run, asked
+    return run, given
 
 
 def test_wandb_gets_the_same_dictionaries(
@@ -458,23 +458,23 @@ def test_wandb_gets_the_same_dictionaries(
         tracker.log(20, TRAIN)
         tracker.log(40, VALID)
     assert run.logged == [{"step": 20, **TRAIN}, {"step": 40, **VALID}]
-    # Every metric is drawn over the update, not over W&B's own count of calls.
+    # Every metric is plotted over updates, not over W&B's count of calls.
     assert run.calls == [("*", "step"), ("finish", 0)]
 
 
 def test_wandb_continues_the_run_of_the_directory(
     tmp_path: Path, fake_wandb: tuple[FakeRun, dict[str, object]]
 ) -> None:
-    _, asked = fake_wandb
+    _, given = fake_wandb
     with tracker_of(tmp_path / "my_run", wandb=True)[0]:
         pass
-    assert asked["id"] == "0123abcd" * 4
-    assert asked["resume"] == "allow"
-    assert asked["name"] == "my_run"
-    assert asked["project"] == "annotated-mpnet"
+    assert given["id"] == "0123abcd" * 4
+    assert given["resume"] == "allow"
+    assert given["name"] == "my_run"
+    assert given["project"] == "annotated-mpnet"
     with tracker_of(tmp_path, wandb=True, wandb_id="theirs", wandb_name="a name")[0]:
         pass
-    assert (asked["id"], asked["name"]) == ("theirs", "a name")
+    assert (given["id"], given["name"]) == ("theirs", "a name")
 
 
 def test_wandb_learns_that_a_run_failed(
@@ -541,7 +541,7 @@ with Tracker(Path("."), "0123abcd", config, Console()) as tracker:
         assert not file.is_file() or canary.encode() not in file.read_bytes(), file
 
 
-# Before anything is read.
+# Before any text is read.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A checkpoint of a few hundred bytes, for the tests of everything that handles checkpoints."""
+"""A checkpoint of a few hundred bytes, for all tests that need one."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 
 
 def seal_again(directory: Path) -> None:
-    """Give a checkpoint that a test has changed a manifest that is right again."""
+    """Write a correct manifest for a checkpoint that a test has changed."""
     created = read_manifest(directory).created
     (directory / MANIFEST).unlink()
     write_manifest(directory, RUN, created)
@@ -87,7 +87,7 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 def same_tensors(left: Checkpoint, right: Checkpoint) -> bool:
-    """Tell whether two checkpoints hold the same, to the bit."""
+    """Return whether two checkpoints have the same bits."""
     plain = dataclasses.replace
     empty: dict[str, Tensor] = {}
     if plain(left, model_tensors=empty, optimizer_tensors=empty) != plain(

@@ -2,7 +2,7 @@
 
     checkpoint2500/
         model.safetensors      the model, under fairseq's names
-        optimizer.safetensors  AdamW's two means and step counts (absent: export only)
+        optimizer.safetensors  the optimizer's means and step counts (absent: export only)
         state.json             TrainState: how far the run is, and what must not change
         config.json            ModelConfig: the model's dimensions
         stream.json, .safetensors   the position in a streamed dataset (absent for local files)
@@ -58,9 +58,10 @@ from annotated_mpnet.checkpoints.manifest import (
     verify_checkpoint,
     write_manifest,
 )
-from annotated_mpnet.checkpoints.records import Count, decode_exactly, reading, short, to_json
-from annotated_mpnet.errors import CheckpointError, WriteError
+from annotated_mpnet.checkpoints.records import Count, decode_exactly, reading, to_json
+from annotated_mpnet.errors import CheckpointError, WriteError, shown
 from annotated_mpnet.files.atomic import sync
+from annotated_mpnet.files.output import errno_of
 from annotated_mpnet.mpnet.config import ModelConfig
 
 MODEL = "model.safetensors"
@@ -110,7 +111,7 @@ class Checkpoint:
     model_tensors: Mapping[str, Tensor]
     """By parameter name; a tied matrix once."""
     optimizer_tensors: Mapping[str, Tensor] | None
-    """By "exp_avg.", "exp_avg_sq." or "step." and the parameter's name. None: export only."""
+    """By what it is ("exp_avg." and so on) and the parameter's name. None: export only."""
     stream: StreamParts | None = None
     export_files: Mapping[str, bytes] = field(default_factory=dict)
     """Path in `export/` -> content."""
@@ -147,8 +148,8 @@ def save_checkpoint(
     other = owner(target)
     if other not in (None, checkpoint.run_id):
         raise CheckpointError(
-            f"{target} belongs to another run ({short(other)}, expected "
-            f"{short(checkpoint.run_id)}) and was left unchanged; move it away, or choose another "
+            f"{target} belongs to another run ({shown(other)}, expected "
+            f"{shown(checkpoint.run_id)}) and was left unchanged; move it away, or choose another "
             "--checkpoint-dir, and --resume"
         )
     try:
@@ -157,7 +158,7 @@ def save_checkpoint(
     # Half a checkpoint on a full disk would take the room that the next attempt needs.
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        number = _system_error(error)
+        number = errno_of(error)
         if number is None:
             raise
         raise WriteError(_explain(target, checkpoint, number)) from error
@@ -298,7 +299,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(
-                    f"{path}: {short(name)} holds NaN or infinite values: the run had already "
+                    f"{path}: {shown(name)} holds NaN or infinite values: the run had already "
                     "diverged; go back to an earlier checkpoint"
                 )
         return tensors
@@ -332,21 +333,6 @@ def _name_aside(target: Path) -> Path:
         return previous
     names = (target.with_name(f"{target.name}.damaged{n if n > 1 else ''}") for n in count(1))
     return next(path for path in names if not os.path.lexists(path))
-
-
-def _system_error(error: Exception) -> int | None:
-    """Return the errno of a failed write; None if the error is a bug.
-
-    safetensors and tokenizers are written in Rust and say it only in their text.
-
-    >>> full = Exception("Error while serializing: I/O error: No space left (os error 28)")
-    >>> _system_error(OSError(28, "No space left")), _system_error(full), _system_error(KeyError())
-    (28, 28, None)
-    """
-    if isinstance(error, OSError):
-        return error.errno
-    number = re.search(r"os error (\d+)", str(error))
-    return None if number is None else int(number[1])
 
 
 def _explain(target: Path, checkpoint: Checkpoint, number: int) -> str:

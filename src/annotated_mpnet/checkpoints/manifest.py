@@ -38,10 +38,9 @@ from annotated_mpnet.checkpoints.records import (
     decode,
     reading,
     regular_size,
-    short,
     to_json,
 )
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 from annotated_mpnet.files.atomic import sync
 
 MANIFEST = "manifest.json"
@@ -72,7 +71,7 @@ class Manifest:
             parts = PurePosixPath(name).parts
             plain = parts and "/".join(parts) == name and not name.startswith("/")
             if not plain or ".." in parts or any(sign in name for sign in "\\:\0"):
-                raise ValueError(f"file name {short(name)} leads out of the checkpoint")
+                raise ValueError(f"file name {shown(name)} leads out of the checkpoint")
 
 
 class _Sealed(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""AdamW's state as a flat dictionary of tensors, `exp_avg.lm_head.bias` and so on.
+"""The optimizer's state as a flat dictionary of tensors, `exp_avg.lm_head.bias` and so on.
 
 PyTorch's own state dict numbers the parameters in the order of their groups. Its numbers change
 their meaning as soon as a group changes: after one bias is unfrozen, every later number belongs to
@@ -9,7 +9,7 @@ Learning rate, decay and betas are not part of it. They come from the configurat
 too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from annotated_mpnet.errors import CheckpointError
 
 STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps for each parameter: two means of its shape, and a count of steps, a scalar."""
+"""What AdamW keeps for each parameter: two means of its shape, and a count of steps, a scalar. A
+group with another state has its names as `state_names` (`training/muon.py`)."""
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return AdamW's state by name; empty before the first step.
+    """Return the state by name; empty before the first step.
 
     The tensors are the optimizer's own: copy them before the next step.
 
@@ -54,6 +55,13 @@ def load_optimizer_tensors(
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if different := sorted(dict(found.items() ^ expected.items())):
         name = different[0]
+        saved, now = _optimizer_of(found), _optimizer_of(expected)
+        if saved != now:
+            raise CheckpointError(
+                f"the checkpoint was trained with --optimizer {saved}, and this run has "
+                f"--optimizer {now}, which would start with empty means; resume with {saved}, or "
+                "start a new run from its weights (convert-to-hf, then --hf-model-path)"
+            )
         raise CheckpointError(
             f"the optimizer's state {name!r:.80} has {_shape(found, name)}, expected "
             f"{_shape(expected, name)} (and {len(different) - 1} more differences); it belongs to "
@@ -61,8 +69,9 @@ def load_optimizer_tensors(
         )
     names = {parameter: name for name, parameter in _parameters(optimizer, model).items()}
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    keys = _keys(optimizer)
     state = {
-        index: {key: tensors[f"{key}.{names[each]}"].clone() for key in STATE_NAMES}
+        index: {key: tensors[f"{key}.{names[each]}"].clone() for key in keys[each]}
         for index, each in enumerate(parameters)
         if tensors
     }
@@ -78,14 +87,29 @@ def _parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Paramete
     return {name: each for name, each in model.named_parameters() if each in updated}
 
 
+def _keys(optimizer: Optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
+    """Return what the optimizer keeps for each parameter."""
+    return {
+        each: group.get("state_names", STATE_NAMES)
+        for group in optimizer.param_groups
+        for each in group["params"]
+    }
+
+
 def _shapes(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Size]:
     """Return the name and shape of everything in a state after a step."""
+    keys = _keys(optimizer)
     return {
         f"{key}.{name}": torch.Size([]) if key == "step" else parameter.shape
         for name, parameter in _parameters(optimizer, model).items()
-        for key in STATE_NAMES
+        for key in keys[parameter]
     }
 
 
 def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
     return f"shape {tuple(shapes[name])}" if name in shapes else "no tensor"
+
+
+def _optimizer_of(names: Iterable[str]) -> str:
+    """Return which --optimizer keeps a state of these names."""
+    return "muon" if any(name.startswith("momentum.") for name in names) else "adamw"

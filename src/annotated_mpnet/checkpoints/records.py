@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from safetensors import SafetensorError
 
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 
 T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -78,11 +78,6 @@ def reading(path: Path) -> Iterator[None]:
     # ValueError: msgspec, UTF-8, the dataclass itself. RuntimeError: torch, too deep a nesting.
     except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {short(str(error))}); it is damaged "
+            f"{path} cannot be read ({type(error).__name__}: {shown(str(error))}); it is damaged "
             "or not a file of this program"
         ) from error
-
-
-def short(value: object) -> str:
-    """Return a value from a file, escaped and cut: a terminal would obey control characters."""
-    return repr(value)[:80]

@@ -26,9 +26,8 @@ from pathlib import Path
 
 from annotated_mpnet.checkpoints.checkpoint import Checkpoint, IdentityValue, load_checkpoint
 from annotated_mpnet.checkpoints.manifest import read_manifest
-from annotated_mpnet.checkpoints.records import short
 from annotated_mpnet.checkpoints.retention import newest_first
-from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.errors import CheckpointError, ConfigError, shown
 from annotated_mpnet.mpnet.config import ModelConfig
 
 
@@ -62,7 +61,7 @@ def newest_valid_checkpoint(directory: Path, run_id: str) -> Resumable | None:
             owner = read_manifest(path).run_id
             if owner != run_id:
                 raise CheckpointError(
-                    f"{path} belongs to another run ({short(owner)}, expected {short(run_id)})"
+                    f"{path} belongs to another run ({shown(owner)}, expected {shown(run_id)})"
                 )
             checkpoint = load_checkpoint(path)
             return Resumable(path, checkpoint, [f"skipped: {problem}" for problem in problems])
@@ -92,7 +91,7 @@ def compare_identity(
     unknown = sorted(set(allowed) - known)
     if unknown:
         raise ConfigError(
-            f"--allow-change is {short(','.join(unknown))}; expected some of "
+            f"--allow-change is {shown(','.join(unknown))}; expected some of "
             f"{','.join(sorted(known))}"
         )
     differences = _differences(saved, current)
@@ -126,7 +125,7 @@ def _differences(
     saved: Mapping[str, IdentityValue], current: Mapping[str, IdentityValue]
 ) -> dict[str, str]:
     return {
-        name: f"{name} was {short(saved.get(name))} and is {short(current.get(name))}"
+        name: f"{name} was {shown(saved.get(name))} and is {shown(current.get(name))}"
         + (" (--batch-size x --update-freq x processes)" if name == "batch" else "")
         for name in sorted({*saved, *current})
         if saved.get(name) != current.get(name)

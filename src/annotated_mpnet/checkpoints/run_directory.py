@@ -66,9 +66,9 @@ from annotated_mpnet.checkpoints.checkpoint import (
     owner,
 )
 from annotated_mpnet.checkpoints.manifest import MANIFEST, library_versions
-from annotated_mpnet.checkpoints.records import decode, short, to_json
+from annotated_mpnet.checkpoints.records import decode, to_json
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name, recover
-from annotated_mpnet.errors import CheckpointError, WriteError
+from annotated_mpnet.errors import CheckpointError, WriteError, shown
 from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
 
@@ -257,7 +257,7 @@ def _named(directory: Path) -> list[Path]:
 
 def _holder(lock: Path) -> str:
     text = lock.read_text(encoding="utf-8", errors="replace").strip()
-    return short(text) if text else "another process"
+    return shown(text) if text else "another process"
 
 
 def _taken(directory: Path) -> CheckpointError:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from annotated_mpnet.conversion.model_card import CardFacts
-from annotated_mpnet.errors import CheckpointError, UserError
+from annotated_mpnet.errors import CheckpointError, UserError, shown
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
@@ -123,7 +123,7 @@ def read_pickle(path: Path) -> object:
             if foreign is None:
                 raise
             raise CheckpointError(
-                f"{path} holds {repr(foreign[1])[:80]}, which takes code to rebuild; nothing was "
+                f"{path} holds {shown(foreign[1])}, which takes code to rebuild; nothing was "
                 "run. If you trust it, save its plain tensors again where it was made: "
                 "torch.save({'args': vars(args), 'model': model.state_dict()}, 'plain.pt')"
             ) from error
@@ -227,5 +227,5 @@ def _listed(names: list[str]) -> str:
     >>> _listed(["a", "b", "c", "d", "e"])
     "'a', 'b', 'c' and 2 more"
     """
-    shown = ", ".join(repr(name)[:80] for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    first = ", ".join(map(shown, names[:3]))
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"

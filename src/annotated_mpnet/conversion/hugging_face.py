@@ -42,7 +42,7 @@ from annotated_mpnet.conversion.foreign import (
 from annotated_mpnet.conversion.model_card import FACTS, CardFacts
 from annotated_mpnet.conversion.names import read_mpnet_config, to_hugging_face, to_ours
 from annotated_mpnet.conversion.sentence_modules import read_modules, transformer_in
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """`name` or `owner/name`; not `./name`, `/name` or `a/longer/path`."""
@@ -70,7 +70,7 @@ def download(name: str) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name!r} is not a directory, and the Hub does not provide it: {type(error).__name__} "
-            f"{' '.join(str(error).split())[:80]!r}; check name and connection, or give a directory"
+            f"{shown(' '.join(str(error).split()))}; check name and connection, or give a directory"
         ) from error
     return path
 
@@ -145,13 +145,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         # The name comes from a file: it must not lead out of its directory.
         if Path(name).name != name or not shard.is_file():
             raise CheckpointError(
-                f"{index} names the shard {repr(name)[:80]}, which is not a file in its directory; "
+                f"{index} names the shard {shown(name)}, which is not a file in its directory; "
                 "download the model again"
             )
         for tensor_name, tensor in _read_tensors(shard).items():
             if found.setdefault(tensor_name, tensor) is not tensor:
                 raise CheckpointError(
-                    f"{shard} holds {repr(tensor_name)[:80]}, which another shard of {index.name} "
+                    f"{shard} holds {shown(tensor_name)}, which another shard of {index.name} "
                     "holds too; download the model again"
                 )
     return found

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 
 from annotated_mpnet.checkpoints.checkpoint import EXPORT_FILES, Checkpoint, TrainState
-from annotated_mpnet.checkpoints.records import reading, short, to_json
+from annotated_mpnet.checkpoints.records import reading, to_json
 from annotated_mpnet.conversion.hugging_face import HUB_NAME
 from annotated_mpnet.conversion.model_card import FACTS, CardFacts, place_name
 from annotated_mpnet.conversion.sentence_modules import is_module_file
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 
 
 def base_facts(base: str) -> CardFacts:
@@ -43,7 +43,7 @@ def from_export_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], CardFac
         facts = msgspec.json.decode(files.pop(FACTS, b"{}"), type=CardFacts)
     if foreign := [name for name in files if not is_module_file(name)]:
         raise CheckpointError(
-            f"the checkpoint's {EXPORT_FILES}/ holds {short(foreign[0])}, which is no file of an "
+            f"the checkpoint's {EXPORT_FILES}/ holds {shown(foreign[0])}, which is no file of an "
             "export; it was not written by this program"
         )
     return files, with_progress(facts, state)

@@ -60,7 +60,7 @@ from transformers import MPNetConfig
 
 from annotated_mpnet.checkpoints.records import decode
 from annotated_mpnet.conversion.foreign import WAY_OUT, reading
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 from annotated_mpnet.mpnet.config import ModelConfig
 
 # The two norms are the trap: post-norm, each follows the residual sum of its sub-layer. fairseq
@@ -194,7 +194,7 @@ def read_mpnet_config(path: Path) -> ModelConfig:
     values = decode(path, dict[str, Any])
     if (kind := values.get("model_type")) != "mpnet":
         raise CheckpointError(
-            f"{path} has model_type {repr(kind)[:80]}, expected 'mpnet': another architecture's "
+            f"{path} has model_type {shown(kind)}, expected 'mpnet': another architecture's "
             f"weights would leave an MPNet random; {WAY_OUT}"
         )
     with reading(path):

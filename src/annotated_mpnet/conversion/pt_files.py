@@ -54,7 +54,7 @@ from annotated_mpnet.conversion.foreign import (
     tokenizer_in,
     without_second_names,
 )
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 from annotated_mpnet.mpnet.config import ActivationName, ModelConfig
 
 ENCODER = "sentence_encoder"
@@ -104,7 +104,7 @@ def read_pt_file(path: Path) -> LoadedWeights:
     for name, each in weights.items():
         name = PREFIX.sub("", str(name), count=1)
         if isinstance(each, Tensor) and found.setdefault(name, each) is not each:
-            raise CheckpointError(f"{path} holds {repr(name)[:80]} twice, with different prefixes")
+            raise CheckpointError(f"{path} holds {shown(name)} twice, with different prefixes")
     found = without_second_names(found, {"lm_head.weight": f"{ENCODER}.embed_tokens.weight"}, path)
     told = _arguments(document)
     notes = []

@@ -34,7 +34,7 @@ from annotated_mpnet.conversion.foreign import (
     read_pickle,
     reading,
 )
-from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.errors import CheckpointError, shown
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -90,7 +90,7 @@ def read_modules(directory: Path, max_positions: int) -> tuple[dict[str, bytes],
     foreign = [each.type for each in modules if not each.type.startswith("sentence_transformers.")]
     if foreign:
         return {}, [
-            f"{path}: the module {foreign[0][:80]!r} needs code of its own; exports keep none of "
+            f"{path}: the module {shown(foreign[0])} needs code of its own; exports keep none of "
             "the modules, so sentence-transformers will compute other vectors"
         ]
     files, entries = {}, decode(path, list[dict[str, Any]])
@@ -155,7 +155,7 @@ def _inside(directory: Path, name: str, source: Path) -> Path:
     if inner.resolve().is_relative_to(directory.resolve()):
         return inner
     raise CheckpointError(
-        f"{source} names the module {name[:80]!r}, which is not inside the directory; {WAY_OUT}"
+        f"{source} names the module {shown(name)}, which is not inside the directory; {WAY_OUT}"
     )
 
 
@@ -177,7 +177,7 @@ def _transformer_settings(transformer: Path, max_positions: int) -> tuple[str, d
         limit = described.get("model_max_length")
     if isinstance(limit, bool) or not isinstance(limit, int | float | None) or (limit or 1) < 1:
         raise CheckpointError(
-            f"{transformer} cuts texts after {repr(limit)[:80]} tokens (max_seq_length); expected "
+            f"{transformer} cuts texts after {shown(limit)} tokens (max_seq_length); expected "
             "a number of at least 1"
         )
     settings.pop("tokenizer_name_or_path", None)  # an export has its own

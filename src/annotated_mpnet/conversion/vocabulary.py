@@ -21,7 +21,7 @@ import os
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.conversion.foreign import LoadedWeights, reading
-from annotated_mpnet.errors import CheckpointError, UserError
+from annotated_mpnet.errors import CheckpointError, UserError, shown
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of
@@ -66,7 +66,7 @@ def check_vocabulary(
     # A .pt file of annotated-mpnet holds at least the tokenizer's name.
     if own is not None or loaded.tokenizer == tokenizer_name:
         return []
-    named = "" if loaded.tokenizer is None else f" but a name, {repr(loaded.tokenizer)[:80]}"
+    named = "" if loaded.tokenizer is None else f" but a name, {shown(loaded.tokenizer)}"
     return [
         f"{source} brings no tokenizer{named}: cannot check that {tokenizer_name} gives each token "
         "the same id"
@@ -131,7 +131,7 @@ def tokenizer_difference(
         token = min(moved, key=their_ids.__getitem__)
         return (
             f"{len(moved)} of {len(their_ids)} tokens have another id, among them "
-            f"{repr(token)[:80]}: {their_ids[token]} in one, {our_ids.get(token)} in the other"
+            f"{shown(token)}: {their_ids[token]} in one, {our_ids.get(token)} in the other"
         )
     # Not the unknown token: MPNet's vocabulary has two, and files disagree on which is meant.
     our_special, their_special = (

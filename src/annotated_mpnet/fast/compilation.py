@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining, cross_entropy_sum
 
 SHAPES = 64
@@ -56,7 +56,7 @@ def compile_model(model: MPNetForPretraining, device: torch.device, *, lengths_v
         first_line = str(error).strip().partition("\n")[0]
         needed = "a C++ compiler (such as g++)" if device.type == "cpu" else "Triton and a compiler"
         raise ConfigError(
-            f"--compile does not work on {device} here: {first_line[:80]!r}; install {needed}, "
+            f"--compile does not work on {device} here: {shown(first_line)}; install {needed}, "
             "or leave --compile out"
         ) from error
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)

@@ -18,13 +18,14 @@ Links are followed, so no name gets around this.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from annotated_mpnet.errors import ConfigError, WriteError
+from annotated_mpnet.errors import ConfigError, WriteError, shown
 from annotated_mpnet.files.atomic import beside, replacing
 
 TOKENIZER_FILES = (
@@ -107,26 +108,26 @@ def refuse_to_replace(
     for source in map(Path, map(os.path.realpath, inputs)):
         if target == source or target in source.parents:
             raise ConfigError(
-                f"{_shown(output)} is or holds {_shown(source)}, which is read; choose another "
+                f"{shown(output)} is or holds {shown(source)}, which is read; choose another "
                 "directory"
             )
     for parent in target.parents:
         if all(os.path.lexists(parent / name) for name in ("manifest.json", "state.json")):
             raise ConfigError(
-                f"{_shown(output)} is inside the checkpoint {_shown(parent)}; choose a directory "
+                f"{shown(output)} is inside the checkpoint {shown(parent)}; choose a directory "
                 "outside"
             )
     if os.path.ismount(target):
         raise ConfigError(
-            f"{_shown(output)} is a mount point, which cannot be replaced; name a directory in it"
+            f"{shown(output)} is a mount point, which cannot be replaced; name a directory in it"
         )
     # `lexists`: a dangling link is in the way too.
     if os.path.lexists(output) and not os.path.isdir(target):
-        raise ConfigError(f"{_shown(output)} is a file; expected a directory: choose another name")
+        raise ConfigError(f"{shown(output)} is a file; expected a directory: choose another name")
     _refuse_contents(target, kind, overwrite)
     if os.path.islink(output) and os.path.isdir(target) and os.listdir(target):
         raise ConfigError(
-            f"{_shown(output)} is a link; to replace the directory that it leads to, name that one"
+            f"{shown(output)} is a link; to replace the directory that it leads to, name that one"
         )
     # What a killed process left over will be deleted, so it must be ours as well.
     for leftover in beside(target):
@@ -139,7 +140,7 @@ def _refuse_contents(target: Path, kind: Kind, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(
-            f"{_shown(target)} is not empty; nothing was written. Choose another directory, or "
+            f"{shown(target)} is not empty; nothing was written. Choose another directory, or "
             "replace what is there with --overwrite"
         )
     foreign = kind.foreign_in(target)
@@ -149,7 +150,7 @@ def _refuse_contents(target: Path, kind: Kind, overwrite: bool) -> None:
     _refuse_foreign(target, foreign, kind)
     if os.path.samefile(target, os.curdir):
         raise ConfigError(
-            f"{_shown(target)} is the current directory, which cannot be replaced from inside; "
+            f"{shown(target)} is the current directory, which cannot be replaced from inside; "
             "start the command in another one"
         )
 
@@ -158,29 +159,36 @@ def _refuse_foreign(directory: Path, foreign: list[str], kind: Kind) -> None:
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise ConfigError(
-            f"{_shown(directory)} holds something other than {kind.name}, which would be deleted: "
-            f"{', '.join(map(_shown, foreign[:3]))}{more}; choose another directory, or empty it "
+            f"{shown(directory)} holds something other than {kind.name}, which would be deleted: "
+            f"{', '.join(map(shown, foreign[:3]))}{more}; choose another directory, or empty it "
             "yourself"
         )
 
 
-def _shown(path: Path | str) -> str:
-    return repr(str(path)[-200:])
+def errno_of(error: Exception) -> int | None:
+    """Return the errno of a failed write; None if the error is a bug.
+
+    safetensors and tokenizers write in Rust and give it in the text of their exceptions only.
+
+    >>> full = Exception("Error while serializing: I/O error: No space left (os error 28)")
+    >>> errno_of(OSError(28, "No space left")), errno_of(full), errno_of(KeyError())
+    (28, 28, None)
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"os error (\d+)", str(error))
+    return None if number is None else int(number[1])
 
 
 @contextmanager
 def write_errors(output: Path) -> Iterator[None]:
-    """Turn a failed write into a `WriteError`, and nothing else.
-
-    tokenizers writes in Rust and raises a bare `Exception`: "No space left on device (os error
-    28)".
-    """
+    """Turn a failed write into a `WriteError`, and nothing else."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error):
+        if not isinstance(error, OSError) and errno_of(error) is None:
             raise
         raise WriteError(
-            f"{_shown(output)} could not be written: {str(error)[:80]!r}; nothing was left behind. "
+            f"{shown(output)} could not be written: {shown(str(error))}; nothing was left behind. "
             "Free some space or fix this, or choose another directory"
         ) from error

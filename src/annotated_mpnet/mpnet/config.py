@@ -20,6 +20,7 @@ InputMode = Literal["mpnet", "mlm", "plm"]
 ActivationName = Literal["gelu", "relu", "relu2", "silu", "tanh", "linear", "gelu_accurate"]
 PositionEmbedding = Literal["learned", "sinusoidal"]
 Packing = Literal["full", "none", "documents"]
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["polynomial", "cosine", "wsd"]
 HeadBias = Literal["auto", "zeros", "frequencies"]
 RelativeBiasInit = Literal["auto", "normal", "local"]
@@ -163,7 +164,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
-    """The optimisation: batch, learning rate, AdamW."""
+    """The optimisation: batch, learning rate, optimizer."""
 
     batch_size: int = option(16, at_least=1, at_most=1048576)
     """Sequences per device and micro-batch: as many as fit into memory. An update sees batch-size x
@@ -175,10 +176,17 @@ class OptimizationConfig:
     total_updates: int = option(10000, at_least=1, at_most=10**9)
     """Updates of the whole run, including those before a resume. The learning rate schedule ends
     there. The paper: 500000."""
+    optimizer: OptimizerName = "adamw"
+    """What turns gradients into steps. adamw: the paper's. muon: the matrices inside of the network
+    step along all directions of their gradient alike, and all else is left to AdamW
+    (training/muon.py)."""
     lr: float = option(6e-4, above=0, at_most=1)
     """Peak learning rate, reached at the end of the warm-up: about the step that each weight takes
     in an update. The paper's for 8192 sequences; smaller batches and larger networks want less,
     tiny networks more (3e-3 in the preset demo)."""
+    muon_lr: float | None = option(None, above=0, at_most=1)
+    """Peak learning rate of the matrices with --optimizer muon; it rises and falls as --lr, which
+    all else keeps. Default: twice --lr."""
     end_learning_rate: float = option(0.0, at_least=0, at_most=1, aliases=("-end_lr",))
     """Learning rate that the decay reaches one update after the last."""
     schedule: Schedule = "polynomial"

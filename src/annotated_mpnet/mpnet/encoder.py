@@ -17,8 +17,8 @@ final norm of the network instead.
 
 The masked sentence, content and queries share all weights. They differ only in what they see.
 
-**The last layer** computes only the entries that make predictions, because nothing reads what the
-others would become. In MPNet-base with 512 tokens, of which 76 are predicted:
+**Why the last layer is cheaper.** It computes only the entries that make predictions, because
+nothing reads what the others would become. In MPNet-base, with 512 tokens and 76 predictions:
 
     layers 1-11   512 masked sentence + 76 content + 76 queries = 664 attend to 512 + 76 = 588 keys
     layer 12                                         76 queries = 76 attend to 512 + 76 = 588 keys

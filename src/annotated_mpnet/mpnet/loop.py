@@ -20,12 +20,13 @@ of eight. Either way N, the number of predicted tokens in the update, is about
 >>> 8192 * int(count_predicted(np.array(512 - 2), pred_prob=0.15))  # <s> and </s> are not predicted
 622592
 
-**What is the loss divided by?** By N, not by the predicted tokens of each micro-batch. Take one
-with 90 tokens that lose 5 nats each, and one with 10 that lose 2. Their mean loss is
-(90 * 5 + 10 * 2) / 100 = 4.7. The mean of the two means is 3.5, and gives each of the ten tokens
-nine times the weight of one of the ninety. Divided by N, the gradient without dropout is that of
-one large batch, however it was cut. (HF: the Trainer passes the token count to the model, but
-`MPNetForMaskedLM` ignores it: the gradient is the *sum* of the micro-batches' means.)
+**Why is the loss divided as it is?** By N, not by the predicted tokens of each micro-batch, so that
+each predicted token of an update weighs the same. Take a micro-batch with 90 tokens that lose 5
+nats each, and one with 10 that lose 2. Their mean loss is (90 * 5 + 10 * 2) / 100 = 4.7. The mean
+of the two means is 3.5, and gives each of the ten tokens nine times the weight of one of the
+ninety. Divided by N, the gradient without dropout is that of one large batch, however it was cut.
+(HF: the Trainer passes the token count to the model, but `MPNetForMaskedLM` ignores it: the
+gradient is the *sum* of the micro-batches' means.)
 
 **Why is a resume exact?** Everything random is a function of u and m, and an evaluation draws
 nothing. So a run that was interrupted, or evaluated more often, ends in the same bits on the same

@@ -46,7 +46,7 @@ s^2 / 2 nats (0.22 bits in MPNet-base). With 1024 tokens, log2(V) is 10:
 Next: `mpnet/masking.py`, how the predicted tokens are chosen and corrupted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -194,28 +194,6 @@ class MPNetForPretraining(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
-
-    def load_fairseq_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load Microsoft's or annotated-mpnet's weights, which have our names after a prefix.
-
-        Accepts the prefixes `decoder.` and (compiled models) `_orig_mod.`, and `lm_head.weight` if
-        it is the tied token embedding.
-
-        Raises:
-            ValueError: `lm_head.weight` is not the token embedding.
-            RuntimeError: a weight is missing, unexpected, or has another shape.
-        """
-        renamed = {
-            name.removeprefix("_orig_mod.").removeprefix("decoder."): tensor
-            for name, tensor in state_dict.items()
-        }
-        if self.config.position_embedding == "sinusoidal":
-            renamed.pop("sentence_encoder.embed_positions._float_tensor", None)
-        tied = renamed.pop("lm_head.weight", None)
-        table = renamed.get("sentence_encoder.embed_tokens.weight")
-        if tied is not None and table is not None and not torch.equal(tied, table):
-            raise ValueError("lm_head.weight differs from the token embedding: not a tied model")
-        self.load_state_dict(renamed, strict=True)
 
 
 def _as_numbers(attention_mask: Tensor | None) -> Tensor | None:

@@ -68,7 +68,12 @@ a score that is computed and then masked, and a blank is not computed at all. Re
 no longer sees. Entries 6 and 8 show why there are *two* streams. Both are at position 1, but entry
 6 has read "task", and can tell later predictions; entry 8 has to predict it.
 
-**Nothing leaks through the layers.** In the first layer the rule holds by construction. In later
+**Why masks for predicted tokens are also shown to later queries.** Query j sees a mask at its own
+position and at those of all predictions after it. Without them it would not know that these
+positions exist: to XLNet's query the sentence is shorter than it is. That is all that position
+compensation adds over XLNet, and `mpnet/pictures.py` counts it.
+
+**Why no query can see its own token.** In the first layer the rule holds by construction. In later
 layers an entry also sees what its keys have seen. But a visible key never has a later time than the
 entry itself: 0 for the masked sentence, k <= tau for content. Token j enters at time j, and so no
 number of layers can carry it to a query of time j-1.

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from annotated_mpnet.fast.attention import AttentionName
-from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig
+from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig, OptimizerName
 from annotated_mpnet.mpnet.masking import count_predicted
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.runs.texts import Text
@@ -38,7 +38,8 @@ from annotated_mpnet.text.mixture import ROUND, Mixture
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.tracking.display import duration, size
 from annotated_mpnet.training.busy import busy_cores
-from annotated_mpnet.training.memory_estimate import BYTES_PER_WEIGHT, Workload, copied_bytes
+from annotated_mpnet.training.memory_estimate import Workload, means_bytes
+from annotated_mpnet.training.muon import matrix_rate
 from annotated_mpnet.training.throughput import device_name, memory_in_use, peak_flops
 
 SHARE_OF_PEAK = 0.33
@@ -135,9 +136,16 @@ def plan(
     else:
         yield f"training: {updates:,} updates, {total:,} sequences of the stream"
 
-    # FSDP shards weights, gradients and AdamW, but not activations.
-    fixed = parameters * BYTES_PER_WEIGHT / (world_size if machine.fsdp else 1)
-    yield from _memory(work, fixed, parameters * copied_bytes(run.save_optimizer_state), device)
+    if optimization.optimizer == "muon":
+        yield (
+            f"optimizer: Muon at {matrix_rate(optimization):g} for the matrices of layers and "
+            f"head, AdamW at {optimization.lr:g} for all else"
+        )
+    means = means_bytes(model, optimization.optimizer)
+    # FSDP shards weights, gradients and means, but not activations.
+    fixed = (8 * parameters + means) / (world_size if machine.fsdp else 1)
+    copied = 4 * parameters + means * run.save_optimizer_state
+    yield from _memory(work, fixed, copied, device, optimization.optimizer)
     yield from _time(work.flops() * optimization.update_freq * updates, device, bf16)
 
 
@@ -146,7 +154,9 @@ def _predicted(length: int, objective: ObjectiveConfig) -> int:
     return int(count_predicted(np.array(length - 2), objective.pred_prob))
 
 
-def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -> Iterator[str]:
+def _memory(
+    work: Workload, fixed: float, copied: float, device: torch.device, optimizer: OptimizerName
+) -> Iterator[str]:
     """Compare what a micro-batch needs, on top of `fixed` bytes, with all memory of the device."""
     activations = work.activation_bytes()
     if device.type == "cuda":
@@ -156,10 +166,11 @@ def _memory(work: Workload, fixed: float, copied: float, device: torch.device) -
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         in_use = memory_in_use(device)
         before = f"; {size(in_use)} are in use before the first update"
-        # The weights, a quarter of what is fixed, are in use already.
+        # The weights, about a quarter of what is fixed, are in use already.
         needed = in_use + 0.75 * fixed + activations + (copied if device.type == "cpu" else 0)
     yield f"memory: about {size(needed)} of {size(there)}{before}"
-    yield f"weights, gradients and AdamW: {size(fixed)}; activations: {size(activations)}"
+    name = "Muon" if optimizer == "muon" else "AdamW"
+    yield f"weights, gradients and {name}: {size(fixed)}; activations: {size(activations)}"
     if needed > 0.9 * there:
         yield "this may not fit: halve --batch-size, double --update-freq (same update)"
     where = "memory" if device.type == "cpu" else "the CPU's memory"

@@ -57,7 +57,7 @@ from annotated_mpnet.checkpoints.run_directory import (
     nothing_to_resume,
     refuse_taken_directory,
 )
-from annotated_mpnet.errors import CheckpointError, ConfigError, DataError
+from annotated_mpnet.errors import CheckpointError, ConfigError, DataError, shown
 from annotated_mpnet.fast.allocator import keep_memory
 from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
@@ -67,7 +67,6 @@ from annotated_mpnet.files.atomic import directory_of
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation
-from annotated_mpnet.mpnet.optimizer import build_optimizer
 from annotated_mpnet.runs.card import card_facts
 from annotated_mpnet.runs.initial_weights import build_model, check_export
 from annotated_mpnet.runs.plan import plan
@@ -90,6 +89,7 @@ from annotated_mpnet.tracking.sinks import check_tracking, read_metrics
 from annotated_mpnet.tracking.tracker import Tracker
 from annotated_mpnet.training.distributed import SharedNetwork, World, open_world
 from annotated_mpnet.training.memory import is_out_of_memory, out_of_memory
+from annotated_mpnet.training.muon import choose_optimizer
 from annotated_mpnet.training.throughput import memory_peak
 from annotated_mpnet.training.trainer import Trainer
 
@@ -189,7 +189,7 @@ def run_pretraining(
         # First the device and the shards, then the optimizer: it needs the final parameters.
         network = SharedNetwork(model, world, device, fsdp=config.machine.fsdp)
         stack.callback(network.close)
-        optimizer = build_optimizer(model, config.optimization, device)
+        optimizer = choose_optimizer(model, config.optimization, device)
         log.debug("built model and optimizer: %s", model.config)
 
         directory, tracker = None, Tracker.silent()
@@ -382,8 +382,8 @@ def _refuse_different_text(identity: dict[str, str | int | float], world: World)
     log.debug("identity of the run: %s", identity)
     for rank, name, other, first in _differences(identity, world):
         raise DataError(
-            f"rank {rank} differs from rank 0 in {name}: {str(other)[:80]!r} and "
-            f"{str(first)[:80]!r}; expected the same files on all machines"
+            f"rank {rank} differs from rank 0 in {name}: {shown(str(other))} and "
+            f"{shown(str(first))}; expected the same files on all machines"
         )
 
 

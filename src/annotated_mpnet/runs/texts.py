@@ -42,14 +42,13 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import DataError
+from annotated_mpnet.errors import DataError, shown
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.settings.config import DEFAULT_TOKENIZER, DataConfig
 from annotated_mpnet.streams.eval_samples import choose_eval_samples
 from annotated_mpnet.streams.hub import open_downloaded, open_stream
 from annotated_mpnet.streams.shards import ShardReader
 from annotated_mpnet.streams.streams import SequenceStream
-from annotated_mpnet.text.file_formats import shown
 from annotated_mpnet.text.frequencies import token_counts
 from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash
 from annotated_mpnet.text.mixture import Mixture

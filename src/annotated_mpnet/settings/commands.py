@@ -3,6 +3,7 @@
     pretrain-mpnet          PretrainCommand      text            -> model
     convert-to-hf           ConvertCommand       checkpoint      -> Hugging Face model
     train-mpnet-tokenizer   TokenizerCommand     text            -> tokenizer
+    explain-mpnet           ExplainCommand       sentence        -> what the model sees of it
 
 The settings of a run are in `settings/config.py`: they are saved in the run's `config.toml` and
 hold again when the run is resumed. The fields here, such as `--dry-run`, are not saved.
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from annotated_mpnet.mpnet.config import option
+from annotated_mpnet.mpnet.config import ObjectiveConfig, option
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import Preset
 
@@ -132,3 +133,43 @@ class TokenizerCommand:
     debug: bool = False
     """Write a debug log to standard error, including the libraries' messages and the traceback of
     an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainCommand:
+    """Show what MPNet is given for a sentence, and what each position of it may see.
+
+        To see it work:  explain-mpnet "The cat sat on the mat."
+        Chosen words:    explain-mpnet "The cat sat on the mat." --predict sat,mat
+        As a page:       explain-mpnet "The cat sat on the mat." --html cat.html
+        With a model:    explain-mpnet "The cat sat on the mat." --checkpoint DIR
+
+    Everything is computed by the functions that training uses. A model adds its guesses and what it
+    attends to.
+    """
+
+    sentence: tuple[str, ...]
+    """The sentence, at most 128 tokens. Without quotes, its words are joined with spaces."""
+    predict: str | None = None
+    """The words to predict, in this order, separated by commas. A word that the sentence has twice
+    may be given twice; a number is a position. Default: a random choice, as in training."""
+    checkpoint: str | None = None
+    """A model to ask: a checkpoint, a run's directory (its best model), a model of Hugging Face or
+    of sentence-transformers (directory or Hub name), or a .pt file of annotated-mpnet or of
+    Microsoft's code. It brings its tokenizer."""
+    tokenizer_name: str | None = option(None, aliases=("--tokenizer",))
+    """A tokenizer: a directory or a Hub name. Default: the checkpoint's; without a checkpoint, each
+    word and punctuation mark is a token, which needs no file."""
+    seed: int = option(12345, at_least=0, at_most=2**63 - 1)
+    """Decides which tokens are predicted, in which order, and what replaces them."""
+    html: Path | None = None
+    """Write an interactive page: one file that needs no network."""
+    png: Path | None = None
+    """Write a picture of who sees whom. Needs matplotlib: the extra annotated-mpnet[plot]."""
+    overwrite: bool = False
+    """Replace the files of --html and --png, if this command wrote them. Otherwise, a file that
+    exists is an error."""
+    debug: bool = False
+    """Write a debug log to standard error, including the libraries' messages and the traceback of
+    an error."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -332,17 +332,18 @@ class PretrainingConfig:
             f"{optimization.lr}; the learning rate can only fall after the warm-up",
         )
         yield (
+            optimization.muon_lr is not None and optimization.optimizer != "muon",
+            f"--muon-lr is {optimization.muon_lr}, but --optimizer is {optimization.optimizer}; "
+            "give --optimizer muon too",
+        )
+        yield (
             optimization.relative_bias_init != "auto"
             and self.model.relative_attention_num_buckets == 0,
             f"--relative-bias-init is {optimization.relative_bias_init}, but "
             "--relative-attention-num-buckets 0 switches the relative position bias off; "
             "remove one of the two",
         )
-        yield (
-            objective.keep_prob + objective.rand_prob > 1,
-            f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up to "
-            "more than 1; expected at most 1, as the rest of the predicted tokens are masked",
-        )
+        yield too_much_corruption(objective)
         yield (
             self.tracking.wandb_watch and self.machine.fsdp,
             "--wandb-watch and --fsdp exclude each other: rank 0 reports to W&B alone and has only "
@@ -386,3 +387,12 @@ def fields_of(config: PretrainingConfig) -> Iterator[tuple[str, dataclasses.Fiel
     for name, group in vars(config).items():
         for each in dataclasses.fields(group):
             yield name, each
+
+
+def too_much_corruption(objective: ObjectiveConfig) -> tuple[bool, str]:
+    """Return whether the shares of kept and random tokens exceed 1, and what to say then."""
+    return (
+        objective.keep_prob + objective.rand_prob > 1,
+        f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up to "
+        "more than 1; expected at most 1, as the rest of the predicted tokens are masked",
+    )

@@ -30,7 +30,6 @@ result, command. `--preset list` and `docs/configuration.md` show the header.
 import dataclasses
 import difflib
 import re
-import reprlib
 import sys
 import textwrap
 import tomllib
@@ -41,7 +40,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_mpnet.errors import ConfigError, without_password
+from annotated_mpnet.errors import ConfigError, shown, without_password
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import one_paragraph, settings_of
@@ -193,7 +192,7 @@ def _from_yaml(text: str, path: Path) -> object:
             keys = [key.value for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise ValueError(f"the key {_shown(key)} is there twice")
+                    raise ValueError(f"the key {shown(key)} is there twice")
             return dict(super().construct_mapping(node, deep))
 
     try:
@@ -228,15 +227,15 @@ def arguments_from(document: object, origin: str) -> list[str]:
     """
     known = {each.name: (group, each) for group, each in fields_of(PretrainingConfig())}
     if not isinstance(document, Mapping):
-        raise ConfigError(f"{origin} is {_shown(document)}; expected tables such as [model]")
+        raise ConfigError(f"{origin} is {shown(document)}; expected tables such as [model]")
     arguments = []
     for group, table in document.items():
         if not isinstance(table, Mapping):
-            raise ConfigError(f"{origin}: {_shown(group)} is outside of a table; {_place(group)}")
+            raise ConfigError(f"{origin}: {shown(group)} is outside of a table; {_place(group)}")
         for name, value in table.items():
             if name not in known or known[name][0] != group:
                 raise ConfigError(
-                    f"{origin}: [{str(group)[:80]}] has no setting {_shown(name)}; {_place(name)}"
+                    f"{origin}: [{str(group)[:80]}] has no setting {shown(name)}; {_place(name)}"
                 )
             if name in ACTIONS:
                 if value not in (False, None, ""):
@@ -288,12 +287,7 @@ def _argument(field: dataclasses.Field[object], value: object, origin: str) -> s
         isinstance(value, bool | int | float | str) or (value is None and may_be_unset)
     ):
         wanted = "true or false" if field.type is bool else "a number or a text in quotes"
-        raise ConfigError(f"{origin}: {field.name} is {_shown(value)}; expected {wanted}")
+        raise ConfigError(f"{origin}: {field.name} is {shown(value)}; expected {wanted}")
     if isinstance(value, bool):
         return flag(field.name) if value else flag(f"no-{field.name}")
     return f"{flag(field.name)}={value}"
-
-
-def _shown(value: object) -> str:
-    # `repr` itself could take for ever: nine short lines of YAML can name a billion values.
-    return reprlib.repr(value)[:80]

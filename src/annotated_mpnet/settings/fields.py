@@ -50,13 +50,13 @@ class Setting:
 
     @property
     def is_positional(self) -> bool:
-        """Whether it is given without a flag. Only FILES is."""
-        return self.name == "files"
+        """Whether it is given without a flag."""
+        return self.name in ("files", "sentence")
 
     @property
     def flag(self) -> str:
         """The spelling on the command line."""
-        return "FILES" if self.is_positional else flag(self.name)
+        return self.name.upper() if self.is_positional else flag(self.name)
 
     @property
     def kind(self) -> str:

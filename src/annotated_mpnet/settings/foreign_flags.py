@@ -107,6 +107,12 @@ SAME = {
     "--num-workers": (
         "dataloader-num-workers preprocessing-num-workers workers num-proc num-data-workers"
     ),
+    "--checkpoint": (
+        "model model-path model-name model-name-or-path checkpoint-path checkpoint-dir hf-model "
+        "hf-model-path mpnet-checkpoint-path run-dir"
+    ),
+    "--html": "output out output-html",
+    "--predict": "words targets mask-words",
     "--compile": "torch-compile use-compile",
     "--gradient-checkpointing": "activation-checkpointing grad-checkpointing",
     "--attention": "attn-implementation attn-impl",
@@ -148,7 +154,7 @@ NEARLY = {
         "distributed-port master-addr master-port num-nodes devices"
     ),
     "convert-to-hf exports a checkpoint": "push-to-hub hub-model-id hub-token",
-    "not needed, the optimizer is AdamW": "optim optimizer use-adam",
+    "--optimizer, as --optimizer adamw": "optim use-adam optimizer-name",
     "--input-mode, as --input-mode mlm": "task criterion mlm loss objective",
     "not needed, a run trains, validates and tests on the text that it is given": (
         "do-train do-predict"

@@ -34,7 +34,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import PretrainCommand
 from annotated_mpnet.settings.config_file import read_config_file, read_preset
@@ -131,9 +131,10 @@ def _given(kind: type, arguments: Sequence[str], program: str) -> dict[str, Any]
     """Return the values that the arguments give, by the name of the field, without defaults."""
     settings = {each.flag: each for each in all_settings(kind)}
     aliases = {alias: each.flag for each in settings.values() for alias in each.aliases}
+    positional = [name for name, each in settings.items() if each.is_positional]
     parser = _Parser(
         prog=program,
-        usage="%(prog)s [OPTIONS]" + (" FILES..." if "FILES" in settings else ""),
+        usage="%(prog)s [OPTIONS]" + "".join(f" {name}..." for name in positional),
         description=inspect.getdoc(kind),
         formatter_class=_HelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -177,14 +178,14 @@ def _refuse_repeated(arguments: Sequence[str], settings: dict[str, Setting]) -> 
     seen: dict[str, str] = {}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
-        positive = "--" + name.removeprefix("--no-")
+        positive = name.replace("--no-", "--", 1)
         name = positive if name not in settings and positive in settings else name
         if name not in settings:
             continue
         said = value if equals else argument if settings[name].type is bool else following
         if name in seen:
             raise ConfigError(
-                f"{name} is given twice, as {seen[name][:80]!r} and {said[:80]!r}; give it once"
+                f"{name} is given twice, as {shown(seen[name])} and {shown(said)}; give it once"
             )
         seen[name] = said
 
@@ -236,10 +237,10 @@ def _value(setting: Setting, text: str) -> object:
             return setting.type(text)
     except ValueError:
         pass
-    raise ConfigError(f"{setting.flag} is {text[:80]!r}; expected {setting.expected}")
+    raise ConfigError(f"{setting.flag} is {shown(text)}; expected {setting.expected}")
 
 
-PLACES = ("tokenizer_name", "hf_model_path", "dataset_name")
+PLACES = ("tokenizer_name", "hf_model_path", "dataset_name", "checkpoint")
 """Texts that may be paths."""
 
 MAY_BE_EMPTY = ("allow_change", "dataset_name")
@@ -255,16 +256,16 @@ def _check_name(setting: Setting, text: str) -> None:
     if not text and setting.name not in MAY_BE_EMPTY:
         wrong = f"empty; expected {setting.expected}"
     elif "\0" in text:
-        wrong = f"{text[:80]!r}, with a NUL character; expected {setting.expected}"
+        wrong = f"{shown(text)}, with a NUL character; expected {setting.expected}"
     elif any("\ud800" <= each <= "\udfff" for each in text):
-        wrong = f"{text[:80]!r}, which is not UTF-8; give it another name"
+        wrong = f"{shown(text)}, which is not UTF-8; give it another name"
     elif setting.type is Path or setting.name in PLACES:
         try:
             os.stat(text)
         except OSError as error:
             # It may be made later, or be a name on the Hub.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                wrong = f"{text[:80]!r}, which cannot be looked at: {error.strerror}"
+                wrong = f"{shown(text)}, which cannot be looked at: {error.strerror}"
     if wrong is not None:
         raise ConfigError(f"{setting.flag} is {wrong}")
 

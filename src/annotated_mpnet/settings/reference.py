@@ -10,7 +10,13 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 
-from annotated_mpnet.settings.commands import ConvertCommand, PretrainCommand, TokenizerCommand
+from annotated_mpnet.mpnet.config import ObjectiveConfig
+from annotated_mpnet.settings.commands import (
+    ConvertCommand,
+    ExplainCommand,
+    PretrainCommand,
+    TokenizerCommand,
+)
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.config_file import Preset, preset_names, read_header
 from annotated_mpnet.settings.fields import Setting, groups_of, one_paragraph, settings_of
@@ -55,6 +61,9 @@ def _parts() -> Iterator[str]:
     yield from map(_preset, preset_names())
     yield from _command("convert-to-hf", ConvertCommand)
     yield from _command("train-mpnet-tokenizer", TokenizerCommand)
+    yield from _command("explain-mpnet", ExplainCommand)
+    own = ", ".join(f"`{each.flag}`" for each in settings_of(ObjectiveConfig))
+    yield _filled(f"It also takes these flags, as `pretrain-mpnet` does: {own}.")
 
 
 def _command(name: str, kind: type) -> Iterator[str]:

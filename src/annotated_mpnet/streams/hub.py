@@ -52,11 +52,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from annotated_mpnet.errors import DataError
+from annotated_mpnet.errors import DataError, shown
 from annotated_mpnet.settings.config import DataConfig
 from annotated_mpnet.text.counts import Counts, only_text
 from annotated_mpnet.text.file_formats import encodable
-from annotated_mpnet.text.sources import fingerprint_files, shown, shown_text
+from annotated_mpnet.text.sources import fingerprint_files
 from annotated_mpnet.text.tokenizer import commit_of
 
 DEFAULT_DATASET = "HuggingFaceFW/fineweb-edu"
@@ -198,7 +198,7 @@ def _load(
         raise _unreachable(name, error) from error
     except FileNotFoundError as error:
         raise DataError(
-            f"the dataset {shown_text(name)} has no data files for {choice}; expected .jsonl, "
+            f"the dataset {shown(name)} has no data files for {choice}; expected .jsonl, "
             ".parquet, .csv or other files that `datasets` reads"
         ) from error
     # A bad file or description may raise almost anything; the message lists what is available.
@@ -206,15 +206,15 @@ def _load(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        advice = f"; for text files in it: --train-dir {shown_text(name)}" if local else ""
+        advice = f"; for text files in it: --train-dir {shown(name)}" if local else ""
         raise DataError(
-            f"the dataset {shown_text(name)} cannot be opened with {choice}: "
-            f"{shown_text(str(cause))}; see --dataset-config, --dataset-split{advice}"
+            f"the dataset {shown(name)} cannot be opened with {choice}: "
+            f"{shown(str(cause))}; see --dataset-config, --dataset-split{advice}"
         ) from error
     if data.text_field not in columns:
         raise DataError(
-            f"--text-field is {shown_text(data.text_field)}, which the dataset {shown_text(name)} "
-            f"does not have; its columns are {shown_text(', '.join(map(str, columns)))}"
+            f"--text-field is {shown(data.text_field)}, which the dataset {shown(name)} "
+            f"does not have; its columns are {shown(', '.join(map(str, columns)))}"
         )
     # A folder is named without its path: moved or copied, it is the same text.
     if local:
@@ -232,17 +232,17 @@ def _resolve(name: str, revision: str | None, must_answer: bool) -> str | None:
     # First, because it is a subclass of RepositoryNotFoundError.
     except GatedRepoError as error:
         raise DataError(
-            f"the dataset {shown_text(name)} is gated; accept its terms on its page of the Hub, "
+            f"the dataset {shown(name)} is gated; accept its terms on its page of the Hub, "
             "then `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise DataError(
-            f"the dataset {shown_text(name)} has no revision {shown_text(str(revision))}; expected "
+            f"the dataset {shown(name)} has no revision {shown(str(revision))}; expected "
             "a commit, tag or branch (--dataset-revision)"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise DataError(
-            f"there is no dataset {shown_text(name)} on the Hub (or it is private: `hf auth "
+            f"there is no dataset {shown(name)} on the Hub (or it is private: `hf auth "
             "login`), and no folder of that name here (--dataset-name)"
         ) from error
     # No network, a server that is down, offline mode.
@@ -260,8 +260,8 @@ def _cached_commit(dataset: datasets.Dataset, name: str, revision: str | None) -
     commit = Path(dataset.cache_files[0]["filename"]).parent.name
     if revision not in (None, commit):
         raise DataError(
-            f"the Hub cannot be reached, and the cache has the dataset {shown_text(name)} at "
-            f"commit {commit}, not at --dataset-revision {shown_text(str(revision))}"
+            f"the Hub cannot be reached, and the cache has the dataset {shown(name)} at "
+            f"commit {commit}, not at --dataset-revision {shown(str(revision))}"
         )
     return commit
 
@@ -300,6 +300,6 @@ def _values(column: pa.ChunkedArray) -> list[object]:
 
 def _unreachable(name: str, error: Exception) -> DataError:
     return DataError(
-        f"the Hub cannot be reached for the dataset {shown_text(name)} "
-        f"({shown_text(str(error))}); {WITHOUT_THE_HUB}"
+        f"the Hub cannot be reached for the dataset {shown(name)} "
+        f"({shown(str(error))}); {WITHOUT_THE_HUB}"
     )

@@ -46,9 +46,8 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from annotated_mpnet.errors import DataError, UserError
+from annotated_mpnet.errors import DataError, UserError, shown
 from annotated_mpnet.mpnet.randomness import fold_in
-from annotated_mpnet.text.sources import shown_text
 
 MOST_FAILURES = 8
 """Failures in a row before the run gives up: three minutes of waiting, besides the retries that
@@ -127,7 +126,7 @@ class ShardReader:
                     raise DataError(
                         f"the network failed {failures} times in a row while reading "
                         f"{self.shards.fingerprint}, the last time with {type(error).__name__}: "
-                        f"{shown_text(str(error))}; continue with --resume when it is back"
+                        f"{shown(str(error))}; continue with --resume when it is back"
                     ) from error
                 self.sleep(min(LONGEST_PAUSE, 2.0 ** (failures - 1)))
 
@@ -161,7 +160,7 @@ class ShardReader:
                 raise
             raise DataError(
                 f"shard {shard} of {self.shards.fingerprint} cannot be read: "
-                f"{type(error).__name__}: {shown_text(str(error))}; repair the file, choose "
+                f"{type(error).__name__}: {shown(str(error))}; repair the file, choose "
                 "other text (--dataset-split, --dataset-config, --dataset-revision), or read a "
                 "folder with --train-dir, which looks at the column of the text alone"
             ) from error

@@ -60,7 +60,7 @@ from typing import IO, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet
 
-from annotated_mpnet.errors import DataError
+from annotated_mpnet.errors import DataError, shown
 from annotated_mpnet.text.counts import Counts, only_text
 
 PARQUET_ROWS = 64
@@ -200,7 +200,7 @@ REFUSED = (
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{shown(path)} is damaged or cut off: {shown_text(str(error))}; expected a complete "
+        f"{shown(path)} is damaged or cut off: {shown(str(error))}; expected a complete "
         "compressed file: fetch or write it again"
     )
 
@@ -270,13 +270,13 @@ def _json_document_values(path: Path, text_field: str) -> Values:
         array = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{shown(path)} is not JSON: {shown_text(str(error))}; expected an array of objects, "
+            f"{shown(path)} is not JSON: {shown(str(error))}; expected an array of objects, "
             "or an object on each line"
         ) from error
     rows = [array] if isinstance(array, dict) else array
     if not isinstance(rows, list):
         raise DataError(
-            f"{shown(path)} is {shown_text(text.strip())}; expected an array of objects, or an "
+            f"{shown(path)} is {shown(text.strip())}; expected an array of objects, or an "
             "object on each line"
         )
     names = next((list(row) for row in rows if isinstance(row, dict)), None)
@@ -301,12 +301,12 @@ def _parse_json(line: Line, path: Path) -> dict[str, object]:
     # A thousand brackets are a RecursionError.
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{shown(path)}: {where}, is not JSON ({shown_text(str(error))}): "
-            f"{shown_text(line.text)}; expected an object on each line"
+            f"{shown(path)}: {where}, is not JSON ({shown(str(error))}): "
+            f"{shown(line.text)}; expected an object on each line"
         ) from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{shown(path)}: {where}, is not a JSON object: {shown_text(line.text.strip())}; "
+            f"{shown(path)}: {where}, is not a JSON object: {shown(line.text.strip())}; "
             'expected an object with a column of text on each line, such as {"text": "..."}'
         )
     return row
@@ -355,13 +355,13 @@ def _csv_values(path: Path, text_field: str, delimiter: str = ",") -> Values:
             if len(row) != len(columns):
                 raise DataError(
                     f"{shown(path)}: line {reader.line_num} has {len(row)} fields, and the first "
-                    f"line names {len(columns)}: {shown_text(delimiter.join(row))}; put quotes "
+                    f"line names {len(columns)}: {shown(delimiter.join(row))}; put quotes "
                     "around texts that hold a separator"
                 )
             yield row[place]
     except csv.Error as error:
         raise DataError(
-            f"{shown(path)} is not CSV: {shown_text(str(error))} at line {reader.line_num}; "
+            f"{shown(path)} is not CSV: {shown(str(error))} at line {reader.line_num}; "
             'expected fields separated by commas, and "quoted" where they hold line breaks'
         ) from error
 
@@ -381,7 +381,7 @@ def _parquet_values(path: Path, text_field: str) -> Values:
         if isinstance(error, OSError) and error.strerror:
             raise
         raise DataError(
-            f"{shown(path)} is damaged or not a Parquet file: {shown_text(str(error))} in or after "
+            f"{shown(path)} is damaged or not a Parquet file: {shown(str(error))} in or after "
             f"row {row}; expected a complete file: fetch or write it again"
         ) from error
 
@@ -404,7 +404,7 @@ def _arrow_values(path: Path, text_field: str) -> Values:
                     yield from column[start : start + PARQUET_ROWS].to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{shown(path)} is damaged or not an Arrow file: {shown_text(str(error))}; expected a "
+            f"{shown(path)} is damaged or not an Arrow file: {shown(str(error))}; expected a "
             "complete file: write it again"
         ) from error
 
@@ -448,8 +448,8 @@ def _require_column(text_field: str, columns: list[str], path: Path) -> None:
     """
     if text_field not in columns:
         raise DataError(
-            f"{shown(path)} has no column {shown_text(text_field)}; it has "
-            f"{shown_text(', '.join(map(str, columns)))}: name the one that holds the text with "
+            f"{shown(path)} has no column {shown(text_field)}; it has "
+            f"{shown(', '.join(map(str, columns)))}: name the one that holds the text with "
             "--text-field"
         )
 
@@ -457,25 +457,6 @@ def _require_column(text_field: str, columns: list[str], path: Path) -> None:
 def unreadable(path: Path, error: OSError) -> DataError:
     """Return the error for a file that the system does not let us read."""
     return DataError(
-        f"{shown(path)} cannot be read: {error.strerror or shown_text(str(error))}; expected a "
+        f"{shown(path)} cannot be read: {error.strerror or shown(str(error))}; expected a "
         "readable file"
     )
-
-
-def shown(path: Path) -> str:
-    r"""Quote a path, at most its last 80 characters, so its name cannot break the line.
-
-    >>> shown(Path("text\nall is well.txt")), len(shown(Path("a" * 500)))
-    ("'text\\nall is well.txt'", 82)
-    """
-    text = str(path)
-    return repr(text if len(text) <= 80 else "..." + text[-77:])
-
-
-def shown_text(text: str) -> str:
-    r"""Quote foreign text, at most its first 80 characters, so it cannot break the line.
-
-    >>> shown_text("\x1b[31mred"), len(shown_text("a" * 500))
-    ("'\\x1b[31mred'", 82)
-    """
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -63,10 +63,10 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import ConfigError, DataError
+from annotated_mpnet.errors import ConfigError, DataError, shown
 from annotated_mpnet.files.output import TOKENIZER, output_directory
 from annotated_mpnet.settings.commands import TokenizerModel
-from annotated_mpnet.text.sources import Counts, find_text_files, read_documents, shown
+from annotated_mpnet.text.sources import Counts, find_text_files, read_documents
 from annotated_mpnet.text.tokenizer import write_tokenizer
 from annotated_mpnet.text.tokenizer_learners import (
     LEADING,

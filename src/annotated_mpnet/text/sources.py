@@ -45,15 +45,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from annotated_mpnet.errors import DataError
+from annotated_mpnet.errors import DataError, shown
 from annotated_mpnet.text.counts import Counts
 from annotated_mpnet.text.file_formats import (
     SEARCHED,
     has_columns,
     is_called,
     read_documents,
-    shown,
-    shown_text,
     unreadable,
 )
 
@@ -64,8 +62,6 @@ __all__ = [
     "find_text_files",
     "fingerprint_files",
     "read_documents",
-    "shown",
-    "shown_text",
 ]
 
 
@@ -175,7 +171,7 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
         splits = sorted(each.name for each in path.iterdir() if (each / "state.json").is_file())
         raise DataError(
             f"{flag} {shown(path)} is a saved dataset of several splits; name one of them: "
-            f"{shown_text(', '.join(splits))}"
+            f"{shown(', '.join(splits))}"
         )
     if path.is_dir():
         files = sorted(_search(path, counts or Counts()))
@@ -261,7 +257,7 @@ def _saved_dataset(directory: Path, flag: str) -> list[Path]:
         files = [directory / Path(each["filename"]).name for each in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{flag} {shown(directory)}: state.json is damaged ({shown_text(repr(error))}); "
+            f"{flag} {shown(directory)}: state.json is damaged ({shown(repr(error))}); "
             "expected a dataset that `save_to_disk` has written"
         ) from error
     if not files:

@@ -68,9 +68,8 @@ from huggingface_hub import HfApi
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet.collator import Vocabulary
-from annotated_mpnet.text.sources import shown_text
 
 SECONDS_TO_ANSWER = 10
 """How long the Hub may take to say which commit a revision is."""
@@ -116,7 +115,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     if size > 2 * len(pieces) + TOLERATED_GAPS:
         last = max(pieces, key=pieces.__getitem__)
         raise ConfigError(
-            f"the tokenizer's token {shown_text(last)} has the id {size - 1}, and there are "
+            f"the tokenizer's token {shown(last)} has the id {size - 1}, and there are "
             f"{len(pieces)} tokens; expected ids without large gaps, since each id takes a row of "
             "the embedding (--tokenizer-name)"
         )
@@ -160,7 +159,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     is_path = os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1
     if not local and is_path:
         raise ConfigError(
-            f"--tokenizer-name is {shown_text(name)}, which is not a directory; expected a "
+            f"--tokenizer-name is {shown(name)}, which is not a directory; expected a "
             "directory that holds a tokenizer.json, or a Hub name"
         )
     try:
@@ -173,13 +172,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     except Exception as error:
         what = "this directory holds no tokenizer that loads" if local else "the Hub has none"
         raise ConfigError(
-            f"--tokenizer-name {shown_text(name)}: {what} ({shown_text(str(error))}); expected a "
+            f"--tokenizer-name {shown(name)}: {what} ({shown(str(error))}); expected a "
             "directory with a tokenizer.json and a tokenizer_config.json, or a Hub name"
         ) from error
     # A slow tokenizer has no description as JSON, which the functions here read.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
-            f"--tokenizer-name {shown_text(name)} is a {type(tokenizer).__name__}, which is not a "
+            f"--tokenizer-name {shown(name)} is a {type(tokenizer).__name__}, which is not a "
             "fast tokenizer; expected one with a tokenizer.json"
         )
     tokenizer.backend_tokenizer.no_truncation()
@@ -267,7 +266,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     mask_id, pad_id = ids[:2]
     if mask_id == pad_id:
         raise ConfigError(
-            f"the tokenizer's mask and pad are the same token, {shown_text(str(found['mask']))}; "
+            f"the tokenizer's mask and pad are the same token, {shown(str(found['mask']))}; "
             "expected two: padding is invisible to the network, a mask must not be "
             "(--tokenizer-name)"
         )

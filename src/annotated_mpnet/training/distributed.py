@@ -57,7 +57,13 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from annotated_mpnet.errors import ConfigError, FailedElsewhereError, ProcessLostError, UserError
+from annotated_mpnet.errors import (
+    ConfigError,
+    FailedElsewhereError,
+    ProcessLostError,
+    UserError,
+    shown,
+)
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.mpnet.loop import Network
@@ -181,7 +187,7 @@ class World:
             raise ProcessLostError(
                 f"rank {self.rank} of {self.size} lost the others: one of them was killed, or did "
                 "not answer within --distributed-timeout; the checkpoints are intact: find out why "
-                f"it ended, and continue with --resume ({str(error)[:80]!r})"
+                f"it ended, and continue with --resume ({shown(str(error))})"
             ) from error
 
 

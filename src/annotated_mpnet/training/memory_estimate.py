@@ -4,7 +4,8 @@
     activations for the backward pass        per entry of a layer, and per score
     logits                                   predicted tokens x vocabulary, twice, in float32
 
-In addition, rank 0 has a copy of what it saves in the CPU's memory (`copied_bytes`).
+In addition, rank 0 has a copy of what it saves, weights and means, in the CPU's memory. Muon keeps
+a single mean of its matrices (`means_bytes`).
 
 **An entry in a layer** is D wide, and F inside the feed-forward net. Follow it through
 `SentenceEncoderLayer.forward`; each operation keeps what its gradient is computed from:
@@ -54,17 +55,27 @@ what the process uses before the first update:
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from annotated_mpnet.fast.attention import AttentionName
-from annotated_mpnet.mpnet.config import InputMode, ModelConfig
+from annotated_mpnet.mpnet.config import InputMode, ModelConfig, OptimizerName
+from annotated_mpnet.training.muon import hidden_matrices
 from annotated_mpnet.training.throughput import layer_shape, training_flops
 
 BYTES_PER_WEIGHT = 16
 """Weight, gradient, and AdamW's two means, 4 bytes each."""
 
 
-def copied_bytes(with_optimizer: bool) -> int:
-    """Return the bytes per weight of the copy that a checkpoint is written from."""
-    return 12 if with_optimizer else 4
+def means_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
+    """Return the bytes of the optimizer's means, of all ranks together: two, or one of Muon's.
+
+    >>> layer = nn.Linear(100, 100, bias=False)
+    >>> means_bytes(layer, "adamw"), means_bytes(layer, "muon")
+    (80000, 40000)
+    """
+    one = 4 * sum(parameter.numel() for parameter in model.parameters())
+    hidden = hidden_matrices(model).values() if optimizer == "muon" else ()
+    return 2 * one - 4 * sum(matrix.numel() for matrix in hidden)
 
 
 @dataclass(frozen=True)

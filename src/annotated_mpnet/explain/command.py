@@ -1,0 +1,125 @@
+"""`explain-mpnet`: check what was asked for, explain, draw."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from annotated_mpnet.conversion.proof import quiet_transformers
+from annotated_mpnet.errors import ConfigError, shown
+from annotated_mpnet.explain.explanation import Explanation, explain
+from annotated_mpnet.explain.model import load
+from annotated_mpnet.explain.page import page
+from annotated_mpnet.explain.picture import png, require_matplotlib
+from annotated_mpnet.explain.sentence import word_tokenizer
+from annotated_mpnet.explain.terminal import escaped, show
+from annotated_mpnet.files.atomic import write_file
+from annotated_mpnet.files.output import write_errors
+from annotated_mpnet.mpnet.config import check_ranges
+from annotated_mpnet.settings.commands import ExplainCommand
+from annotated_mpnet.settings.config import too_much_corruption
+from annotated_mpnet.text.tokenizer import load_tokenizer
+
+MADE_BY = b"explain-mpnet"
+"""Among the first bytes of each file that this command writes."""
+
+WORDS = (
+    "a token for each word and punctuation mark (--tokenizer-name or --checkpoint give real ones)"
+)
+
+
+def run_explain(command: ExplainCommand, console: Console | None = None) -> Explanation:
+    """Explain a sentence on the console, and in the files that were asked for.
+
+    Raises:
+        CheckpointError, ConfigError, WriteError: what is wrong; nothing was written.
+    """
+    console = console or Console()
+    _check_numbers(command)
+    _check_files(command)
+    explanation = _explain(command)
+    show(explanation, console)
+    drawings: list[tuple[Path | None, Callable[[Explanation], tuple[bytes, str]]]] = [
+        (command.html, lambda drawn: (page(drawn).encode(), "")),
+        (command.png, png),
+    ]
+    for path, draw in drawings:
+        if path is not None:
+            data, note = draw(explanation)
+            _write(path, data)
+            console.print(
+                escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True
+            )
+    return explanation
+
+
+def _explain(command: ExplainCommand) -> Explanation:
+    text, name = " ".join(command.sentence), command.tokenizer_name
+    settings, predict, seed = command.objective, command.predict, command.seed
+    if command.checkpoint is not None:
+        asked = load(command.checkpoint, name)
+        return explain(
+            text,
+            asked.tokenizer,
+            settings,
+            predict=predict,
+            seed=seed,
+            tokenizer_name=asked.tokenizer_name,
+            model=command.checkpoint,
+            notes=asked.notes,
+            config=asked.config,
+            ask=asked,
+        )
+    if name is None:
+        tokenizer = word_tokenizer(text)
+    else:
+        with quiet_transformers():
+            tokenizer = load_tokenizer(name)
+    return explain(
+        text, tokenizer, settings, predict=predict, seed=seed, tokenizer_name=name or WORDS
+    )
+
+
+def _check_numbers(command: ExplainCommand) -> None:
+    try:
+        check_ranges(command)
+        check_ranges(command.objective)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    wrong, message = too_much_corruption(command.objective)
+    if wrong:
+        raise ConfigError(message)
+
+
+def _check_files(command: ExplainCommand) -> None:
+    """Refuse a file that may not be written, before a model is loaded."""
+    if command.png is not None:
+        require_matplotlib()
+    files = {"--html": command.html, "--png": command.png}
+    given = {flag: os.path.realpath(path) for flag, path in files.items() if path is not None}
+    if len(set(given.values())) < len(given):
+        raise ConfigError(f"--html and --png are the same file, {shown(str(command.png))}")
+    for flag, target in given.items():
+        named = f"{flag} is {shown(str(files[flag]))}"
+        if os.path.isfile(target):
+            with open(target, "rb") as file:
+                is_ours = MADE_BY in file.read(400)
+            if not command.overwrite:
+                raise ConfigError(f"{named}, which exists; give another name, or --overwrite")
+            if not is_ours:
+                raise ConfigError(f"{named}, which explain-mpnet did not write; give another name")
+        elif os.path.lexists(target):
+            raise ConfigError(f"{named}, which is not a file; expected a name that is free")
+        elif not os.path.isdir(os.path.dirname(target)):
+            raise ConfigError(f"{named}, and there is no such directory; make it, or give another")
+
+
+def _write(path: Path, data: bytes) -> None:
+    target = Path(os.path.realpath(path))
+    with write_errors(path):
+        try:
+            write_file(target, data)
+        except OSError:
+            target.with_name(f".tmp-{target.name}").unlink(missing_ok=True)
+            raise
