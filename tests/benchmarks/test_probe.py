@@ -1,7 +1,9 @@
 """`benchmarks/probe.py` asks every kind of model the same, and asks what it says."""
 
+import doctest
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -152,3 +154,8 @@ def test_a_wrong_flag_is_one_line(
         probe.main()
     assert end.value.code == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [probe, probe_tasks])
+def test_examples_in_the_scripts_hold(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
