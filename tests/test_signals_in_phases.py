@@ -97,7 +97,7 @@ BEFORE = [
     Phase("tokenising", f"{HERE}.text.packing.tokenise"),
     Phase("packing", f"{HERE}.text.packing.SequenceWriter.write"),
     Phase("making the network", f"{HERE}.runs.run.build_model"),
-    Phase("making the optimizer", f"{HERE}.runs.run.build_optimizer"),
+    Phase("making the optimizer", f"{HERE}.runs.run.choose_optimizer"),
 ]
 STEP = f"{HERE}.mpnet.loop.set_learning_rate"
 """What is called between the gradient of an update and the optimizer's step."""
