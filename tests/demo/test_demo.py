@@ -32,6 +32,8 @@ def test_the_demo_runs_shows_results_and_says_how_to_continue(
     assert text.count("____") == 6
     assert "paragraphs the longest word was masked" in text
     assert "guessing by frequency" in text
+    assert "It does not use the context yet" in text.replace("\n", " ")
+    assert "come from the context" not in text
     assert "from transformers import pipeline" in text
 
 

@@ -112,12 +112,17 @@ def show(config: PretrainingConfig, result: RunResult, console: Console) -> None
     """
     if result.plateau is not None and result.state.best_valid_bits is not None:
         gain = result.plateau.bits - result.state.best_valid_bits
+        learned = (
+            f"The {gain:.2f} bits between them come from the context: it leaves {2**gain:.1f} "
+            "times fewer words to choose from."
+            if gain > 0
+            else "It does not use the context yet; train it longer."
+        )
         say(
             console,
             "\nOn a novel that it has not read, the model needs "
             f"{result.state.best_valid_bits:.2f} bits per predicted token; guessing by frequency "
-            f"needs {result.plateau.bits:.2f}. The {gain:.2f} bits between them come from the "
-            f"context: it leaves {2**gain:.1f} times fewer words to choose from.\n",
+            f"needs {result.plateau.bits:.2f}. {learned}\n",
         )
     if result.export is None:
         return
