@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -304,14 +305,22 @@ def test_abandoned_evaluation_is_not_logged_and_the_resume_logs_it_once(
         assert pretrain(config) == 143
     assert load_checkpoint(tmp_path / "run" / "checkpoint4").state.evaluation_due
     assert not (tmp_path / "run" / "best_checkpoint").exists()
+    # The repeated evaluation is logged, but the run dies before it has saved anything else.
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{HERE}.runs.hooks.RunHooks.save", Mock(side_effect=KeyError))
+        with pytest.raises(KeyError):
+            run(changed(config, resume=True))
+    assert len(evaluations(tmp_path / "run")) == 1
     run(changed(config, resume=True))
-
-    def evaluations(directory: Path) -> list[str]:
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
-        return [line for line in lines if "valid/bits" in line]
-
     assert len(evaluations(uninterrupted)) == 2
     assert evaluations(tmp_path / "run") == evaluations(uninterrupted)
+    guesses = [each / "guesses.jsonl" for each in (tmp_path / "run", uninterrupted)]
+    assert guesses[0].read_bytes() == guesses[1].read_bytes()
+
+
+def evaluations(directory: Path) -> list[str]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if "valid/bits" in line]
 
 
 @pytest.mark.parametrize("phase", AFTER, ids=names(AFTER))

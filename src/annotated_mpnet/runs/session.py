@@ -320,7 +320,7 @@ class Session:
             for loss in losses:
                 tracker.warn(f"{loss}: from here on this is not exactly the uninterrupted run")
             tracker.say(f"resuming from {found.path}, after update {state.update}")
-            if dropped := tracker.rewind(state.update):
+            if dropped := tracker.rewind(state.update, evaluation_due=state.evaluation_due):
                 tracker.say(f"{dropped} lines of metrics after it were dropped")
         return state, streams
 

@@ -106,12 +106,18 @@ def metrics_line(step: int, metrics: Metrics) -> str:
     return json.dumps({"step": step, **numbers}) + "\n"
 
 
-def drop_metrics_after(step: int, path: Path) -> int:
-    """Drop the lines of later updates, and broken ones; return how many."""
+def drop_metrics_after(step: int, path: Path, evaluation_due: bool = False) -> int:
+    """Drop the lines of later updates, and broken ones; return how many.
+
+    If the evaluation after this update is due, its lines are dropped too: an earlier resume may
+    have made it and died before the next checkpoint, and this one makes it again.
+    """
     if not path.exists():
         return 0
     lines = path.read_bytes().splitlines()
     kept = [line for line in lines if 0 <= _step_of(line) <= step]
+    if evaluation_due:
+        kept = [each for each in kept if _step_of(each) < step or "train/bits" in json.loads(each)]
     if len(kept) < len(lines):
         # Not in place: on a full disk nothing would be left.
         new = path.with_name(f".{path.name}.new")

@@ -142,13 +142,22 @@ class Tracker:
         """From now on say when training leaves the plateau, or does not."""
         self._plateau = watch
 
-    def rewind(self, step: int) -> int:
-        """Continue after an update: drop the later lines of metrics, and return how many."""
+    def rewind(self, step: int, *, evaluation_due: bool = False) -> int:
+        """Continue after an update, or with its evaluation: drop the later lines of metrics.
+
+        Returns:
+            How many lines were dropped.
+        """
         self._resumed_from = step
         if self._directory is None:
             return 0
-        self._try(GUESSES, sinks.drop_metrics_after, step, self._directory / GUESSES)
-        return self._try(METRICS, sinks.drop_metrics_after, step, self._directory / METRICS) or 0
+        dropped = {
+            name: self._try(
+                name, sinks.drop_metrics_after, step, self._directory / name, evaluation_due
+            )
+            for name in (GUESSES, METRICS)
+        }
+        return dropped[METRICS] or 0
 
     def progress(self, step: int) -> None:
         """Move the live line to an update."""
