@@ -29,7 +29,7 @@ from annotated_mpnet.mpnet.config import (
 from annotated_mpnet.runs.run import run_pretraining
 from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, RunConfig, TrackingConfig
 from annotated_mpnet.text.cutting import cut_sequences
-from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.text.packing import PACKED_AT_ONCE, pack_sequences
 from annotated_mpnet.text.sources import Counts, LocalFiles, find_text_files
 from annotated_mpnet.text.tokenization import count_tokens, tokenise, windows_of, write_text
@@ -63,7 +63,7 @@ def prepare(folder: Path, text: Path | None, tokenizer: str | None) -> tuple[Pat
         unpack(folder / "novels")
         text = folder / "novels" / "train"
     if tokenizer is None:
-        train_wordpiece(find_text_files(text, "--text"), VOCAB_SIZE).save_pretrained(
+        train_tokenizer(find_text_files(text, "--text"), VOCAB_SIZE).save_pretrained(
             folder / "tokenizer"
         )
         tokenizer = str(folder / "tokenizer")

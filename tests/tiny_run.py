@@ -18,7 +18,7 @@ from annotated_mpnet.settings.config import (
     RunConfig,
     TrackingConfig,
 )
-from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.tracking import report
 
 
@@ -48,7 +48,7 @@ def write_text(directory: Path) -> TinyText:
     text.valid_file.write_text("".join(lines[100:115]))
     text.test_file.write_text("".join(lines[115:130]))
     files = sorted(text.train_dir.iterdir())
-    train_wordpiece(files, vocab_size=400).save_pretrained(text.tokenizer)
+    train_tokenizer(files, vocab_size=400).save_pretrained(text.tokenizer)
     return text
 
 

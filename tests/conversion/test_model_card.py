@@ -55,6 +55,12 @@ def test_local_names_are_no_names_on_the_hub(tmp_path: Path) -> None:
     assert base_facts("https://me:hunter2@example.org/m").base == "https:/example.org/m"
 
 
+def test_settings_are_flags_to_give_again(tmp_path: Path) -> None:
+    data = DataConfig(train_dir=(tmp_path / "a", tmp_path / "b"), train_weights=(3.0, 1.0))
+    facts = card_facts(PretrainingConfig(data=data, run=RunConfig(seed=7)), None)
+    assert facts.settings == ["--train-weights 3.0 1.0", "--seed 7"]
+
+
 def test_card_of_a_checkpoint_from_before_says_what_is_not_recorded(tmp_path: Path) -> None:
     save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", tiny_model())
     convert_checkpoint(

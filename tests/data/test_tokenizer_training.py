@@ -14,7 +14,6 @@ from annotated_mpnet.text import learn_tokenizer
 from annotated_mpnet.text.learn_tokenizer import (
     train_tokenizer,
     train_tokenizer_files,
-    train_wordpiece,
 )
 from annotated_mpnet.text.tokenizer import (
     load_tokenizer,
@@ -50,7 +49,7 @@ def test_special_tokens_have_the_ids_that_mpnet_needs(text: Path, model: Tokeniz
 
 
 def test_text_is_read_as_bert_reads_it(text: Path) -> None:
-    tokenizer = train_wordpiece([text], 120)
+    tokenizer = train_tokenizer([text], 120)
     assert tokenizer("SÉA shells")["input_ids"] == tokenizer("sea Shells")["input_ids"]
     ids = tokenizer("sea shells.")["input_ids"]
     assert (ids[0], ids[-1]) == (0, 2)
@@ -203,7 +202,7 @@ def test_the_smallest_vocabulary_works(text: Path, model: TokenizerModel, size: 
 
 
 def test_a_huge_vocabulary_size_allocates_no_memory(text: Path) -> None:
-    assert len(train_wordpiece([text], 10_000_000)) < 200
+    assert len(train_tokenizer([text], 10_000_000)) < 200
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\t\n", "\u00a0\u3000\n"])
@@ -220,7 +219,7 @@ def test_text_comes_from_the_column_that_is_named(tmp_path: Path) -> None:
     report = train_tokenizer_files([path], 100, tmp_path / "out", text_field="content")
     assert "1 documents in 1 file; 1 rows without text skipped" in report
     with pytest.raises(DataError, match="--text-field"):
-        train_wordpiece([path], 100)
+        train_tokenizer([path], 100)
 
 
 def test_text_without_spaces_is_known(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from annotated_mpnet.demo.show import VOCAB_SIZE, prepare, run_demo
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
-from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.tokenizer import tokenizer_hash
 from annotated_mpnet.training.loader import BatchLoader
@@ -61,7 +61,7 @@ def test_the_novels_are_whole_and_none_is_in_two_parts(tmp_path: Path) -> None:
 def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path) -> None:
     unpack(tmp_path)
     files = [tmp_path / "train" / f"{name}.txt" for name in TRAIN]
-    tokenizers = [train_wordpiece(files, VOCAB_SIZE) for _ in range(2)]
+    tokenizers = [train_tokenizer(files, VOCAB_SIZE) for _ in range(2)]
     assert tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
     assert tokenizers[0].convert_ids_to_tokens([0, 1, 2, 3, VOCAB_SIZE - 1]) == [
         "<s>",

@@ -32,7 +32,7 @@ from annotated_mpnet.mpnet.optimizer import build_optimizer, learning_rate
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import Stopped
-from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.tokenizer import load_tokenizer
 from annotated_mpnet.training.distributed import World
@@ -620,7 +620,7 @@ def write_golden() -> None:
 def write_golden_from(directory: Path) -> None:
     (directory / "words.txt").write_text("\n".join(SENTENCES))
     tokenizer = directory / "tokenizer"
-    train_wordpiece([directory / "words.txt"], vocab_size=80).save_pretrained(tokenizer)
+    train_tokenizer([directory / "words.txt"], vocab_size=80).save_pretrained(tokenizer)
     config = golden_config(directory, tokenizer)
     run_until(4, config)
     shutil.rmtree(GOLDEN, ignore_errors=True)

@@ -85,4 +85,4 @@ def test_float32_has_no_peak() -> None:
 def test_memory_of_this_process_is_counted_in_gigabytes() -> None:
     # A few hundred MB with PyTorch loaded; a wrong unit would be off by a factor of 1,000.
     assert 0.05 < memory_peak(torch.device("cpu")) < 100
-    assert 0.05e9 < memory_in_use(torch.device("cpu")) <= 1.01e9 * memory_peak(torch.device("cpu"))
+    assert 0.05e9 < memory_in_use() <= 1.01e9 * memory_peak(torch.device("cpu"))

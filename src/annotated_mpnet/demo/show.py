@@ -34,7 +34,7 @@ from annotated_mpnet.runs.initial_weights import build_model
 from annotated_mpnet.runs.run import RunResult, run_pretraining
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.text.learn_tokenizer import train_wordpiece
+from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.text.tokenizer import write_tokenizer
 
 VOCAB_SIZE = 8000
@@ -96,7 +96,7 @@ def _prepare(own_text: bool, own_tokenizer: bool, console: Console) -> None:
     if own_tokenizer:
         # From the training text only: held-out text does not choose the vocabulary either.
         files = [DIRECTORY / "train" / f"{name}.txt" for name in TRAIN]
-        tokenizer = train_wordpiece(files, VOCAB_SIZE)
+        tokenizer = train_tokenizer(files, VOCAB_SIZE)
         with TemporaryDirectory() as folder:
             write_tokenizer(tokenizer, Path(folder))
             (DIRECTORY / "tokenizer").mkdir(exist_ok=True)

@@ -6,8 +6,9 @@ from annotated_mpnet.conversion.kept import base_facts
 from annotated_mpnet.conversion.model_card import FRESH, CardFacts, place_name
 from annotated_mpnet.errors import without_password
 from annotated_mpnet.mpnet.config import ObjectiveConfig, flag
-from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, fields_of
+from annotated_mpnet.settings.config import DataConfig, PretrainingConfig, non_defaults
 from annotated_mpnet.streams.hub import DEFAULT_DATASET
+from annotated_mpnet.tracking.sinks import setting_text
 
 OBJECTIVES = {
     "mpnet": "masked and permuted (MPNet)",
@@ -87,13 +88,12 @@ def _data(data: DataConfig) -> tuple[dict[str, str], str | None]:
 def _settings(config: PretrainingConfig) -> list[str]:
     """Return the settings that decide what is learned, as flags, where they are not the default."""
     given = []
-    for group, each in fields_of(config):
-        value = vars(vars(config)[group])[each.name]
+    for group, each, value in non_defaults(config):
         told = group in ABOUT_TRAINING and each.name not in TOLD_ELSEWHERE
-        if value == each.default or not (told or each.name.endswith("dropout")):
+        if not (told or each.name.endswith("dropout")):
             continue
         if isinstance(value, bool):
             given.append(flag(each.name) if value else flag(f"no_{each.name}"))
         else:
-            given.append(without_password(f"{flag(each.name)} {value}"))
+            given.append(without_password(f"{flag(each.name)} {setting_text(value)}"))
     return [*given, f"--seed {config.run.seed}"]

@@ -40,9 +40,10 @@ class MaskedWord:
 
 def choose_words(text: Text) -> list[MaskedWord]:
     """Return the words to mask; fewer where the text is short or has no such word."""
-    sequences, counts_V = text.valid, text.training_counts
+    sequences = text.valid
     if sequences is None:
         return []
+    counts_V = text.training_counts
     middles = {(2 * part + 1) * len(sequences) // (2 * SENTENCES) for part in range(SENTENCES)}
     chosen = []
     for ids_L in sequences.take(np.array(sorted(middles), dtype=np.int64)):

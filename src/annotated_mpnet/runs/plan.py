@@ -164,7 +164,7 @@ def _memory(
         needed, before = fixed + activations, ""
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        in_use = memory_in_use(device)
+        in_use = memory_in_use()
         before = f"; {size(in_use)} are in use before the first update"
         # The weights, about a quarter of what is fixed, are in use already.
         needed = in_use + 0.75 * fixed + activations + (copied if device.type == "cpu" else 0)

@@ -194,8 +194,7 @@ def measure_plateau(text: Text) -> Plateau | None:
 
     The frequencies are those of the training text (`Text.training_counts`).
     """
-    train_V = text.training_counts
-    if text.valid is None or train_V is None:
+    if text.valid is None or (train_V := text.training_counts) is None:
         return None
     valid_V = token_counts(text.valid, text.vocabulary.is_special_V)
     bits = unigram_bits(train_V, valid_V)

@@ -220,9 +220,11 @@ class Session:
         Returns:
             Bits and accuracy; None without a test text.
         """
-        best = self._best = self._load_best() if self.directory is not None else None
+        best = self._load_best() if self.directory is not None else None
         if self.world.on_rank_0(lambda: best is not None):
             self.trainer.network.load(best.model_tensors if best else {})
+        # The export needs what it says of itself, but not its weights once more.
+        self._best = best and replace(best, model_tensors={})
         if self.text.test is None:
             return None
         result = self.trainer.evaluate(self._evaluation_batches(self.text.test))
@@ -415,8 +417,9 @@ class Session:
         # A network of its own on the CPU: that of the loop may be sharded or compiled.
         model = MPNetForPretraining(self.trainer.model.config)
         model.load_state_dict(tensors)
-        facts = with_progress(self.facts, state_of(self._end, self.identity))
-        if self._best is not None:
+        if self._best is None:
+            facts = with_progress(self.facts, state_of(self._end, self.identity))
+        else:
             _, best = from_export_files(self._best)
             facts = replace(
                 with_progress(self.facts, self._best.state),

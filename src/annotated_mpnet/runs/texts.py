@@ -142,7 +142,7 @@ def _joined(each: Sequence[LocalFiles], text_field: str) -> DocumentSource:
     """Return the files of all paths of --train-dir.
 
     Raises:
-        DataError: one is there twice, as if a directory and a file in it were two texts.
+        DataError: a file is named twice, for example by its directory and by itself.
     """
     paths = [path for files in each for path in files.paths]
     seen: set[Path] = set()
@@ -152,7 +152,7 @@ def _joined(each: Sequence[LocalFiles], text_field: str) -> DocumentSource:
                 f"{shown(path)} is in two paths of --train-dir; name each directory or file once"
             )
         seen.add(path.resolve())
-    return LocalFiles(paths, text_field, sum(files.skipped_files for files in each))
+    return LocalFiles(paths, text_field, sum(files.skipped_files for files in each), each)
 
 
 def _pack(

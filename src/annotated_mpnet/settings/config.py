@@ -389,6 +389,16 @@ def fields_of(config: PretrainingConfig) -> Iterator[tuple[str, dataclasses.Fiel
             yield name, each
 
 
+def non_defaults(
+    config: PretrainingConfig,
+) -> Iterator[tuple[str, dataclasses.Field[Any], object]]:
+    """Yield (name of the group, field, value) of every setting that is not the default."""
+    for group, each in fields_of(config):
+        value = vars(vars(config)[group])[each.name]
+        if value != each.default:
+            yield group, each, value
+
+
 def too_much_corruption(objective: ObjectiveConfig) -> tuple[bool, str]:
     """Return whether the shares of kept and random tokens exceed 1, and what to say then."""
     return (

@@ -44,7 +44,7 @@ from annotated_mpnet.errors import ConfigError, shown, without_password
 from annotated_mpnet.mpnet.config import flag
 from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.fields import one_paragraph, settings_of
-from annotated_mpnet.settings.foreign_flags import pointer
+from annotated_mpnet.settings.foreign_flags import flag_in, pointer
 
 Preset = Literal["demo", "tiny", "small", "base", "continue"]
 
@@ -140,7 +140,7 @@ def _toml_lines(config: PretrainingConfig, commented: bool) -> Iterator[str]:
                 yield f"{each.name} = {_toml(value)}"
             elif commented:
                 # A placeholder to replace: a text in quotes, a number without.
-                kind = each.kind.removesuffix(" ...")
+                kind = each.kind
                 blank = kind if kind in ("INT", "FLOAT") else _toml(kind)
                 blank = f"[{blank}, {blank}]" if each.several else blank
                 yield f"# {each.name} = {blank}"
@@ -258,11 +258,10 @@ def _place(name: object) -> str:
     ('--lr is lr in [optimization]', '--total-updates is total_updates in [optimization]')
     """
     groups = {each.name: group for group, each in fields_of(PretrainingConfig())}
-    foreign = pointer(str(name), {flag(each) for each in groups}) or ""
-    said = foreign.split(" ")[0].strip("-,:").replace("-", "_")
+    said = pointer(str(name), {flag(each) for each in groups})
     # A part of a name (`layers`) is a better guess than a name that is merely similar.
     longer = [each for each in groups if str(name) in each]
-    known = [said] if said in groups else []
+    known = [each for each in groups if said and flag(each) == flag_in(said)]
     for meant in [*known, *longer, *difflib.get_close_matches(str(name), groups)][:1]:
         return f"{flag(meant)} is {meant} in [{groups[meant]}]"
     return "pretrain-mpnet --print-config prints all tables with all settings"

@@ -63,7 +63,7 @@ class Setting:
         """The placeholder for a value, as in `--lr FLOAT`; empty for yes or no."""
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
-        return "" if self.type is bool else KINDS[self.type][0] + " ..." * self.several
+        return "" if self.type is bool else KINDS[self.type][0]
 
     @property
     def hint(self) -> str:
@@ -127,7 +127,7 @@ def settings_of(group: type) -> list[Setting]:
             type=next((type_ for type_ in _types(each.type) if isinstance(type_, type)), str),
             choices=tuple(choice for choice in _types(each.type) if isinstance(choice, str)),
             optional=NoneType in get_args(each.type),
-            several=any(get_origin(type_) in (tuple, list) for type_ in _alternatives(each.type)),
+            several=any(get_origin(type_) is tuple for type_ in _alternatives(each.type)),
             default=each.default,
             range=_range(each.metadata.get("bounds", {})),
             aliases=each.metadata.get("aliases", ()),

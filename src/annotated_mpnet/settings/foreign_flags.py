@@ -120,7 +120,7 @@ SAME = {
     "--vocab-size": "vocabulary-size n-vocab max-vocab",
     "--debug": "verbose log-level",
 }
-"""A flag of ours: the names of flags elsewhere that mean the same."""
+"""Each of our flags, with the names that other tools give it."""
 
 NEARLY = {
     "--total-updates, in updates: --dry-run says how many epochs they are": (
@@ -160,7 +160,7 @@ NEARLY = {
         "do-train do-predict"
     ),
 }
-"""A pointer that a name alone would not be, and the names elsewhere."""
+"""Where the flag's name alone would mislead: what to say, and the names elsewhere."""
 
 
 def pointer(name: str, flags: Container[str]) -> str | None:
@@ -174,7 +174,16 @@ def pointer(name: str, flags: Container[str]) -> str | None:
     # `--no-fp16` turns off what `--fp16` turns on.
     plain = plain.removeprefix("no-") if plain != "no-cuda" else plain
     for said, names in (*NEARLY.items(), *SAME.items()):
-        ours = said.split()[0].rstrip(",:")
+        ours = flag_in(said)
         if plain in names.split() and (ours in flags or not ours.startswith("--")):
             return said
     return None
+
+
+def flag_in(pointer: str) -> str:
+    """Return the flag that a pointer begins with.
+
+    >>> flag_in("--precision, as --precision bf16")
+    '--precision'
+    """
+    return pointer.split()[0].rstrip(",:")

@@ -39,7 +39,6 @@ from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import PretrainCommand
 from annotated_mpnet.settings.config_file import read_config_file, read_preset
 from annotated_mpnet.settings.fields import (
-    KINDS,
     Setting,
     all_settings,
     groups_of,
@@ -198,7 +197,7 @@ def _build(kind: type[Command], given: dict[str, Any]) -> Command:
 
 
 def _joined(setting: Setting, value: Any) -> object:
-    """Return the values of a flag that takes several: a single path is no tuple."""
+    """Return the values of a flag that takes several: a single path stays a path."""
     if not setting.several or setting.is_positional:
         return value
     if value == [None]:
@@ -213,7 +212,7 @@ def _add_flags(into: argparse._ActionsContainer, kind: type) -> None:
         if each.is_positional:
             options |= {"nargs": "*", "metavar": each.flag}
         elif each.several:
-            options |= {"nargs": "+", "metavar": KINDS[each.type][0]}
+            options |= {"nargs": "+"}
         elif each.type is bool:
             options = {"action": argparse.BooleanOptionalAction}
         hint = f" ({each.hint})" if each.hint else ""

@@ -85,7 +85,7 @@ def _preset(name: Preset) -> str:
 
 def _entry(setting: Setting) -> str:
     """Return a flag under a heading of its own, as a target for links."""
-    heading = f"#### `{setting.flag}` {setting.kind}".rstrip()
+    heading = f"#### `{setting.flag}` {setting.kind}{' ...' * setting.several}".rstrip()
     hint = "required" if setting.default is dataclasses.MISSING else setting.hint
     return "\n\n".join([heading, _filled(setting.help), *([f"({hint})"] if hint else [])])
 

@@ -172,11 +172,6 @@ def check_vocab_size(vocab_size: int, model: TokenizerModel) -> None:
         )
 
 
-def train_wordpiece(files: Sequence[Path], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a WordPiece vocabulary from text files; see `train_tokenizer`."""
-    return train_tokenizer(files, vocab_size)
-
-
 def train_tokenizer_files(
     text: Sequence[Path],
     vocab_size: int,

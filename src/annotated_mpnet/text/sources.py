@@ -103,11 +103,13 @@ class LocalFiles:
         paths: the files, in this order.
         text_field: the column that holds the text, in files with columns.
         skipped_files: found in the directory and skipped.
+        parts: sources that these files were joined from, whose hashes are taken over.
     """
 
     paths: Sequence[Path]
     text_field: str = "text"
     skipped_files: int = 0
+    parts: Sequence["LocalFiles"] = ()
 
     @classmethod
     def find(cls, path: Path, flag: str, text_field: str = "text") -> "LocalFiles":
@@ -150,6 +152,8 @@ class LocalFiles:
 
     @cached_property
     def _digests(self) -> list[str]:
+        if self.parts:
+            return [digest for part in self.parts for digest in part._digests]
         return [_digest(path) for path in self.paths]
 
 

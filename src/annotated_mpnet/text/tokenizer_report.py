@@ -4,7 +4,6 @@ A word here is what white space separates, so the numbers of different tokenizer
 In text without spaces there are no such words, and characters per token must do.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.text.tokenizer import WITHOUT_SPACES
+from annotated_mpnet.text.tokenizer_learners import BYTE_PIECES
 
 MEASURED = 1000
 """Documents that are tokenized to measure the result, spread over the text."""
@@ -95,11 +95,9 @@ def measure(tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], number
         documents: the text.
         number: how many documents that are.
     """
-    fit = Fit()
-    pieces = tokenizer.get_vocab().items()
-    of_bytes = {number for piece, number in pieces if re.fullmatch("<0x[0-9A-F]{2}>", piece)}
-    if of_bytes:
-        fit.in_bytes = 0
+    vocabulary = tokenizer.get_vocab()
+    of_bytes = {vocabulary[piece] for piece in BYTE_PIECES if piece in vocabulary}
+    fit = Fit(in_bytes=0 if of_bytes else None)
     bar = tqdm(documents, desc="Measuring", unit=" documents", total=number)
     for document in islice(bar, 0, None, max(1, number // MEASURED)):
         text = document.lstrip()[:4000]

@@ -33,11 +33,11 @@ from annotated_mpnet.checkpoints.retention import is_checkpoint_name
 from annotated_mpnet.checkpoints.run_directory import GUESSES, METRICS
 from annotated_mpnet.errors import without_password
 from annotated_mpnet.files.atomic import write_file
-from annotated_mpnet.settings.config import PretrainingConfig, fields_of
+from annotated_mpnet.settings.config import PretrainingConfig, non_defaults
 from annotated_mpnet.tracking.display import duration
 from annotated_mpnet.tracking.guesses import guess_table, read_guesses
 from annotated_mpnet.tracking.plateau import MARGIN_BITS, left_at
-from annotated_mpnet.tracking.sinks import read_metrics, shown
+from annotated_mpnet.tracking.sinks import read_metrics, setting_text
 
 REPORT, PICTURE = "report.md", "loss.png"
 
@@ -220,10 +220,8 @@ def _speed(records: Records) -> Iterator[str]:
 
 
 def _settings(config: PretrainingConfig) -> Iterator[str]:
-    for group, each in fields_of(config):
-        value = vars(vars(config)[group])[each.name]
-        if value != each.default:
-            yield f"    {each.name} = {without_password(shown(value))}"
+    for _, each, value in non_defaults(config):
+        yield f"    {each.name} = {without_password(setting_text(value))}"
 
 
 def _checkpoints(directory: Path) -> Iterator[str]:

@@ -223,8 +223,8 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
-def shown(value: object) -> str:
-    """Return the text of a setting; several values are separated by blanks."""
+def setting_text(value: object) -> str:
+    """Return the text of a setting; several values are separated by spaces."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -232,7 +232,9 @@ def plain_settings(config: PretrainingConfig) -> dict[str, dict[str, object]]:
     """Return all settings as plain values, grouped as in `config.toml`, without passwords."""
     return {
         group: {
-            name: without_password(shown(value)) if isinstance(value, str | Path | tuple) else value
+            name: without_password(setting_text(value))
+            if isinstance(value, str | Path | tuple)
+            else value
             for name, value in values.items()
         }
         for group, values in dataclasses.asdict(config).items()

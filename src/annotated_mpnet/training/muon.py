@@ -175,7 +175,7 @@ def newton_schulz(matrices_NRC: Tensor, rounds: int = ROUNDS) -> Tensor:
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable matrices that are no tables, by name.
+    """Return the trainable matrices that are not tables, by name.
 
     >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     >>> list(hidden_matrices(model))

@@ -141,11 +141,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def memory_in_use(device: torch.device) -> float:
-    """Return the memory used now, in bytes and counted as by `memory_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return _of_process("VmRSS") or memory_peak(device) * 1e9
+def memory_in_use() -> float:
+    """Return the memory that this process uses now, in bytes; its peak where that is not known."""
+    return _of_process("VmRSS") or memory_peak(torch.device("cpu")) * 1e9
 
 
 def memory_peak(device: torch.device) -> float:
