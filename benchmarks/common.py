@@ -1,4 +1,4 @@
-"""What the benchmarks share: shapes, a batch, the machine and its versions, the JSON file.
+"""What the benchmarks share: shapes, a batch, flags of a run, the machine, files of results.
 
 Two measurements can be compared only if machine, versions and convention are known, so every
 `--json FILE` has the same fields:
@@ -25,14 +25,17 @@ import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from annotated_mpnet.errors import ConfigError, DataError
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.masking import count_predicted
+from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.training.throughput import device_name
 
 
@@ -112,6 +115,19 @@ def make_batch(shape: Shape, sequences: int) -> Batch:
     return Batch(masked_BL, positions_BP, ids_BP, None, sequences * L, sequences * P)
 
 
+def parse_with_run_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; what follows `--` is for pretrain-mpnet, and goes to `flags`."""
+    given = sys.argv[1:]
+    own = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:own])
+    arguments.flags = given[own + 1 :]
+    try:
+        parse_pretrain(["--preset", arguments.preset, *arguments.flags])
+    except ConfigError as error:
+        parser.error(str(error))
+    return arguments
+
+
 def machine(device: torch.device) -> str:
     """Describe the processor or GPU, threads and versions, for the top of a table."""
     name = device_name(device) if device.type == "cuda" else processor()
@@ -151,6 +167,51 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+Found = dict[str, Any]
+
+
+class Results:
+    """Measurements as lines of JSON, written one by one; a restart reads them."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file, or make it; without a path, the lines are in memory only."""
+        self.path, self.lines = path, list[Found]()
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_text(encoding="utf-8") if path.exists() else ""
+        # A line without an end was being written when the script was killed.
+        whole = whole[: whole.rfind("\n") + 1]
+        for number, each in enumerate(whole.splitlines(), 1):
+            try:
+                self.lines.append(json.loads(each))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is not JSON; remove it") from error
+        path.write_text(whole, encoding="utf-8")
+
+    def find(self, kind: str, **key: object) -> Found | None:
+        """Return the measurement of a kind with these values."""
+        wanted = {"kind": kind, **key}
+        for each in self.lines:
+            if all(each.get(name) == value for name, value in wanted.items()):
+                return each
+        return None
+
+    def begin_anew(self) -> None:
+        """Forget everything."""
+        self.lines.clear()
+        if self.path is not None:
+            self.path.write_text("", encoding="utf-8")
+
+    def add(self, kind: str, **values: object) -> Found:
+        """Write a measurement, and return it."""
+        self.lines.append({"kind": kind, **values})
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.lines[-1]) + "\n")
+        return self.lines[-1]
 
 
 def write_json(

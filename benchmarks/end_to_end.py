@@ -53,12 +53,11 @@ from typing import Any
 import datasets
 import torch
 
-from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.runs.preparation import measure_plateau
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
-from common import machine, write_json
+from common import Found, machine, parse_with_run_flags, write_json
 from data_parts import prepare
 from learners import LEARNERS, METRICS, Curve, calibrate, judge, time_to, train
 
@@ -68,8 +67,6 @@ CONVENTION = (
 )
 EVALUATED_AT = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Evaluate a network after these shares of its updates."""
-
-Found = dict[str, Any]
 
 
 def main() -> None:
@@ -103,9 +100,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    # The flags after `--` are for pretrain-mpnet.
-    given = sys.argv[1:]
-    own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--minutes", type=float, default=2.0, help="training time of each contestant"
@@ -122,14 +116,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--valid", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--learner", choices=LEARNERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given[:own])
+    arguments = parse_with_run_flags(parser)
     if not arguments.minutes > 0:
         parser.error(f"--minutes is {arguments.minutes:g}; expected more than 0")
-    arguments.flags = given[own + 1 :]
-    try:
-        parse_pretrain(["--preset", arguments.preset, *arguments.flags])
-    except ConfigError as error:
-        parser.error(str(error))
     return arguments
 
 

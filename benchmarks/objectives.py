@@ -20,9 +20,10 @@ one. The table shows the seconds that they really took.
 **The same updates.** As many as the slowest learner makes; the others make a second, shorter run.
 
 At each share `--at` of a run the clock stops, and the network is saved. `probe.py` says what the
-scores of such a checkpoint are. ± is half a 95 % interval of the mean over the seeds, by Student's
-t. The picture shows the mean, and a band from the lowest to the highest seed: on the left the same
-time, over seconds; on the right the same updates, over tokens.
+scores of such a checkpoint are; `tuned`, which takes the longest, is asked at the end only. ± is
+half a 95 % interval of the mean over the seeds, by Student's t. The picture shows the mean, and a
+band from the lowest to the highest seed: on the left the same time, over seconds; on the right the
+same updates, over tokens.
 
 The folder `--out` keeps the checkpoints, and results.jsonl with a line per measurement. Start the
 command again to continue with what is missing, for example after adding seeds or learners. A run
@@ -51,11 +52,10 @@ from annotated_mpnet.conversion import export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import ConfigError, UserError
 from annotated_mpnet.runs.texts import read_text
-from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.text.sources import LocalFiles
 from annotated_mpnet.text.tokenizer import load_tokenizer, write_tokenizer
 from annotated_mpnet.training.loader import prefetch
-from common import machine, versions, write_json
+from common import Found, Results, machine, parse_with_run_flags, versions, write_json
 from contestants import Worker, serve
 from data_parts import prepare
 from end_to_end import configuration
@@ -69,7 +69,7 @@ from learners import (
     Ours,
     train,
 )
-from objectives_report import Found, Results, draw, show_summary
+from objectives_report import draw, show_summary
 from probe import TASKS, Tasks, add_flags, check_flags, probe, read_tasks
 
 LEARNERS_HERE = LEARNERS | {"plm": partial(Ours, mode="plm", start="local")}
@@ -103,9 +103,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    # What follows `--` is for pretrain-mpnet.
-    given = sys.argv[1:]
-    own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -127,7 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, help=argparse.SUPPRESS)
     # Of the training text: nothing is chosen by it.
     parser.set_defaults(valid=None)
-    arguments = parser.parse_args(given[:own])
+    arguments = parse_with_run_flags(parser)
     check_flags(parser, arguments)
     if not arguments.minutes > 0:
         parser.error(f"--minutes is {arguments.minutes:g}; expected more than 0")
@@ -135,11 +132,6 @@ def parse() -> argparse.Namespace:
     if wrong:
         parser.error(f"--at is {wrong[0]:g}; expected shares of a run, above 0 and at most 1")
     arguments.at = sorted({*arguments.at, 1.0})
-    arguments.flags = given[own + 1 :]
-    try:
-        parse_pretrain(["--preset", arguments.preset, *arguments.flags])
-    except ConfigError as error:
-        parser.error(str(error))
     return arguments
 
 
@@ -155,12 +147,17 @@ def measure(arguments: argparse.Namespace) -> None:
         f"{'':<13}{'seed':>5}{'updates':>8}{'update':>8}{'seconds':>8}"
         + "".join(f"{task:>8}" for task in TASKS)
     )
-    for seed in arguments.seeds:
-        for name in arguments.learners:
-            for updates in sorted({least, by_time[name]}):
-                train_and_probe(arguments, results, tasks, (name, seed, updates))
-    show_summary(f"the same time, {arguments.minutes:g} minutes", arguments, results, by_time)
     same = dict.fromkeys(by_time, least)
+    runs = [
+        (name, seed, updates[name])
+        for updates in (by_time, same)
+        for seed in arguments.seeds
+        for name in arguments.learners
+    ]
+    # The slowest learner has one run for both.
+    for key in dict.fromkeys(runs):
+        train_and_probe(arguments, results, tasks, key)
+    show_summary(f"the same time, {arguments.minutes:g} minutes", arguments, results, by_time)
     show_summary(f"the same updates, {least:,}", arguments, results, same)
     if arguments.picture is not None:
         draw(arguments, results, by_time, same)
@@ -260,7 +257,8 @@ def train_and_probe(
         found = results.find("scores", **whose, update=update)
         if found is None:
             model = folder_of(arguments.out, name, seed, updates) / f"update{update}"
-            scores = probe(str(model), tasks, arguments.probe_seeds, arguments.probe_lr)
+            seeds = arguments.probe_seeds if update == updates else []
+            scores = probe(str(model), tasks, seeds, arguments.probe_lr)
             tokens = trained["tokens"] * update // updates
             found = results.add(
                 "scores", **whose, update=update, seconds=seconds, tokens=tokens, scores=scores

@@ -1,55 +1,13 @@
-"""What `objectives.py` has measured: the file of it, a table and a picture."""
+"""What `objectives.py` has measured: a table and a picture."""
 
 import argparse
-import json
 import statistics
-from pathlib import Path
-from typing import Any
 
-from annotated_mpnet.errors import DataError
+from common import Found, Results
 from end_to_end import GRAY, LABELS, make_plain
 from probe import TASKS, Scores, interval, line
 
 LABELS_HERE = LABELS | {"plm": "PLM, local start"}
-
-Found = dict[str, Any]
-
-
-class Results:
-    """Measurements as lines of JSON, written one by one; a restart reads them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, list[Found]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_text(encoding="utf-8") if path.exists() else ""
-        # A line without an end was being written when the script was killed.
-        whole = whole[: whole.rfind("\n") + 1]
-        for number, each in enumerate(whole.splitlines(), 1):
-            try:
-                self.lines.append(json.loads(each))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON; remove it") from error
-        path.write_text(whole, encoding="utf-8")
-
-    def find(self, kind: str, **key: object) -> Found | None:
-        """Return the measurement of a kind with these values."""
-        wanted = {"kind": kind, **key}
-        for each in self.lines:
-            if all(each.get(name) == value for name, value in wanted.items()):
-                return each
-        return None
-
-    def begin_anew(self) -> None:
-        """Forget everything."""
-        self.lines.clear()
-        self.path.write_text("", encoding="utf-8")
-
-    def add(self, kind: str, **values: object) -> Found:
-        """Write a measurement, and return it."""
-        self.lines.append({"kind": kind, **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
-        return self.lines[-1]
 
 
 def of_seeds(
@@ -93,10 +51,9 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    (first, *_), *_ = of_seeds(
-        arguments, results, arguments.learners[0], same[arguments.learners[0]]
-    )
-    tasks = [task for task in TASKS if task in first["scores"]]
+    tasks = [
+        task for task in TASKS if any(task in each.get("scores", {}) for each in results.lines)
+    ]
     figure = Figure(figsize=(7, 2.2 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(tasks), 2, squeeze=False)
@@ -104,7 +61,7 @@ def draw(
         for axes, x, updates in zip(pair, ("seconds", "tokens"), (by_time, same), strict=True):
             for name in arguments.learners:
                 seeds = of_seeds(arguments, results, name, updates[name])
-                points = list(zip(*seeds, strict=True))
+                points = [point for point in zip(*seeds, strict=True) if task in point[0]["scores"]]
                 at = [statistics.mean(each[x] for each in point) for point in points]
                 values = [
                     [statistics.mean(each["scores"][task]) for each in point] for point in points

@@ -23,25 +23,22 @@ measured again: quotient and runs of that file belong together.
 
 import argparse
 import dataclasses
-import json
 import statistics
-import sys
 import tempfile
 import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 
-from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.tracker import nats_to_bits
 from annotated_mpnet.training.loader import prefetch
-from common import machine, write_json
+from common import Found, Results, machine, parse_with_run_flags, write_json
 from data_parts import prepare
 from learners import CPU, Ours, judge
 
@@ -51,8 +48,6 @@ CONVENTION = (
 )
 SHARES = 10
 """Parts of a run, for each of which the mean loss of training is kept."""
-
-Found = dict[str, Any]
 
 
 class Contestant(NamedTuple):
@@ -104,9 +99,6 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    # What follows `--` is for pretrain-mpnet.
-    given = sys.argv[1:]
-    own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=["demo", "tiny"], default="demo")
     parser.add_argument("--updates", type=int, default=1000, help="of AdamW")
@@ -120,21 +112,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="default: one of 8,000 pieces, learned from the text")
     parser.add_argument("--keep", type=Path, help="JSON lines: found there, or appended")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args(given[:own])
+    arguments = parse_with_run_flags(parser)
     for name in ("updates", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is {getattr(arguments, name)}; expected 1 or more")
-    arguments.flags = given[own + 1 :]
-    try:
-        parse_pretrain(["--preset", arguments.preset, *arguments.flags])
-    except ConfigError as error:
-        parser.error(str(error))
     return arguments
 
 
 def measure(arguments: argparse.Namespace, config: PretrainingConfig) -> list[Found]:
     """Measure what is not kept yet, and return it all in the order of the command line."""
-    kept = Kept(arguments.keep, {"preset": arguments.preset, "flags": arguments.flags})
+    kept = Results(arguments.keep)
+    common = {"preset": arguments.preset, "flags": arguments.flags}
     results: list[Found] = []
     quotient = 1.0
     texts: dict[int, Text] = {}
@@ -147,9 +135,10 @@ def measure(arguments: argparse.Namespace, config: PretrainingConfig) -> list[Fo
 
     if any(each.optimizer == "muon" for each in arguments.contestants):
         seed = arguments.seeds[0]
-        cost = kept.get_or(
-            {"what": "cost"}, lambda: cost_of_muon(config, text_of(seed), arguments.rounds)
-        )
+        cost = kept.find("cost", **common)
+        if cost is None:
+            measured = cost_of_muon(config, text_of(seed), arguments.rounds)
+            cost = kept.add("cost", **common, **measured)
         quotient = cost["quotient"]
         results.append(cost)
         print(
@@ -162,10 +151,11 @@ def measure(arguments: argparse.Namespace, config: PretrainingConfig) -> list[Fo
             updates = arguments.updates
             if each.optimizer == "muon":
                 updates = round(updates / quotient)
-            key = {"what": "run", "contestant": str(each), "seed": seed, "updates": updates}
-            found = kept.get_or(
-                key, lambda e=each, s=seed, u=updates: train(config, text_of(s), e, s, u)
-            )
+            key = {**common, "contestant": str(each), "seed": seed, "updates": updates}
+            found = kept.find("run", **key)
+            if found is None:
+                measured = train(config, text_of(seed), each, seed, updates)
+                found = kept.add("run", **key, **measured)
             results.append(found)
             print(
                 f"{each!s:<20}{seed:>5}{updates:>8,}{found['seconds']:>8.1f}{found['bits']:>8.3f}"
@@ -173,27 +163,6 @@ def measure(arguments: argparse.Namespace, config: PretrainingConfig) -> list[Fo
                 flush=True,
             )
     return results
-
-
-class Kept:
-    """Results in a file of JSON lines, each found by its key."""
-
-    def __init__(self, file: Path | None, common: Found) -> None:
-        self._file, self._common = file, common
-        lines = file.read_text().splitlines() if file is not None and file.exists() else []
-        self._lines = [json.loads(line) for line in lines]
-
-    def get_or(self, key: Found, find: Any) -> Found:
-        """Return what is kept, or find it and keep it."""
-        key = {**self._common, **key}
-        for line in self._lines:
-            if all(line.get(name) == value for name, value in key.items()):
-                return line
-        line = {**key, **find()}
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-        return line
 
 
 def build(config: PretrainingConfig, text: Text, each: Contestant, seed: int, updates: int) -> Ours:

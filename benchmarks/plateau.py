@@ -18,7 +18,6 @@ Uniform attention over 64 tokens puts 1.6 percent on each distance.
 
 import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -27,14 +26,13 @@ from pathlib import Path
 import datasets
 import torch
 
-from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.mpnet.attention import RelativeMultiHeadAttention, attend_blocks
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import RelativeBiasInit
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.training.loader import evaluation_batches, prefetch
-from common import machine, write_json
+from common import machine, parse_with_run_flags, write_json
 from data_parts import prepare
 from learners import CPU, METRIC_SEED, Ours, collator_of
 
@@ -67,19 +65,11 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    # The flags after `--` are for pretrain-mpnet.
-    given = sys.argv[1:]
-    own = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, nargs="+", default=[0, 50, 250])
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args(given[:own])
-    arguments.flags = given[own + 1 :]
-    try:
-        parse_pretrain(["--preset", "demo", *arguments.flags])
-    except ConfigError as error:
-        parser.error(str(error))
-    return arguments
+    parser.set_defaults(preset="demo")
+    return parse_with_run_flags(parser)
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
