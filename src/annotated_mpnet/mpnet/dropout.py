@@ -3,7 +3,7 @@
 Dropout sets each number to zero with probability p and divides the others by 1 - p, which keeps the
 mean. PyTorch on a CPU draws one Bernoulli number after the other, which for the attention weights
 of a layer takes as long as the matrix products of its forward pass. Here one random word of 64 bits
-decides for four numbers, 16 bits each, in a tenth of the time (`docs/log.md`):
+decides for four numbers, 16 bits each, in a tenth of the time (`docs/performance.md`):
 
     65536 values     0 ........ 6553 | 6554 ......................... 65535
     p = 0.1             dropped      |              kept
