@@ -5,7 +5,7 @@ import pytest
 
 from annotated_mpnet.errors import DataError
 from annotated_mpnet.text.counts import Counts
-from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash, text_hash
+from annotated_mpnet.text.hold_out import hashes_of, split_by_hash, text_hash, without_texts
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def test_fingerprints_tell_source_part_and_fraction_apart():
         for fraction in (0.1, 0.2)
         for part in split_by_hash(source, fraction)
     ]
-    named.append(WithoutTexts(CORPUS, frozenset({1})).fingerprint)
-    named.append(WithoutTexts(CORPUS, frozenset({1, 2})).fingerprint)
+    named.append(without_texts(CORPUS, frozenset({1})).fingerprint)
+    named.append(without_texts(CORPUS, frozenset({1, 2})).fingerprint)
     assert len(set(named)) == len(named)
-    assert WithoutTexts(CORPUS, frozenset({2, 1})).fingerprint == named[-1]
+    assert without_texts(CORPUS, frozenset({2, 1})).fingerprint == named[-1]
 
 
 def test_part_without_a_document_is_refused():
@@ -68,14 +68,14 @@ def test_part_without_a_document_is_refused():
 def test_texts_of_other_files_are_left_out_with_all_their_copies():
     other = Listed(("text 3", "text 5", "not in the corpus"))
     counts = Counts()
-    remaining = list(WithoutTexts(CORPUS, hashes_of(other)).documents(counts))
+    remaining = list(without_texts(CORPUS, hashes_of(other)).documents(counts))
     assert remaining == [text for text in CORPUS.texts if text not in other.texts]
     assert (counts.documents, counts.left_out) == (len(remaining), 4)
 
 
 def test_training_text_that_is_the_validation_text_is_refused():
     with pytest.raises(DataError, match="all 1,050 documents of the training text are also in"):
-        list(WithoutTexts(CORPUS, hashes_of(CORPUS)).documents(Counts()))
+        list(without_texts(CORPUS, hashes_of(CORPUS)).documents(Counts()))
 
 
 def test_the_hash_of_a_text_never_changes():

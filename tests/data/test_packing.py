@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from annotated_mpnet.errors import DataError, WriteError
 from annotated_mpnet.text import packing
 from annotated_mpnet.text import tokenization as tokenising
-from annotated_mpnet.text.hold_out import WithoutTexts
+from annotated_mpnet.text.hold_out import without_texts
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.sources import Counts, LocalFiles
@@ -247,7 +247,7 @@ def test_skipped_files_are_those_of_this_start(tmp_path):
             pack_sequences(
                 each, TOKENIZER, 8, cache_dir=tmp_path / "cache"
             ).report.counts.skipped_files
-            for each in (source, WithoutTexts(source, frozenset({1})))
+            for each in (source, without_texts(source, frozenset({1})))
         ]
 
     assert skipped() == [0, 0]

@@ -19,7 +19,7 @@ the rest. Here the test file has one of the documents, and half of the others go
 >>> from annotated_mpnet.streams.eval_samples import Samples
 >>> everything = Samples(("It rained.", "It snowed.", "She wept.", "He laughed.", "It snowed."))
 >>> test, counts = Samples(("He laughed.",)), Counts()
->>> train, valid = split_by_hash(WithoutTexts(everything, hashes_of(test)), 0.5)
+>>> train, valid = split_by_hash(without_texts(everything, hashes_of(test)), 0.5)
 >>> for part in (train, valid, test):
 ...     print(*part.documents(counts))
 It rained. It snowed. It snowed.
@@ -50,7 +50,7 @@ from annotated_mpnet.streams.hub import open_downloaded, open_stream
 from annotated_mpnet.streams.shards import ShardReader
 from annotated_mpnet.streams.streams import SequenceStream
 from annotated_mpnet.text.frequencies import token_counts
-from annotated_mpnet.text.hold_out import WithoutTexts, hashes_of, split_by_hash
+from annotated_mpnet.text.hold_out import hashes_of, split_by_hash, without_texts
 from annotated_mpnet.text.mixture import Mixture
 from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.sequences import PackedSequences
@@ -123,8 +123,8 @@ def read_text(data: DataConfig, seed: int, rank: int = 0, world_size: int = 1) -
         sources = [source] if data.train_weights is None else list[DocumentSource](each)
         if held_out:
             hashes = _hashes(held_out)
-            source = WithoutTexts(source, hashes)
-            sources = [WithoutTexts(each, hashes) for each in sources]
+            source = without_texts(source, hashes)
+            sources = [without_texts(each, hashes) for each in sources]
         if data.valid_fraction > 0:
             # By hashes, so all parts of a mixture hold out the same documents.
             _, held_out["valid"] = split_by_hash(source, data.valid_fraction)

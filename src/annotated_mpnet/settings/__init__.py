@@ -6,8 +6,7 @@
     parsing.py       command line -> command
     foreign_flags.py what other tools call these flags
     config_file.py   presets, --config, --print-config
-    reference.py     docs/configuration.md
 
-Every room above `mpnet/` may import this one. It imports neither torch nor any other room, so
-`--help` answers at once.
+Every room above `mpnet/` may import this one. Of the others it imports only `errors` and
+`mpnet/config.py`, neither of which needs torch, so `--help` answers at once.
 """

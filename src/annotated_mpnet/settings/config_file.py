@@ -37,13 +37,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from annotated_mpnet.errors import ConfigError, shown, without_password
 from annotated_mpnet.mpnet.config import flag
-from annotated_mpnet.settings.config import PretrainingConfig, fields_of
-from annotated_mpnet.settings.fields import one_paragraph, settings_of
+from annotated_mpnet.settings.config import PretrainingConfig
+from annotated_mpnet.settings.fields import Setting, all_settings, one_paragraph, settings_of
 from annotated_mpnet.settings.foreign_flags import flag_in, pointer
 
 Preset = Literal["demo", "tiny", "small", "base", "continue"]
@@ -225,7 +224,7 @@ def arguments_from(document: object, origin: str) -> list[str]:
     Traceback (most recent call last):
     annotated_mpnet.errors.ConfigError: demo.toml: [model] has no setting 'layers'; ...
     """
-    known = {each.name: (group, each) for group, each in fields_of(PretrainingConfig())}
+    known = {each.name: each for each in all_settings(PretrainingConfig)}
     if not isinstance(document, Mapping):
         raise ConfigError(f"{origin} is {shown(document)}; expected tables such as [model]")
     arguments = []
@@ -233,7 +232,7 @@ def arguments_from(document: object, origin: str) -> list[str]:
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin}: {shown(group)} is outside of a table; {_place(group)}")
         for name, value in table.items():
-            if name not in known or known[name][0] != group:
+            if name not in known or known[name].group != group:
                 raise ConfigError(
                     f"{origin}: [{str(group)[:80]}] has no setting {shown(name)}; {_place(name)}"
                 )
@@ -245,7 +244,7 @@ def arguments_from(document: object, origin: str) -> list[str]:
                         file=sys.stderr,
                     )
                 continue
-            arguments += _arguments(known[name][1], value, origin)
+            arguments += _arguments(known[name], value, origin)
     return arguments
 
 
@@ -257,7 +256,7 @@ def _place(name: object) -> str:
     >>> _place("learning_rate"), _place("epochs")
     ('--lr is lr in [optimization]', '--total-updates is total_updates in [optimization]')
     """
-    groups = {each.name: group for group, each in fields_of(PretrainingConfig())}
+    groups = {each.name: each.group for each in all_settings(PretrainingConfig)}
     said = pointer(str(name), {flag(each) for each in groups})
     # A part of a name (`layers`) is a better guess than a name that is merely similar.
     longer = [each for each in groups if str(name) in each]
@@ -267,26 +266,23 @@ def _place(name: object) -> str:
     return "pretrain-mpnet --print-config prints all tables with all settings"
 
 
-def _arguments(field: dataclasses.Field[object], value: object, origin: str) -> list[str]:
-    """Return one setting as arguments: a list as `--flag` and its values, others as one."""
-    several = any(get_origin(each) is tuple for each in get_args(field.type))
-    if not isinstance(value, list) or not several:
-        return [_argument(field, value, origin)]
+def _arguments(setting: Setting, value: object, origin: str) -> list[str]:
+    """Return a setting as arguments: a list as `--flag` and its values, others as one."""
+    if isinstance(value, bool) and setting.type is bool:
+        return [setting.flag if value else flag(f"no-{setting.name}")]
+    if not isinstance(value, list) or not setting.several:
+        # In one argument, as the value may begin with a hyphen.
+        return [f"{setting.flag}={_text(setting, value, origin)}"]
     if not value:
-        raise ConfigError(f"{origin}: {field.name} is an empty list; expected one value or more")
-    values = [_argument(field, each, origin).partition("=")[2] for each in value]
+        raise ConfigError(f"{origin}: {setting.name} is an empty list; expected one value or more")
+    texts = [_text(setting, each, origin) for each in value]
     # A path that begins with a hyphen would be a flag.
-    return [flag(field.name), *(f"./{each}" if each.startswith("-") else each for each in values)]
+    return [setting.flag, *(f"./{each}" if each.startswith("-") else each for each in texts)]
 
 
-def _argument(field: dataclasses.Field[object], value: object, origin: str) -> str:
-    """Return one setting as one argument: `--flag=value`, as a value may begin with a hyphen."""
-    may_be_unset = NoneType in get_args(field.type)
-    if isinstance(value, bool) != (field.type is bool) or not (
-        isinstance(value, bool | int | float | str) or (value is None and may_be_unset)
-    ):
-        wanted = "true or false" if field.type is bool else "a number or a text in quotes"
-        raise ConfigError(f"{origin}: {field.name} is {shown(value)}; expected {wanted}")
-    if isinstance(value, bool):
-        return flag(field.name) if value else flag(f"no-{field.name}")
-    return f"{flag(field.name)}={value}"
+def _text(setting: Setting, value: object, origin: str) -> str:
+    is_unset = value is None and setting.optional
+    if setting.type is bool or not (is_unset or type(value) in (int, float, str)):
+        wanted = "true or false" if setting.type is bool else "a number or a text in quotes"
+        raise ConfigError(f"{origin}: {setting.name} is {shown(value)}; expected {wanted}")
+    return str(value)

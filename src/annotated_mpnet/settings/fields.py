@@ -37,6 +37,8 @@ class Setting:
     """A field of a dataclass as a user sees it."""
 
     name: str
+    group: str
+    """The table that it is in; empty for one of the command itself."""
     type: Any
     """Makes a value of a text: `int`, `Path`, ...; `str` where there are choices."""
     choices: tuple[str, ...]
@@ -105,11 +107,11 @@ class Setting:
         return KINDS[self.type][1] + (f", {self.range}" if self.range else "")
 
 
-def all_settings(kind: type) -> Iterator[Setting]:
+def all_settings(kind: type, group: str = "") -> Iterator[Setting]:
     """Yield the settings of a dataclass and of all groups in it."""
-    yield from settings_of(kind)
-    for each in groups_of(kind).values():
-        yield from all_settings(each)
+    yield from settings_of(kind, group)
+    for name, each in groups_of(kind).items():
+        yield from all_settings(each, name)
 
 
 def groups_of(kind: type) -> dict[str, Any]:
@@ -118,12 +120,13 @@ def groups_of(kind: type) -> dict[str, Any]:
     return {name: group for name, group in factories.items() if isinstance(group, type)}
 
 
-def settings_of(group: type) -> list[Setting]:
+def settings_of(kind: type, group: str = "") -> list[Setting]:
     """Return the settings of a dataclass in its order, without the groups in it."""
-    texts = _field_texts(group.__module__)[group.__name__]
+    texts = _field_texts(kind.__module__)[kind.__name__]
     return [
         Setting(
             name=each.name,
+            group=group,
             type=next((type_ for type_ in _types(each.type) if isinstance(type_, type)), str),
             choices=tuple(choice for choice in _types(each.type) if isinstance(choice, str)),
             optional=NoneType in get_args(each.type),
@@ -133,7 +136,7 @@ def settings_of(group: type) -> list[Setting]:
             aliases=each.metadata.get("aliases", ()),
             help=texts[each.name],
         )
-        for each in dataclasses.fields(group)
+        for each in dataclasses.fields(kind)
         if each.name in texts
     ]
 

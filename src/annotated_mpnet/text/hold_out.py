@@ -19,12 +19,13 @@ Short documents, such as the heading "Chapter I", occur often and go to one side
 fraction is that of *different* documents.
 
 Where the held-out text has a file of its own, training documents with the same hash are skipped
-(`WithoutTexts`). A hash has eight bytes: among a hundred million documents the chance of any two
+(`without_texts`). A hash has eight bytes: among a hundred million documents the chance of any two
 sharing one is one in 3700, and it would cost one document. A copy is the same text to the letter.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from annotated_mpnet.errors import DataError
@@ -43,25 +44,25 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 @dataclass(frozen=True)
-class PartByHash:
-    """The documents of a source that are held out, or those that are not.
-
-    Each part reads all of the text and keeps its own documents.
+class Part:
+    """Some of the documents of a source. Each part reads all of the text and keeps its own.
 
     Attributes:
         source: all documents.
-        fraction: share of the different documents that is held out, between 0 and 1.
-        held_out: which of the two parts this is.
+        keeps: tells whether a document is in this part.
+        name: of the part, for the fingerprint.
+        if_empty: the error if no document is in it, with `{}` for how many the source has.
     """
 
     source: DocumentSource
-    fraction: float
-    held_out: bool
+    keeps: Callable[[str], bool]
+    name: str
+    if_empty: str
 
     @property
     def fingerprint(self) -> str:
         """Name the documents of this part."""
-        return f"{self.source.fingerprint}, {self.fraction!r} held out: {self.held_out}"
+        return f"{self.source.fingerprint}, {self.name}"
 
     @property
     def skipped_files(self) -> int:
@@ -74,75 +75,58 @@ class PartByHash:
         Raises:
             DataError: there is none, or the source cannot be read.
         """
-        before = counts.documents, counts.left_out
+        before = dataclasses.replace(counts)
         for document in self.source.documents(counts):
-            if is_held_out(document, self.fraction) == self.held_out:
+            if self.keeps(document):
                 yield document
             else:
-                _leave_out(counts)
-        left_out = counts.left_out - before[1]
-        if counts.documents == before[0] and left_out:
+                # The source has counted the document before it passed it on.
+                counts.documents -= 1
+                counts.left_out += 1
+        left_out = counts.left_out - before.left_out
+        if counts.documents == before.documents and left_out:
+            raise DataError(self.if_empty.format(f"{left_out:,}"))
+
+
+def split_by_hash(source: DocumentSource, fraction: float) -> tuple[Part, Part]:
+    """Return (training, validation): what is not held out, and what is.
+
+    Args:
+        source: all documents.
+        fraction: share of the different documents that is held out, between 0 and 1.
+    """
+    holds = f"--valid-fraction {fraction:g} holds out"
+    documents = "of the {} documents of the training text"
+    name = f"{fraction!r} held out"
+    return (
+        Part(
+            source,
+            lambda text: not is_held_out(text, fraction),
+            f"{name}: False",
+            f"{holds} all {documents}; lower it",
+        ),
+        Part(
+            source,
+            lambda text: is_held_out(text, fraction),
+            f"{name}: True",
             # Few documents and a small fraction, or many copies of one.
-            problem, mend = (
-                ("holds out none", "raise it, or give --valid-file")
-                if self.held_out
-                else ("holds out all", "lower it")
-            )
-            raise DataError(
-                f"--valid-fraction {self.fraction:g} {problem} of the {left_out:,} documents of "
-                f"the training text; {mend}"
-            )
+            f"{holds} none {documents}; raise it, or give --valid-file",
+        ),
+    )
 
 
-@dataclass(frozen=True)
-class WithoutTexts:
-    """The documents of a source without those whose hash is in `hashes` (from `hashes_of`)."""
-
-    source: DocumentSource
-    hashes: frozenset[int]
-
-    @property
-    def fingerprint(self) -> str:
-        """Name the documents that remain."""
-        left_out = hashlib.sha256(repr(sorted(self.hashes)).encode()).hexdigest()
-        return f"{self.source.fingerprint}, without {left_out}"
-
-    @property
-    def skipped_files(self) -> int:
-        """As in the source."""
-        return self.source.skipped_files
-
-    def documents(self, counts: Counts) -> Iterator[str]:
-        """Yield the documents that remain; count the others as left out.
-
-        Raises:
-            DataError: none remains, or the source cannot be read.
-        """
-        before = counts.documents, counts.left_out
-        for document in self.source.documents(counts):
-            if text_hash(document) in self.hashes:
-                _leave_out(counts)
-            else:
-                yield document
-        left_out = counts.left_out - before[1]
-        if counts.documents == before[0] and left_out:
-            raise DataError(
-                f"all {left_out:,} documents of the training text are also in --valid-file or "
-                "--test-file, and are skipped in training; give one of them another text"
-            )
-
-
-def split_by_hash(source: DocumentSource, fraction: float) -> tuple[PartByHash, PartByHash]:
-    """Return (training, validation): what is not held out, and what is."""
-    return PartByHash(source, fraction, held_out=False), PartByHash(source, fraction, held_out=True)
+def without_texts(source: DocumentSource, hashes: frozenset[int]) -> Part:
+    """Return the documents of a source without those whose hash is in `hashes` (`hashes_of`)."""
+    left_out = hashlib.sha256(repr(sorted(hashes)).encode()).hexdigest()
+    return Part(
+        source,
+        lambda text: text_hash(text) not in hashes,
+        f"without {left_out}",
+        "all {} documents of the training text are also in --valid-file or --test-file, and are "
+        "skipped in training; give one of them another text",
+    )
 
 
 def hashes_of(source: DocumentSource) -> frozenset[int]:
     """Return the hashes of all documents of a source, about 60 bytes of memory each."""
     return frozenset(map(text_hash, source.documents(Counts())))
-
-
-def _leave_out(counts: Counts) -> None:
-    # The source has counted the document before it passed it on.
-    counts.documents -= 1
-    counts.left_out += 1
