@@ -22,13 +22,12 @@ from pathlib import Path
 from annotated_mpnet.checkpoints.checkpoint import (
     BEST,
     NUMBERED,
-    REPLACED,
     STATE,
-    TEMPORARY,
     owner,
     read_state,
 )
 from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.files.atomic import REPLACED, TEMPORARY
 
 
 def is_checkpoint_name(name: str) -> bool:

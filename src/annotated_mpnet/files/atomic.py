@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+TEMPORARY, REPLACED = ".tmp-", ".old-"
+"""Before the name of what is being written, and of a directory that was replaced."""
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a directory, is on disk.
@@ -25,7 +28,7 @@ def write_file(path: Path, data: bytes) -> None:
 
     Killed before the rename, it leaves a `.tmp-` file next to it.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     temporary.write_bytes(data)
     sync(temporary)
     os.replace(temporary, path)
@@ -51,7 +54,8 @@ def directory_of(files: Mapping[str, bytes]) -> Iterator[str]:
 
 def beside(target: Path) -> tuple[Path, Path]:
     """Return where `replacing` builds a directory, and where it puts the one that it replaces."""
-    return target.parent / f".tmp-{target.name}", target.parent / f".old-{target.name}"
+    name, parent = target.name, target.parent
+    return parent / f"{TEMPORARY}{name}", parent / f"{REPLACED}{name}"
 
 
 @contextmanager
