@@ -50,10 +50,10 @@ from annotated_mpnet.checkpoints.manifest import (
     verify_checkpoint,
     write_manifest,
 )
-from annotated_mpnet.checkpoints.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.errors import CheckpointError, WriteError, shown
 from annotated_mpnet.files.atomic import replacing
 from annotated_mpnet.files.output import errno_of
+from annotated_mpnet.files.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
 
 MODEL = "model.safetensors"

@@ -33,14 +33,14 @@ from typing import Annotated
 
 import msgspec
 
-from annotated_mpnet.checkpoints.records import (
+from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import (
     Count,
     decode,
     reading,
     regular_size,
     to_json,
 )
-from annotated_mpnet.errors import CheckpointError, shown
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1

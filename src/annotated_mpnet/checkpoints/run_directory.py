@@ -64,11 +64,11 @@ from annotated_mpnet.checkpoints.checkpoint import (
     owner,
 )
 from annotated_mpnet.checkpoints.manifest import MANIFEST, library_versions
-from annotated_mpnet.checkpoints.records import decode, to_json
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name, recover
 from annotated_mpnet.errors import CheckpointError, WriteError, shown
 from annotated_mpnet.files.atomic import REPLACED, TEMPORARY, write_file
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
+from annotated_mpnet.files.records import decode, to_json
 
 # `--overwrite` deletes these, so a new file of a run must be added here.
 ENVIRONMENT = "environment.json"
