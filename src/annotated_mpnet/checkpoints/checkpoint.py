@@ -33,7 +33,7 @@ the second has hard links to the files of the first, where the file system can d
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -55,6 +55,7 @@ from annotated_mpnet.files.atomic import replacing
 from annotated_mpnet.files.output import errno_of
 from annotated_mpnet.files.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.streams.reservoir import StreamState
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -70,8 +71,6 @@ NUMBERED = re.compile(r"checkpoint(0|[1-9][0-9]{0,17})")
 """One name per number: "checkpoint007" is not ours. 18 digits always fit 64 bits."""
 
 IdentityValue = str | int | float
-StreamParts = tuple[list[dict[str, Any]], Mapping[str, Tensor]]
-"""The ranks' states in a stream as JSON values, and their arrays (`streams/reservoir.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,8 @@ class Checkpoint:
     """By parameter name; a tied matrix once."""
     optimizer_tensors: Mapping[str, Tensor] | None
     """By what it is ("exp_avg." and so on) and the parameter's name. None: export only."""
-    stream: StreamParts | None = None
+    streams: Sequence[StreamState] = ()
+    """Where each rank is in a streamed dataset; empty for text on the disk."""
     export_files: Mapping[str, bytes] = field(default_factory=dict)
     """Path in `export/` -> content."""
 
@@ -155,11 +155,11 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoint:
+def load_checkpoint(directory: Path, *, to_resume: bool = True) -> Checkpoint:
     """Verify and read a checkpoint; its tensors are on the CPU. Raises `CheckpointError`.
 
-    A resume never starts with empty means, so a checkpoint without them is refused: AdamW's first
-    step would move every weight by the whole learning rate, whatever its gradient.
+    Without `to_resume`, optimizer and streams are not read. A resume never starts with empty means:
+    AdamW's first step would move every weight by the whole learning rate, whatever its gradient.
     """
     # Now the files are as they were written. Are they all there, and was the directory renamed?
     manifest = verify_checkpoint(directory)
@@ -174,7 +174,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
             "renamed, or belongs to another checkpoint"
         )
     optimizer_tensors = None
-    if with_optimizer:
+    if to_resume:
         if OPTIMIZER not in manifest.files:
             raise CheckpointError(
                 f"{directory} has no {OPTIMIZER}: it was saved with --no-save-optimizer-state and "
@@ -183,10 +183,6 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         optimizer_tensors = _read_tensors(directory / OPTIMIZER)
         if state.update > 0 and not optimizer_tensors:
             raise CheckpointError(f"{directory / OPTIMIZER} is empty after update {state.update}")
-    stream = None
-    if STREAM in manifest.files:
-        ranks = decode_exactly(directory / STREAM, _StreamRecord).ranks
-        stream = ranks, _read_tensors(directory / STREAM_TENSORS)
     export_files = {
         name.removeprefix(f"{EXPORT_FILES}/"): (directory / name).read_bytes()
         for name in manifest.files
@@ -198,7 +194,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         model_config=read_model_config(directory / CONFIG),
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
-        stream=stream,
+        streams=_read_streams(directory) if to_resume and STREAM in manifest.files else (),
         export_files=export_files,
     )
 
@@ -241,10 +237,8 @@ def _write(
         _write_tensors(directory / MODEL, checkpoint.model_tensors)
         if checkpoint.optimizer_tensors is not None:
             _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
-    if checkpoint.stream is not None:
-        ranks, tensors = checkpoint.stream
-        (directory / STREAM).write_text(to_json(_StreamRecord(ranks)))
-        _write_tensors(directory / STREAM_TENSORS, tensors)
+    if checkpoint.streams:
+        _write_streams(directory, checkpoint.streams)
     for name, content in checkpoint.export_files.items():
         path = directory / EXPORT_FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +285,28 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                     "diverged; go back to an earlier checkpoint"
                 )
         return tensors
+
+
+def _write_streams(directory: Path, states: Sequence[StreamState]) -> None:
+    """Write the streams of all ranks; all arrays go into one file."""
+    parts = [state.to_parts() for state in states]
+    (directory / STREAM).write_text(to_json(_StreamRecord([values for values, _ in parts])))
+    tensors = {
+        f"{rank}.{name}": torch.from_numpy(array)
+        for rank, (_, arrays) in enumerate(parts)
+        for name, array in arrays.items()
+    }
+    _write_tensors(directory / STREAM_TENSORS, tensors)
+
+
+def _read_streams(directory: Path) -> list[StreamState]:
+    """Read what `_write_streams` wrote; raises `CheckpointError` for another version's."""
+    ranks = decode_exactly(directory / STREAM, _StreamRecord).ranks
+    arrays: list[dict[str, Any]] = [{} for _ in ranks]
+    for name, tensor in _read_tensors(directory / STREAM_TENSORS).items():
+        rank, _, array = name.partition(".")
+        arrays[int(rank)][array] = tensor.numpy()
+    return [StreamState.from_parts(*each) for each in zip(ranks, arrays, strict=True)]
 
 
 def _keep_damaged(target: Path) -> None:

@@ -173,7 +173,7 @@ def _read_directory(path: Path) -> LoadedWeights:
 
 
 def _read_checkpoint(directory: Path) -> LoadedWeights:
-    checkpoint = load_checkpoint(directory, with_optimizer=False)
+    checkpoint = load_checkpoint(directory, to_resume=False)
     config = checkpoint.model_config
     # A right manifest says that no file has changed, not that they were made for each other.
     with reading(directory / CONFIG):
