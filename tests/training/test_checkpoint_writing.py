@@ -206,6 +206,19 @@ def test_best_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path: Path) -
     assert same_tensors(load_checkpoint(tmp_path / BEST), make_checkpoint(20))
 
 
+def test_a_checkpoint_that_was_moved_to_another_disk_is_replaced_where_its_link_is(
+    tmp_path: Path,
+) -> None:
+    moved = save(tmp_path, 10, BEST).rename(tmp_path / "elsewhere")
+    (tmp_path / BEST).symlink_to(moved)
+    before = bytes_of(moved)
+    save(tmp_path, 20, BEST)
+    save(tmp_path, 30, BEST)
+    assert {path.name for path in tmp_path.iterdir()} == {BEST, "elsewhere"}
+    assert same_tensors(load_checkpoint(tmp_path / BEST), make_checkpoint(30))
+    assert bytes_of(moved) == before
+
+
 def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     save(tmp_path, 20, run_id=OTHER_RUN)
     before = bytes_of(tmp_path)

@@ -41,6 +41,14 @@ def write_if_changed(path: Path, data: bytes) -> None:
         write_file(path, data)
 
 
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Delete a file or a directory, or a link, but never what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def directory_of(files: Mapping[str, bytes]) -> Iterator[str]:
     """Yield a temporary directory that holds these files."""
@@ -76,7 +84,7 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     staging, previous = beside(target)
     made = [parent for parent in target.parents if not parent.exists()]
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -85,7 +93,7 @@ def replacing(target: Path) -> Iterator[Path]:
             sync(path)
         # A rename replaces an empty directory.
         if target.exists() and any(target.iterdir()):
-            shutil.rmtree(previous, ignore_errors=True)
+            remove(previous, ignore_errors=True)
             os.rename(target, previous)
         elif target.exists() and target.samefile(os.curdir):
             # The shell that started us would be left in a directory that is deleted.
@@ -106,4 +114,4 @@ def replacing(target: Path) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         raise
-    shutil.rmtree(previous, ignore_errors=True)
+    remove(previous, ignore_errors=True)
