@@ -117,7 +117,7 @@ WITHIN = [
     # A checkpoint is written in a thread, which the loop waits for when it saves again: that of
     # update 3 when it has found the best one after update 4, and stops there.
     Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 2, done=4),
-    Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 1, done=4),
+    Phase("publishing", f"{HERE}.checkpoints.checkpoint._keep_damaged", 1, done=4),
     Phase("pruning", f"{HERE}.checkpoints.saving.prune", 1, done=4),
     # The best one is waited for after update 6, which has already asked whether to stop.
     Phase("saving the best", f"{HERE}.checkpoints.checkpoint.save_file", 4, done=4, at_most=7),
@@ -358,7 +358,9 @@ def test_more_signals_while_saving_change_neither_the_checkpoint_nor_the_exit_co
         signal_at(Phase("before the step", STEP, 5), patch, TERM)
         # After the files of checkpoint3 and of the best one after update 4, these are the stop's.
         signal_at(Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 6), patch, INT, INT)
-        signal_at(Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 3), patch, TERM)
+        signal_at(
+            Phase("publishing", f"{HERE}.checkpoints.checkpoint._keep_damaged", 3), patch, TERM
+        )
         assert pretrain(config) == 143
     assert load_checkpoint(tmp_path / "run" / "checkpoint5").state.update == 5
     run(changed(config, resume=True))
@@ -376,7 +378,7 @@ KILLED = [
     ),
     (Phase("evaluating", f"{HERE}.mpnet.loop.cross_entropy_sum", 2), {"resume": True}),
     (Phase("saving", f"{HERE}.checkpoints.checkpoint.save_file", 6), {"resume": True}),
-    (Phase("publishing", f"{HERE}.checkpoints.checkpoint._publish", 3), {"resume": True}),
+    (Phase("publishing", f"{HERE}.checkpoints.checkpoint._keep_damaged", 3), {"resume": True}),
     (Phase("logging", f"{HERE}.tracking.tracker.Tracker.log", 5), {"resume": True}),
 ]
 """Moments to be killed at, and how the next start goes on."""

@@ -408,7 +408,7 @@ def test_adam_never_starts_without_its_state(tmp_path: Path) -> None:
 def test_export_needs_no_optimizer(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(20, optimizer=False)
     path = save_checkpoint(tmp_path, "checkpoint20", checkpoint, save_tokenizer)
-    loaded = load_checkpoint(path, with_optimizer=False)
+    loaded = load_checkpoint(path, to_resume=False)
     assert loaded.optimizer_tensors is None
     assert loaded.model_tensors.keys() == checkpoint.model_tensors.keys()
     assert len(files_of(path)) == len(FILES) - 1

@@ -9,39 +9,31 @@
         tokenizer/
         export/                what an export needs besides: facts for the model card, and the
                                modules of a sentence encoder (absent in older checkpoints)
-        manifest.json          sizes and hashes of all files, written last (`manifest.py`)
+        manifest.json          sizes and hashes of all files (`manifest.py`)
 
 The state is small because nothing random depends on history (`mpnet/randomness.py`): the number of
 the next update determines its batch, masks and dropout. Only a stream has a past: its position and
 its shuffle buffer.
 
-Saving is a protocol that may be interrupted after any step:
+Saving may be interrupted after any step (`files/atomic.py`):
 
-    write    .tmp-checkpoint2500/, every file fsynced
-    seal     its manifest.json, fsynced
-    aside    only if the name is taken: rename the old one to .old-checkpoint2500
-    publish  rename .tmp-checkpoint2500 to checkpoint2500
-    sync     the parent directory: now a power cut cannot undo the rename
-    (only now is the checkpoint reported as saved, and older ones are pruned)
+    killed while it                on disk                                the next start (`recover`)
+    -----------------------------  -------------------------------------  --------------------------
+    writes and syncs               .tmp-checkpoint2500                    deletes it
+    is between the two renames     .tmp-, .old-checkpoint2500             renames the old one back
+    deletes what was replaced      checkpoint2500, .old-checkpoint2500    deletes the old one
 
-    killed after   on disk                                         the next start (`recover`)
-    write          .tmp-checkpoint2500, no manifest                deletes it
-    seal           .tmp-checkpoint2500, whole                      deletes it: it was not reported
-    aside          the same and .old-checkpoint2500                renames the old one back
-    publish        checkpoint2500 and .old-checkpoint2500          deletes the old one
+The two renames are needed only if the name is taken. A checkpoint is reported as saved, and older
+ones are pruned, after the last sync.
 
 A best checkpoint and a regular one of the same update hold the same tensors. They are stored once:
 the second has hard links to the files of the first, where the file system can do that.
-
-The temporary directory is a sibling of its target because a rename is atomic only within a file
-system. Files are synced before the rename because a file system may write the new name to disk
-before the bytes: after a power cut there would be a complete name of empty files.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -58,11 +50,12 @@ from annotated_mpnet.checkpoints.manifest import (
     verify_checkpoint,
     write_manifest,
 )
-from annotated_mpnet.checkpoints.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.errors import CheckpointError, WriteError, shown
-from annotated_mpnet.files.atomic import sync
+from annotated_mpnet.files.atomic import replacing
 from annotated_mpnet.files.output import errno_of
+from annotated_mpnet.files.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
+from annotated_mpnet.streams.reservoir import StreamState
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -76,12 +69,8 @@ BEST = "best_checkpoint"
 
 NUMBERED = re.compile(r"checkpoint(0|[1-9][0-9]{0,17})")
 """One name per number: "checkpoint007" is not ours. 18 digits always fit 64 bits."""
-TEMPORARY = ".tmp-"
-REPLACED = ".old-"
 
 IdentityValue = str | int | float
-StreamParts = tuple[list[dict[str, Any]], Mapping[str, Tensor]]
-"""The ranks' states in a stream as JSON values, and their arrays (`streams/reservoir.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +101,8 @@ class Checkpoint:
     """By parameter name; a tied matrix once."""
     optimizer_tensors: Mapping[str, Tensor] | None
     """By what it is ("exp_avg." and so on) and the parameter's name. None: export only."""
-    stream: StreamParts | None = None
+    streams: Sequence[StreamState] = ()
+    """Where each rank is in a streamed dataset; empty for text on the disk."""
     export_files: Mapping[str, bytes] = field(default_factory=dict)
     """Path in `export/` -> content."""
 
@@ -144,7 +134,6 @@ def save_checkpoint(
         CheckpointError: the name is taken by another run.
     """
     target = directory / name
-    temporary = directory / f"{TEMPORARY}{name}"
     other = owner(target)
     if other not in (None, checkpoint.run_id):
         raise CheckpointError(
@@ -153,11 +142,12 @@ def save_checkpoint(
             "--checkpoint-dir, and --resume"
         )
     try:
-        _write(temporary, checkpoint, save_tokenizer, directory / twin if twin else None)
-        _publish(temporary, target)
-    # Half a checkpoint on a full disk would take the room that the next attempt needs.
+        # A run's directory that was deleted must not come back with this checkpoint alone in it.
+        os.stat(directory)
+        with replacing(target) as temporary:
+            _write(temporary, checkpoint, save_tokenizer, directory / twin if twin else None)
+            _keep_damaged(target)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         number = errno_of(error)
         if number is None:
             raise
@@ -165,11 +155,11 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoint:
+def load_checkpoint(directory: Path, *, to_resume: bool = True) -> Checkpoint:
     """Verify and read a checkpoint; its tensors are on the CPU. Raises `CheckpointError`.
 
-    A resume never starts with empty means, so a checkpoint without them is refused: AdamW's first
-    step would move every weight by the whole learning rate, whatever its gradient.
+    Without `to_resume`, optimizer and streams are not read. A resume never starts with empty means:
+    AdamW's first step would move every weight by the whole learning rate, whatever its gradient.
     """
     # Now the files are as they were written. Are they all there, and was the directory renamed?
     manifest = verify_checkpoint(directory)
@@ -184,7 +174,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
             "renamed, or belongs to another checkpoint"
         )
     optimizer_tensors = None
-    if with_optimizer:
+    if to_resume:
         if OPTIMIZER not in manifest.files:
             raise CheckpointError(
                 f"{directory} has no {OPTIMIZER}: it was saved with --no-save-optimizer-state and "
@@ -193,10 +183,6 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         optimizer_tensors = _read_tensors(directory / OPTIMIZER)
         if state.update > 0 and not optimizer_tensors:
             raise CheckpointError(f"{directory / OPTIMIZER} is empty after update {state.update}")
-    stream = None
-    if STREAM in manifest.files:
-        ranks = decode_exactly(directory / STREAM, _StreamRecord).ranks
-        stream = ranks, _read_tensors(directory / STREAM_TENSORS)
     export_files = {
         name.removeprefix(f"{EXPORT_FILES}/"): (directory / name).read_bytes()
         for name in manifest.files
@@ -208,7 +194,7 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = True) -> Checkpoi
         model_config=read_model_config(directory / CONFIG),
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
-        stream=stream,
+        streams=_read_streams(directory) if to_resume and STREAM in manifest.files else (),
         export_files=export_files,
     )
 
@@ -242,8 +228,6 @@ def _write(
     save_tokenizer: Callable[[Path], None],
     twin: Path | None,
 ) -> None:
-    """Write all files; `write_manifest` syncs them, those of the tokenizer too."""
-    directory.mkdir()
     (directory / TOKENIZER).mkdir()
     save_tokenizer(directory / TOKENIZER)
     (directory / STATE).write_text(to_json(checkpoint.state))
@@ -253,10 +237,8 @@ def _write(
         _write_tensors(directory / MODEL, checkpoint.model_tensors)
         if checkpoint.optimizer_tensors is not None:
             _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
-    if checkpoint.stream is not None:
-        ranks, tensors = checkpoint.stream
-        (directory / STREAM).write_text(to_json(_StreamRecord(ranks)))
-        _write_tensors(directory / STREAM_TENSORS, tensors)
+    if checkpoint.streams:
+        _write_streams(directory, checkpoint.streams)
     for name, content in checkpoint.export_files.items():
         path = directory / EXPORT_FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,34 +287,34 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
 
 
-def _publish(temporary: Path, target: Path) -> None:
-    """Give a whole checkpoint its name: the renames of the table above."""
-    previous = None
+def _write_streams(directory: Path, states: Sequence[StreamState]) -> None:
+    """Write the streams of all ranks; all arrays go into one file."""
+    parts = [state.to_parts() for state in states]
+    (directory / STREAM).write_text(to_json(_StreamRecord([values for values, _ in parts])))
+    tensors = {
+        f"{rank}.{name}": torch.from_numpy(array)
+        for rank, (_, arrays) in enumerate(parts)
+        for name, array in arrays.items()
+    }
+    _write_tensors(directory / STREAM_TENSORS, tensors)
+
+
+def _read_streams(directory: Path) -> list[StreamState]:
+    """Read what `_write_streams` wrote; raises `CheckpointError` for another version's."""
+    ranks = decode_exactly(directory / STREAM, _StreamRecord).ranks
+    arrays: list[dict[str, Any]] = [{} for _ in ranks]
+    for name, tensor in _read_tensors(directory / STREAM_TENSORS).items():
+        rank, _, array = name.partition(".")
+        arrays[int(rank)][array] = tensor.numpy()
+    return [StreamState.from_parts(*each) for each in zip(ranks, arrays, strict=True)]
+
+
+def _keep_damaged(target: Path) -> None:
+    """Rename what has the target's name and is no whole checkpoint; it may not be ours."""
     # `lexists`, because a dangling link takes the name too.
-    if os.path.lexists(target):
-        previous = _name_aside(target)
-        os.rename(target, previous)
-    try:
-        os.rename(temporary, target)
-    except OSError:
-        if previous is not None:
-            os.rename(previous, target)
-        raise
-    # Before the old one is deleted: a power cut could bring back the names from before the rename.
-    sync(target.parent)
-    if previous is not None and previous.name.startswith(REPLACED):
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _name_aside(target: Path) -> Path:
-    """Return a new name for what has the target's: ours is deleted later, a damaged one is kept."""
-    if owner(target) is not None:
-        previous = target.with_name(f"{REPLACED}{target.name}")
-        if previous.exists():
-            shutil.rmtree(previous)
-        return previous
-    names = (target.with_name(f"{target.name}.damaged{n if n > 1 else ''}") for n in count(1))
-    return next(path for path in names if not os.path.lexists(path))
+    if os.path.lexists(target) and owner(target) is None:
+        names = (target.with_name(f"{target.name}.damaged{n if n > 1 else ''}") for n in count(1))
+        os.rename(target, next(path for path in names if not os.path.lexists(path)))
 
 
 def _explain(target: Path, checkpoint: Checkpoint, number: int) -> str:

@@ -33,15 +33,14 @@ from typing import Annotated
 
 import msgspec
 
-from annotated_mpnet.checkpoints.records import (
+from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import (
     Count,
     decode,
     reading,
     regular_size,
     to_json,
 )
-from annotated_mpnet.errors import CheckpointError, shown
-from annotated_mpnet.files.atomic import sync
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -106,7 +105,7 @@ def library_versions() -> dict[str, str]:
 def write_manifest(
     directory: Path, run_id: str, created: str, known: Mapping[str, FileRecord] | None = None
 ) -> None:
-    """Sync and hash every file under a directory, then write and sync its manifest.
+    """Hash every file under a directory, and write its manifest.
 
     Args:
         directory: of the checkpoint.
@@ -116,15 +115,11 @@ def write_manifest(
     """
     files = dict(known or {})
     for path in sorted(directory.rglob("*")):
-        # Directories too: the names of the tokenizer's files are stored in theirs.
-        sync(path)
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name not in files:
             files[name] = FileRecord(path.stat().st_size, _sha256(path))
     manifest = Manifest(run_id, created, library_versions(), files)
     (directory / MANIFEST).write_bytes(seal(manifest))
-    sync(directory / MANIFEST)
-    sync(directory)
 
 
 def seal(content: object) -> bytes:

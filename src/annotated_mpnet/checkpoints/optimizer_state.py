@@ -9,6 +9,7 @@ Learning rate, decay and betas are not part of it. They come from the configurat
 too.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -30,14 +31,14 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
     Raises:
         RuntimeError: a parameter had no gradient yet. A resume would refuse this state.
     """
+    slots = _slots(optimizer, model)
     # `get`, because the state is a defaultdict: [] would add an entry.
     tensors = {
-        f"{key}.{name}": value
-        for name, parameter in _parameters(optimizer, model).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        name: optimizer.state[parameter][key]
+        for name, (parameter, key) in slots.items()
+        if key in optimizer.state.get(parameter, {})
     }
-    missing = _shapes(optimizer, model).keys() - tensors.keys()
-    if tensors and missing:
+    if tensors and (missing := slots.keys() - tensors.keys()):
         raise RuntimeError(f"the optimizer has no {min(missing)}: a parameter without a gradient")
     return tensors
 
@@ -51,7 +52,11 @@ def load_optimizer_tensors(
         CheckpointError: the state belongs to another network; nothing has been changed.
     """
     # PyTorch does not check the shapes, and would fail in the next step at best.
-    expected = _shapes(optimizer, model) if tensors else {}
+    slots = _slots(optimizer, model) if tensors else {}
+    expected = {
+        name: torch.Size([]) if key == "step" else parameter.shape
+        for name, (parameter, key) in slots.items()
+    }
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if different := sorted(dict(found.items() ^ expected.items())):
         name = different[0]
@@ -67,42 +72,31 @@ def load_optimizer_tensors(
             f"{_shape(expected, name)} (and {len(different) - 1} more differences); it belongs to "
             "another network"
         )
-    names = {parameter: name for name, parameter in _parameters(optimizer, model).items()}
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    keys = _keys(optimizer)
-    state = {
-        index: {key: tensors[f"{key}.{names[each]}"].clone() for key in keys[each]}
-        for index, each in enumerate(parameters)
-        if tensors
-    }
+    index_of = {each: index for index, each in enumerate(parameters)}
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, (parameter, key) in slots.items():
+        state[index_of[parameter]][key] = tensors[name].clone()
     # `load_state_dict` moves each tensor to the device where this kind of AdamW wants it. With the
     # optimizer's own groups, rates and decay stay as configured.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that the optimizer updates, by name; a tied one has one name."""
-    updated = {each for group in optimizer.param_groups for each in group["params"]}
-    return {name: each for name, each in model.named_parameters() if each in updated}
+def _slots(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:
+    """Return what an optimizer keeps after its first step: name -> parameter, key of its state.
 
-
-def _keys(optimizer: Optimizer) -> dict[nn.Parameter, tuple[str, ...]]:
-    """Return what the optimizer keeps for each parameter."""
-    return {
+    A tied parameter has one name.
+    """
+    keys = {
         each: group.get("state_names", STATE_NAMES)
         for group in optimizer.param_groups
         for each in group["params"]
     }
-
-
-def _shapes(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Size]:
-    """Return the name and shape of everything in a state after a step."""
-    keys = _keys(optimizer)
     return {
-        f"{key}.{name}": torch.Size([]) if key == "step" else parameter.shape
-        for name, parameter in _parameters(optimizer, model).items()
-        for key in keys[parameter]
+        f"{key}.{name}": (parameter, key)
+        for name, parameter in model.named_parameters()
+        for key in keys.get(parameter, ())
     }
 
 

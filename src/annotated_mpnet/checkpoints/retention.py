@@ -22,13 +22,12 @@ from pathlib import Path
 from annotated_mpnet.checkpoints.checkpoint import (
     BEST,
     NUMBERED,
-    REPLACED,
     STATE,
-    TEMPORARY,
     owner,
     read_state,
 )
 from annotated_mpnet.errors import CheckpointError
+from annotated_mpnet.files.atomic import REPLACED, TEMPORARY, remove
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -72,15 +71,12 @@ def recover(directory: Path) -> None:
         if not is_checkpoint_name(name):
             continue
         if (directory / name).exists():
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path, ignore_errors=True)
         else:
             os.rename(path, directory / name)
     # A .tmp- may be complete, but was never reported; a resume computes the same bytes again.
     for path in directory.glob(f"{TEMPORARY}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path, ignore_errors=True)
 
 
 def newest_first(directory: Path) -> list[Path]:

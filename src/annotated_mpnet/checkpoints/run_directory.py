@@ -40,7 +40,6 @@ What is written by its name is never a link, a FIFO or a directory: in a shared 
 
 import os
 import platform
-import shutil
 import socket
 import uuid
 from contextlib import suppress
@@ -57,20 +56,18 @@ from annotated_mpnet.checkpoints.checkpoint import (
     EXPORT_FILES,
     MODEL,
     OPTIMIZER,
-    REPLACED,
     STATE,
     STREAM,
     STREAM_TENSORS,
-    TEMPORARY,
     TOKENIZER,
     owner,
 )
 from annotated_mpnet.checkpoints.manifest import MANIFEST, library_versions
-from annotated_mpnet.checkpoints.records import decode, to_json
 from annotated_mpnet.checkpoints.retention import is_checkpoint_name, recover
 from annotated_mpnet.errors import CheckpointError, WriteError, shown
-from annotated_mpnet.files.atomic import write_file
+from annotated_mpnet.files.atomic import REPLACED, TEMPORARY, remove, write_file
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, Kind
+from annotated_mpnet.files.records import decode, to_json
 
 # `--overwrite` deletes these, so a new file of a run must be added here.
 ENVIRONMENT = "environment.json"
@@ -282,11 +279,8 @@ def _delete_run(directory: Path) -> None:
         # A damaged checkpoint, without an owner, is taken for this run's.
         if run_id is not None and owner(path) not in (run_id, None):
             continue
-        # Of a link, not what it leads to: checkpoints may have been moved to another disk.
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        # Checkpoints may have been moved to another disk, with a link in their place.
+        remove(path)
     # Last: a deletion that was interrupted can be repeated only with an id.
     (directory / ENVIRONMENT).unlink()
 

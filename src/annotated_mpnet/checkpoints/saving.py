@@ -24,17 +24,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.checkpoint import (
-    Checkpoint,
-    StreamParts,
-    TrainState,
-    save_checkpoint,
-)
+from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.checkpoints.optimizer_state import optimizer_tensors
 from annotated_mpnet.checkpoints.retention import prune
 from annotated_mpnet.checkpoints.run_directory import RunDirectory
@@ -107,7 +101,7 @@ class Saver:
         checkpoint = Checkpoint(
             run_id=self._directory.run_id,
             state=state,
-            stream=stream_parts(self._streams),
+            streams=self._streams,
             model_config=self._trainer.model.config,
             model_tensors=self._model,
             optimizer_tensors=self._means if run.save_optimizer_state else None,
@@ -174,33 +168,3 @@ def copy_into(copy: dict[str, Tensor], tensors: Mapping[str, Tensor], world: Wor
         copy[name].copy_(complete, non_blocking=on_gpu)
     if on_gpu:
         torch.cuda.current_stream().synchronize()
-
-
-def stream_parts(states: list[StreamState]) -> StreamParts | None:
-    """Return what a checkpoint keeps of the ranks' streams: all arrays go into one file.
-
-    >>> ranks, tensors = stream_parts([StreamState(rank=rank, world_size=2) for rank in range(2)])
-    >>> [each["rank"] for each in ranks], sorted(tensors)[:2]
-    ([0, 1], ['0.pending_ids', '0.pending_lengths'])
-    >>> [state.rank for state in streams_from((ranks, tensors))]
-    [0, 1]
-    """
-    if not states:
-        return None
-    parts = [state.to_parts() for state in states]
-    tensors = {
-        f"{rank}.{name}": torch.from_numpy(array)
-        for rank, (_, arrays) in enumerate(parts)
-        for name, array in arrays.items()
-    }
-    return [values for values, _ in parts], tensors
-
-
-def streams_from(parts: StreamParts) -> list[StreamState]:
-    """Return the states from `stream_parts`; raises `CheckpointError` for another version's."""
-    ranks, tensors = parts
-    arrays: list[dict[str, Any]] = [{} for _ in ranks]
-    for name, tensor in tensors.items():
-        rank, _, array = name.partition(".")
-        arrays[int(rank)][array] = tensor.numpy()
-    return [StreamState.from_parts(*each) for each in zip(ranks, arrays, strict=True)]

@@ -33,8 +33,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.checkpoints.records import to_json
-from annotated_mpnet.conversion.foreign import reading
 from annotated_mpnet.conversion.model_card import FACTS, CardFacts, model_card
 from annotated_mpnet.conversion.names import (
     reasons_not_representable,
@@ -46,6 +44,7 @@ from annotated_mpnet.conversion.sentence_modules import write_modules
 from annotated_mpnet.conversion.vocabulary import difference_to_weights, tokenizer_difference
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
+from annotated_mpnet.files.records import reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of, write_tokenizer

@@ -3,7 +3,7 @@
 A stranger's file may be anything. Three rules hold for all readers of this room:
 
 1. No code in it is run. `weights_only` unpickles a harmless subset; JSON and safetensors are data.
-2. Whatever goes wrong is one line that names the file (`reading`).
+2. Whatever goes wrong is one line that names the file (`files/records.py`).
 3. A network is exactly the tensors that its configuration describes, or it is refused
    (`checked`). A network with a few random layers trains without complaint and is only worse.
    Shapes are compared before any memory is allocated for them.
@@ -11,8 +11,7 @@ A stranger's file may be anything. Three rules hold for all readers of this room
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from annotated_mpnet.conversion.model_card import CardFacts
-from annotated_mpnet.errors import CheckpointError, UserError, shown
+from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
@@ -67,23 +67,6 @@ class LoadedWeights(NamedTuple):
     modules: Mapping[str, bytes] = MappingProxyType({})
     facts: CardFacts | None = None
     fresh_head: bool = False
-
-
-@contextmanager
-def reading(source: object) -> Iterator[None]:
-    """Turn whatever a damaged or foreign file causes into one `CheckpointError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}"
-        # PyTorch and the system report it in several ways.
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            said += "; it does not fit into memory"
-        elif not isinstance(error, OSError):
-            said += "; it is damaged, or not what its name says"
-        raise CheckpointError(said) from error
 
 
 def expect_format(path: Path, wanted: str) -> None:

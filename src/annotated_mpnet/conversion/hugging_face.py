@@ -26,7 +26,6 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.records import decode
 from annotated_mpnet.conversion.foreign import (
     SAFETENSORS,
     WAY_OUT,
@@ -35,7 +34,6 @@ from annotated_mpnet.conversion.foreign import (
     expect_format,
     expected_tensors,
     read_pickle,
-    reading,
     tokenizer_in,
     without_second_names,
 )
@@ -43,6 +41,7 @@ from annotated_mpnet.conversion.model_card import FACTS, CardFacts
 from annotated_mpnet.conversion.names import read_mpnet_config, to_hugging_face, to_ours
 from annotated_mpnet.conversion.sentence_modules import read_modules, transformer_in
 from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import decode, reading
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """`name` or `owner/name`; not `./name`, `/name` or `a/longer/path`."""

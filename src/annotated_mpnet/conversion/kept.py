@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 
 from annotated_mpnet.checkpoints.checkpoint import EXPORT_FILES, Checkpoint, TrainState
-from annotated_mpnet.checkpoints.records import reading, to_json
 from annotated_mpnet.conversion.hugging_face import HUB_NAME
 from annotated_mpnet.conversion.model_card import FACTS, CardFacts, place_name
 from annotated_mpnet.conversion.sentence_modules import is_module_file
 from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import reading, to_json
 
 
 def base_facts(base: str) -> CardFacts:

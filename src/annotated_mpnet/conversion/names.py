@@ -58,9 +58,9 @@ import torch
 from torch import Tensor
 from transformers import MPNetConfig
 
-from annotated_mpnet.checkpoints.records import decode
-from annotated_mpnet.conversion.foreign import WAY_OUT, reading
+from annotated_mpnet.conversion.foreign import WAY_OUT
 from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import decode, reading
 from annotated_mpnet.mpnet.config import ModelConfig
 
 # The two norms are the trap: post-norm, each follows the residual sum of its sub-layer. fairseq

@@ -50,11 +50,11 @@ from annotated_mpnet.conversion.foreign import (
     checked,
     expected_tensors,
     read_pickle,
-    reading,
     tokenizer_in,
     without_second_names,
 )
 from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.config import ActivationName, ModelConfig
 
 ENCODER = "sentence_encoder"

@@ -39,7 +39,6 @@ from annotated_mpnet.conversion.foreign import (
     LoadedWeights,
     checked,
     expected_tensors,
-    reading,
     tokenizer_in,
 )
 from annotated_mpnet.conversion.hub_upload import check_upload, upload
@@ -49,6 +48,7 @@ from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.conversion.pt_files import read_pt_file
 from annotated_mpnet.errors import CheckpointError, ConfigError, UserError
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, refuse_to_replace, write_errors
+from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
@@ -173,7 +173,7 @@ def _read_directory(path: Path) -> LoadedWeights:
 
 
 def _read_checkpoint(directory: Path) -> LoadedWeights:
-    checkpoint = load_checkpoint(directory, with_optimizer=False)
+    checkpoint = load_checkpoint(directory, to_resume=False)
     config = checkpoint.model_config
     # A right manifest says that no file has changed, not that they were made for each other.
     with reading(directory / CONFIG):

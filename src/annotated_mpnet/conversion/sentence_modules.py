@@ -26,15 +26,9 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
-from annotated_mpnet.checkpoints.records import decode, to_json
-from annotated_mpnet.conversion.foreign import (
-    SAFETENSORS,
-    WAY_OUT,
-    expect_format,
-    read_pickle,
-    reading,
-)
+from annotated_mpnet.conversion.foreign import SAFETENSORS, WAY_OUT, expect_format, read_pickle
 from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.files.records import decode, reading, to_json
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"

@@ -20,8 +20,9 @@ import os
 
 from transformers import PreTrainedTokenizerFast
 
-from annotated_mpnet.conversion.foreign import LoadedWeights, reading
+from annotated_mpnet.conversion.foreign import LoadedWeights
 from annotated_mpnet.errors import CheckpointError, UserError, shown
+from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.collator import Vocabulary
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer, vocabulary_of

@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.conversion import LoadedWeights, load_any
-from annotated_mpnet.conversion.foreign import reading
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.explain.explanation import Answers
+from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.attention import EAGER, Attention, BiasedBlock
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+TEMPORARY, REPLACED = ".tmp-", ".old-"
+"""Before the name of what is being written, and of a directory that was replaced."""
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a directory, is on disk.
@@ -25,7 +28,7 @@ def write_file(path: Path, data: bytes) -> None:
 
     Killed before the rename, it leaves a `.tmp-` file next to it.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     temporary.write_bytes(data)
     sync(temporary)
     os.replace(temporary, path)
@@ -36,6 +39,14 @@ def write_if_changed(path: Path, data: bytes) -> None:
     """Leave a file alone that has the right bytes: another process may be reading it."""
     if not path.is_file() or path.read_bytes() != data:
         write_file(path, data)
+
+
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Delete a file or a directory, or a link, but never what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -51,7 +62,8 @@ def directory_of(files: Mapping[str, bytes]) -> Iterator[str]:
 
 def beside(target: Path) -> tuple[Path, Path]:
     """Return where `replacing` builds a directory, and where it puts the one that it replaces."""
-    return target.parent / f".tmp-{target.name}", target.parent / f".old-{target.name}"
+    name, parent = target.name, target.parent
+    return parent / f"{TEMPORARY}{name}", parent / f"{REPLACED}{name}"
 
 
 @contextmanager
@@ -72,7 +84,7 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     staging, previous = beside(target)
     made = [parent for parent in target.parents if not parent.exists()]
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -81,7 +93,7 @@ def replacing(target: Path) -> Iterator[Path]:
             sync(path)
         # A rename replaces an empty directory.
         if target.exists() and any(target.iterdir()):
-            shutil.rmtree(previous, ignore_errors=True)
+            remove(previous, ignore_errors=True)
             os.rename(target, previous)
         elif target.exists() and target.samefile(os.curdir):
             # The shell that started us would be left in a directory that is deleted.
@@ -102,4 +114,4 @@ def replacing(target: Path) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         raise
-    shutil.rmtree(previous, ignore_errors=True)
+    remove(previous, ignore_errors=True)

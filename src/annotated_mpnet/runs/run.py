@@ -42,7 +42,6 @@ from rich.console import Console
 from annotated_mpnet import conversion
 from annotated_mpnet.checkpoints.checkpoint import (
     CONFIG,
-    REPLACED,
     TOKENIZER,
     TrainState,
     read_model_config,
@@ -63,7 +62,7 @@ from annotated_mpnet.fast.attention import ATTENTIONS
 from annotated_mpnet.fast.compilation import compile_model
 from annotated_mpnet.fast.kernel_check import kernel_fault
 from annotated_mpnet.fast.projection import padded_linear
-from annotated_mpnet.files.atomic import directory_of
+from annotated_mpnet.files.atomic import REPLACED, directory_of
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.mpnet.config import ArchitectureConfig, ModelConfig, flag
 from annotated_mpnet.mpnet.loop import Evaluation

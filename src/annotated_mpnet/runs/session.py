@@ -21,7 +21,7 @@ at once, after training, so it cannot influence any choice. The same model is ex
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,7 +47,7 @@ from annotated_mpnet.checkpoints.resume import (
     newest_valid_checkpoint,
 )
 from annotated_mpnet.checkpoints.run_directory import EXPORT, RunDirectory, nothing_to_resume
-from annotated_mpnet.checkpoints.saving import Saver, streams_from
+from annotated_mpnet.checkpoints.saving import Saver
 from annotated_mpnet.conversion.kept import from_export_files, to_export_files, with_progress
 from annotated_mpnet.conversion.model_card import CardFacts
 from annotated_mpnet.errors import ConfigError
@@ -297,7 +297,7 @@ class Session:
             raise nothing_to_resume(self.directory.path)
         return found
 
-    def _compare(self, found: Resumable, settings: str) -> tuple[TrainState, list[StreamState]]:
+    def _compare(self, found: Resumable, settings: str) -> tuple[TrainState, Sequence[StreamState]]:
         """Refuse the checkpoint of another run, and say what has changed in this one.
 
         Another network is refused. Another identity is refused unless --allow-change names it. The
@@ -315,7 +315,6 @@ class Session:
         allowed = self.run.allowed_changes
         losses = compare_identity(checkpoint.state.identity, self.identity, allowed)
         state = replace(checkpoint.state, identity=self.identity)
-        streams = [] if checkpoint.stream is None else streams_from(checkpoint.stream)
         if not self._is_finished(state):
             for change in [*changes, *self._changed_settings(settings)]:
                 tracker.say(f"changed since the run began: {change}")
@@ -324,7 +323,7 @@ class Session:
             tracker.say(f"resuming from {found.path}, after update {state.update}")
             if dropped := tracker.rewind(state.update, evaluation_due=state.evaluation_due):
                 tracker.say(f"{dropped} lines of metrics after it were dropped")
-        return state, streams
+        return state, checkpoint.streams
 
     def _changed_settings(self, settings: str) -> list[str]:
         assert self.directory is not None
@@ -353,7 +352,7 @@ class Session:
             own[name] = tensor
         load_optimizer_tensors(self.trainer.optimizer, model, own)
 
-    def _own_stream(self, streams: list[StreamState]) -> StreamState | None:
+    def _own_stream(self, streams: Sequence[StreamState]) -> StreamState | None:
         """Return where this rank resumes in a stream; None for text on the disk.
 
         Args:
@@ -398,7 +397,7 @@ class Session:
         path = self.directory.path / BEST
         if not path.exists():
             return None
-        best = load_checkpoint(path, with_optimizer=False)
+        best = load_checkpoint(path, to_resume=False)
         self.tracker.say(f"best model: {path}, after update {best.state.update}")
         return best
 

@@ -9,12 +9,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from safetensors import SafetensorError
 
-from annotated_mpnet.errors import CheckpointError, shown
+from annotated_mpnet.errors import CheckpointError, UserError
 
 T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -44,17 +43,11 @@ def decode_exactly(path: Path, kind: type[T], **later: object) -> T:
     `normalize_before`: the wrong one would load without complaint and predict nonsense. Only fields
     that older files do not have yet are given with the value that those meant, in `later`.
     """
-    hints = get_type_hints(kind, include_extras=True)
-    fields: list[tuple[str, Any] | tuple[str, Any, object]] = [
-        (name, hint) for name, hint in hints.items() if name not in later
-    ]
-    fields += [(name, hints[name], value) for name, value in later.items()]
-    without_defaults = msgspec.defstruct(
-        kind.__name__, fields, forbid_unknown_fields=True, kw_only=True
-    )
-    values = msgspec.structs.asdict(decode(path, without_defaults))
+    values = {**later, **decode(path, dict[str, Any])}
     with reading(path):
-        return kind(**values)  # which may check its own values
+        if odd := {each.name for each in dataclasses.fields(kind)} ^ values.keys():
+            raise ValueError(f"missing or unknown: {', '.join(sorted(odd))}")
+        return msgspec.convert(values, kind)
 
 
 def regular_size(path: Path) -> int:
@@ -65,19 +58,23 @@ def regular_size(path: Path) -> int:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises for a damaged file into one `CheckpointError`.
+def reading(source: object) -> Iterator[None]:
+    """Turn whatever a damaged or foreign file causes into one `CheckpointError` that names it.
 
     >>> with reading(Path("state.json")):
     ...     msgspec.json.decode("[NaN]")
     Traceback (most recent call last):
-    annotated_mpnet.errors.CheckpointError: state.json cannot be read (DecodeError: 'JSON is ...
+    annotated_mpnet.errors.CheckpointError: state.json cannot be read: DecodeError 'JSON is ...
     """
     try:
         yield
-    # ValueError: msgspec, UTF-8, the dataclass itself. RuntimeError: torch, too deep a nesting.
-    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {shown(str(error))}); it is damaged "
-            "or not a file of this program"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{source} cannot be read: {type(error).__name__} {repr(str(error))[:160]}"
+        # PyTorch and the system report it in several ways.
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            said += "; it does not fit into memory"
+        elif not isinstance(error, OSError):
+            said += "; it is damaged, or not what its name says"
+        raise CheckpointError(said) from error
