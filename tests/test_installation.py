@@ -13,11 +13,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from pathspec import GitIgnoreSpec
 
-from test_architecture import FILES, PACKAGE, imports_of
+from test_architecture import FILES, PACKAGE, SOURCE, imports_of
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = TOOLS["project"]
 DEPENDENCIES = {Requirement(line).name for line in PROJECT["dependencies"]}
 EXTRAS = {
     name: [Requirement(line) for line in lines]
@@ -98,3 +100,13 @@ def test_the_readme_names_each_extra_and_the_oldest_python() -> None:
 def test_each_command_has_a_function(command: str) -> None:
     module, _, function = PROJECT["scripts"][command].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_wheel_holds_all_files_of_the_package() -> None:
+    # hatchling packs this folder, all but what `.gitignore` names.
+    assert TOOLS["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": [f"src/{PACKAGE}"]}
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text("utf-8").splitlines())
+    found = (path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file())
+    files = {path.as_posix() for path in found if "__pycache__" not in path.parts}
+    assert not [file for file in files if ignored.match_file(f"src/{PACKAGE}/{file}")]
+    assert files >= {"explain/page.html", "settings/presets/demo.toml", "py.typed"}
