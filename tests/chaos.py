@@ -23,8 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from annotated_mpnet.settings.config import PretrainingConfig
+from folders import checkpoint_tree, tree
 from ranks import arguments_of, environment, open_store
-from tiny_run import changed, tiny_config, tree, write_text
+from tiny_run import changed, tiny_config, write_text
 from waiting import HUNG
 
 SIGNALS = {
@@ -152,7 +153,7 @@ class Chaos:
     def difference(self, directory: Path, whole: Path) -> str | None:
         """Return how a finished run differs from the uninterrupted one."""
         for name in (f"checkpoint{UPDATES}", "best_checkpoint"):
-            found, wanted = decided(directory / name), decided(whole / name)
+            found, wanted = checkpoint_tree(directory / name), checkpoint_tree(whole / name)
             if found != wanted:
                 differing = [file for file in wanted if found.get(file) != wanted[file]]
                 return f"{name} differs in {differing or 'its list of files'}"
@@ -237,13 +238,6 @@ def validations(directory: Path) -> list[dict[str, float]]:
     """Return the metrics of evaluations, which do not depend on time."""
     records = [json.loads(line) for line in steps_in(directory)]
     return [record for record in records if "valid/bits" in record]
-
-
-def decided(checkpoint: Path) -> dict[str, bytes]:
-    """Return the files of a checkpoint, except the manifest with its date and run."""
-    if not checkpoint.is_dir():
-        return {}
-    return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
 
 
 def main(arguments: list[str]) -> int:

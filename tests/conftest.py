@@ -4,10 +4,15 @@ import gc
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 from waiting import HUNG
+
+if TYPE_CHECKING:
+    from tiny_run import TinyText
 
 # Tests send signals. After `pytest &` in a script, Ctrl-C is ignored here and in subprocesses.
 for number, handler in (
@@ -50,6 +55,14 @@ settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> "TinyText":
+    """A text and its tokenizer, for all tests that do not change them."""
+    from tiny_run import write_text  # most tests need none of what it imports
+
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
 @pytest.fixture
 def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what --debug changes in this process and its children."""
@@ -60,6 +73,18 @@ def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log = logging.getLogger("annotated_mpnet")
     log.handlers.clear()
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that asks the network, whatever the answer would be."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("the network was asked")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def pytest_collection_finish() -> None:

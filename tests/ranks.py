@@ -1,7 +1,5 @@
 """Two processes that train together, started as by torchrun but faster."""
 
-from pathlib import Path
-
 from torch.distributed import TCPStore
 
 from annotated_mpnet.mpnet.config import flag
@@ -74,7 +72,3 @@ def run_ranks(config: PretrainingConfig, size: int = 2) -> str:
     endings = Started(config, size).endings()
     assert [code for code, _, _ in endings] == [0] * size, endings
     return endings[0][1]
-
-
-def names_below(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.rglob("*")}

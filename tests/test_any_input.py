@@ -21,8 +21,9 @@ from annotated_mpnet.settings.config import PretrainingConfig, fields_of
 from annotated_mpnet.settings.config_file import to_toml
 from annotated_mpnet.settings.fields import all_settings
 from annotated_mpnet.settings.parsing import parse_pretrain
+from folders import tree
 from ranks import arguments_of, environment
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from tiny_run import TinyText, changed, run, tiny_config
 from waiting import HUNG
 
 PROGRAMS = {
@@ -31,11 +32,6 @@ PROGRAMS = {
     "train-mpnet-tokenizer": cli._train_tokenizer,
     "explain-mpnet": cli._explain,
 }
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def refused(*arguments: str | Path, program: str = "pretrain-mpnet", code: int = 2) -> str:

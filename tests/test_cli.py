@@ -34,7 +34,7 @@ from annotated_mpnet.settings.parsing import parse, parse_pretrain
 from annotated_mpnet.tracking.sinks import read_metrics
 from processes import Command
 from ranks import arguments_of, environment
-from tiny_run import TinyText, changed, tiny_config, write_text
+from tiny_run import TinyText, changed, tiny_config
 from waiting import HUNG, holds, wait_for
 
 COMMANDS = [PretrainCommand, ConvertCommand, TokenizerCommand, ExplainCommand]
@@ -45,11 +45,6 @@ NUMERIC = [
     and isinstance(value, int | float)
     and not isinstance(value, bool)
 ]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def pretrain(*arguments: str | Path) -> tuple[int, str]:
@@ -425,7 +420,7 @@ def test_a_dry_run_is_passed_on(preset: list[str], monkeypatch: pytest.MonkeyPat
     assert asked == [(layers, True), (layers, False)]
 
 
-# Update 20 waits for the end of standard input, so that a signal always finds the run going on.
+# Update 20 waits for the end of standard input, so a signal always comes during the run.
 HELD = f"""
 import sys
 from annotated_mpnet.mpnet import loop as trainer

@@ -21,7 +21,8 @@ from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.runs.run import RunResult
 from annotated_mpnet.settings.config import PretrainingConfig
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from folders import tree
+from tiny_run import TinyText, changed, run, tiny_config
 
 SENTENCES = ["She was persuaded to wait.", "He wrote a letter. " * 20]
 LIMIT = 20
@@ -71,11 +72,6 @@ def write_encoder(text: TinyText, directory: Path) -> Path:
             prompts={"query": "said "},
         ).save(str(directory / "sentences"))
     return directory / "sentences"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ directory is a dataset, `microsoft/mpnet-base` a tokenizer. What is appended mak
 last of two equal flags holds, so that every word of the documentation is still parsed.
 """
 
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.settings.parsing import parse_pretrain
 from annotated_mpnet.tracking.sinks import read_metrics
 from processes import Command
-from tiny_run import TinyText, write_text
+from tiny_run import TinyText, write_dataset, write_text
 from waiting import HUNG
 
 # From its README and docs/training.md.
@@ -110,16 +109,10 @@ SMALL = """
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyText:
-    """Write text, and stand-ins for the Hub; work in the directory where they are found."""
+    """Write text, and fakes of the Hub's datasets; work in the directory where they are found."""
     text = write_text(tmp_path / "text")
-    documents = [
-        line for file in sorted(text.train_dir.iterdir()) for line in file.read_text().splitlines()
-    ]
     for name in ("HuggingFaceFW/fineweb-edu", "gair-prox/DCLM-pro"):
-        (tmp_path / name).mkdir(parents=True)
-        for shard in range(2):
-            lines = [json.dumps({"text": each}) + "\n" for each in documents[shard::2]]
-            (tmp_path / name / f"train-{shard}.jsonl").write_text("".join(lines))
+        write_dataset(text, tmp_path / name, shards=2)
     shutil.copytree(text.tokenizer, tmp_path / "microsoft" / "mpnet-base")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -179,7 +172,7 @@ def test_the_streaming_run(text: TinyText, tmp_path: Path) -> None:
 
 
 def test_the_streaming_run_in_full(text: TinyText, tmp_path: Path) -> None:
-    # In a process of its own, for W&B leaves threads and a process behind in the one that it is in.
+    # In a process of its own, because W&B leaves threads and a process.
     run = Command(changed_by(words_of(STREAM_IN_FULL), shlex.split(SMALL)))
     _, complained = run.communicate(HUNG)
     assert run.returncode == 0, complained

@@ -4,7 +4,6 @@ Names on the Hub are directories here. Most commands are run with `--dry-run`, w
 everything and tries a micro-batch; those whose results a page uses later really train.
 """
 
-import json
 import re
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from torch.distributed.run import get_args_parser
 from annotated_mpnet import cli
 from annotated_mpnet.settings.parsing import parse_pretrain
 from pages import run_section
-from tiny_run import changed, run, tiny_config, write_text
+from tiny_run import changed, run, tiny_config, write_dataset, write_text
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide"
@@ -43,10 +42,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(text.train_dir, here / name)
     (here / "valid.txt").write_text("\n".join(documents([text.valid_file])[:3]) + "\n")
     shutil.copytree(text.tokenizer, here / "my_tokenizer")
-    dataset = here / "HuggingFaceFW" / "fineweb-edu"
-    dataset.mkdir(parents=True)
-    lines = [json.dumps({"text": line}) + "\n" for line in documents(text.train_dir.iterdir())]
-    (dataset / "train.jsonl").write_text("".join(lines))
+    write_dataset(text, here / "HuggingFaceFW" / "fineweb-edu", shards=1)
     config = tiny_config(text, here / "base")
     export = run(changed(config, total_updates=1, warmup_updates=0, test_file=None))[0].export
     assert export is not None

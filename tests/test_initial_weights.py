@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, MPNetModel
 
-from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.conversion import export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError, ConfigError
@@ -22,6 +21,7 @@ from annotated_mpnet.runs.initial_weights import build_model, check_export, long
 from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.text.tokenizer import load_tokenizer
+from networks import save_network, scrambled
 from tiny_run import TinyText, changed, tiny_config, write_text
 
 POSITIONS = "sentence_encoder.embed_positions.weight"
@@ -42,8 +42,8 @@ def text(config: PretrainingConfig) -> Text:
     return read_text(config.data, config.run.seed)
 
 
-def scrambled(text: Text, **changes: object) -> MPNetForPretraining:
-    """Return a network that no seed gives, with random biases and norms."""
+def other_network(text: Text, **changes: object) -> MPNetForPretraining:
+    """Return a network that no seed gives."""
     values: dict[str, object] = {
         "vocab_size": text.vocabulary.size,
         "encoder_layers": 2,
@@ -52,33 +52,20 @@ def scrambled(text: Text, **changes: object) -> MPNetForPretraining:
         "encoder_attention_heads": 2,
         "max_positions": 32,
     }
-    model = MPNetForPretraining(ModelConfig(**{**values, **changes}))  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.2, generator=generator)
-    return model.eval()
+    config = ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return scrambled(MPNetForPretraining(config)).eval()
 
 
 def exported(text: Text, directory: Path, model: MPNetForPretraining | None = None) -> Path:
     export_to_hugging_face(
-        model or scrambled(text), directory, tokenizer=text.tokenizer, overwrite=False
+        model or other_network(text), directory, tokenizer=text.tokenizer, overwrite=False
     )
     return directory
 
 
 def saved(text: Text, run: Path, model: MPNetForPretraining) -> None:
     """Write a checkpoint of ours, `checkpoint7`."""
-    checkpoint = Checkpoint(
-        run_id="a run",
-        state=TrainState(
-            update=7, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={}
-        ),
-        model_config=model.config,
-        model_tensors=model.state_dict(),
-        optimizer_tensors=None,
-    )
-    save_checkpoint(run, "checkpoint7", checkpoint, text.tokenizer.save_pretrained)
+    save_network(run, 7, "checkpoint7", model, text.tokenizer.save_pretrained)
 
 
 def started(
@@ -114,14 +101,14 @@ def test_weights_come_from_a_hugging_face_directory(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
     model, notes = started(config, text, exported(text, tmp_path / "hf"))
-    assert same_weights(model, scrambled(text))
+    assert same_weights(model, other_network(text))
     assert notes == f"starting from {tmp_path / 'hf'}: weights only, from step 0"
 
 
 def test_weights_come_from_a_checkpoint_and_a_run_of_ours(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
-    model = scrambled(text, normalize_before=True)
+    model = other_network(text, normalize_before=True)
     saved(text, tmp_path, model)
     for source in (tmp_path, tmp_path / "checkpoint7", tmp_path / "checkpoint7.pt"):
         found, notes = started(config, text, source)
@@ -135,10 +122,10 @@ def test_pt_file_gives_weights_only_and_says_so(
 ) -> None:
     path = tmp_path / "checkpoint2500.pt"
     arguments = {"encoder_attention_heads": 2, "tokenizer_name": config.data.tokenizer_name}
-    torch.save({"model_states": scrambled(text).state_dict(), "args": arguments}, path)
+    torch.save({"model_states": other_network(text).state_dict(), "args": arguments}, path)
     value = path if option == "resume_checkpoint" else str(path)
     model, notes = build_model(changed(config, **{option: value}), text)
-    assert same_weights(model, scrambled(text))
+    assert same_weights(model, other_network(text))
     assert notes == [f"starting from {path}: weights only, from step 0"]
     both = changed(config, resume_checkpoint=path, hf_model_path="some/model")
     assert build_model(both, text)[1] == [
@@ -155,7 +142,7 @@ def test_pt_file_that_would_run_code_is_refused_with_or_without_trust(
             return shutil.rmtree, (str(tmp_path / "precious"),)
 
     (tmp_path / "precious").mkdir()
-    torch.save({"model": scrambled(text).state_dict(), "args": Trace()}, tmp_path / "model.pt")
+    torch.save({"model": other_network(text).state_dict(), "args": Trace()}, tmp_path / "model.pt")
     wanted = changed(config, resume_checkpoint=tmp_path / "model.pt", trust_checkpoint=True)
     with pytest.raises(CheckpointError, match=r"nothing was run.*torch\.save"):
         build_model(wanted, text)
@@ -177,7 +164,7 @@ def test_encoder_without_a_head_gets_a_fresh_one_that_is_said(
     assert "the head starts from fresh weights" in notes
     assert torch.equal(
         model.sentence_encoder.layers[1].fc1.weight,
-        scrambled(text).sentence_encoder.layers[1].fc1.weight,
+        other_network(text).sentence_encoder.layers[1].fc1.weight,
     )
     assert model.lm_head.bias.count_nonzero() == 0
 
@@ -227,7 +214,7 @@ def test_frequencies_go_into_a_fresh_head_and_never_into_a_trained_one(
     hf = exported(text, tmp_path / "hf")
     model, notes = started(config, text, hf, head_bias="frequencies")
     assert "--head-bias frequencies has no effect" in notes
-    assert same_weights(model, scrambled(text))
+    assert same_weights(model, other_network(text))
     with quiet_transformers():
         MPNetModel.from_pretrained(hf).save_pretrained(tmp_path / "encoder")
     fresh, notes = started(config, text, tmp_path / "encoder", head_bias="frequencies")
@@ -272,10 +259,10 @@ def test_loaded_weights_keep_their_bias_and_a_flag_without_effect_is_said(
 ) -> None:
     hf = exported(text, tmp_path / "hf")
     model, notes = started(config, text, hf)
-    assert same_weights(model, scrambled(text))
+    assert same_weights(model, other_network(text))
     assert "relative-bias-init" not in notes
     model, notes = started(config, text, hf, relative_bias_init="local")
-    assert same_weights(model, scrambled(text))
+    assert same_weights(model, other_network(text))
     assert "--relative-bias-init local has no effect" in notes
 
 
@@ -404,7 +391,7 @@ def test_source_without_a_tokenizer_is_taken_by_size_and_that_is_said(
         ({"tokenizer_name": "some/name"}, "brings no tokenizer but a name, 'some/name'"),
     ):
         path = tmp_path / "model.pt"
-        torch.save({"model": scrambled(text).state_dict(), "args": arguments}, path)
+        torch.save({"model": other_network(text).state_dict(), "args": arguments}, path)
         _, notes = started(config, text, path)
         assert said in notes
         assert "cannot check" in notes
@@ -413,7 +400,7 @@ def test_source_without_a_tokenizer_is_taken_by_size_and_that_is_said(
 def test_padding_id_is_compared_where_there_is_no_tokenizer(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
-    model = scrambled(text, pad_token_id=0)
+    model = other_network(text, pad_token_id=0)
     torch.save({"model": model.state_dict(), "args": {"max_positions": 32}}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="padding has the id 0 in the weights, 1 in"):
         started(config, text, tmp_path / "model.pt")
@@ -424,7 +411,7 @@ def test_padding_of_the_vocabulary_is_dropped_and_other_sizes_are_refused(
     config: PretrainingConfig, text: Text, tmp_path: Path, size: int, fits: bool
 ) -> None:
     assert text.vocabulary.size == 400
-    model = scrambled(text, vocab_size=size)
+    model = other_network(text, vocab_size=size)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pt")
     if not fits:
         with pytest.raises(CheckpointError, match=f"have {size} tokens, the tokenizer 400"):
@@ -450,7 +437,7 @@ def test_longer_positions_leave_shorter_texts_as_they_were(
     assert "--max-positions" not in notes
     ids = torch.arange(5, 5 + 31)[None]
     with torch.no_grad():
-        torch.testing.assert_close(model.encode(ids), scrambled(text).encode(ids))
+        torch.testing.assert_close(model.encode(ids), other_network(text).encode(ids))
         assert model.encode(torch.arange(5, 85)[None]).isfinite().all()
 
 
@@ -476,11 +463,11 @@ def test_even_the_shortest_table_can_become_longer(length: int) -> None:
 def test_sinusoids_reach_further_without_changes(
     config: PretrainingConfig, text: Text, tmp_path: Path
 ) -> None:
-    model = scrambled(text, position_embedding="sinusoidal")
+    model = other_network(text, position_embedding="sinusoidal")
     saved(text, tmp_path, model)
     longer, notes = started(config, text, tmp_path, max_positions=64)
     assert "32 became 64, sinusoids" in notes
-    fresh = scrambled(text, position_embedding="sinusoidal", max_positions=64)
+    fresh = other_network(text, position_embedding="sinusoidal", max_positions=64)
     ids = torch.arange(5, 69)[None]
     with torch.no_grad():
         torch.testing.assert_close(longer.encode(ids), fresh.encode(ids))

@@ -4,31 +4,26 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import ConfigError
 from annotated_mpnet.runs.run import MAY_DIFFER, _refuse_different_settings
 from annotated_mpnet.settings.config import PretrainingConfig
-from ranks import Started, arguments_of, names_below, run_ranks
-from tiny_run import TinyText, changed, run, tiny_config, write_text
+from folders import TENSORS, names_in, tensors_of, tree
+from ranks import Started, arguments_of, open_store, run_ranks
+from tiny_run import TinyText, changed, run, tiny_config, write_dataset
 from waiting import HUNG, holds, wait_for
 
-TENSORS = ("model.safetensors", "optimizer.safetensors")
 ENDLESS = 100_000
 """Updates of a run that a test ends: it must not be complete before, however slow the test is."""
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
@@ -44,10 +39,6 @@ def without_dropout(config: PretrainingConfig) -> PretrainingConfig:
 
 def on_one(config: PretrainingConfig) -> PretrainingConfig:
     return changed(config, update_freq=2)
-
-
-def tensors_of(checkpoint: Path) -> dict[str, bytes]:
-    return {name: (checkpoint / name).read_bytes() for name in TENSORS}
 
 
 def curve(directory: Path) -> list[tuple[int, float]]:
@@ -72,7 +63,7 @@ def test_two_ranks_train_as_one_process_and_write_what_it_writes(
     config = without_dropout(config_of(text, tmp_path / "two"))
     run_ranks(changed(config, export_hf=True))
     run(on_one(changed(config, export_hf=True, checkpoint_dir=tmp_path / "one")))
-    assert names_below(tmp_path / "two") == names_below(tmp_path / "one")
+    assert tree(tmp_path / "two").keys() == tree(tmp_path / "one").keys()
     for (step, loss), (same_step, same_loss) in zip(
         curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True
     ):
@@ -87,7 +78,7 @@ def test_only_rank_0_writes(text: TinyText, tmp_path: Path) -> None:
     elsewhere = changed(config, checkpoint_dir=tmp_path / "rank 1")
     endings = Started(config, 2, elsewhere).endings()
     assert [code for code, _, _ in endings] == [0, 0], endings
-    assert {"checkpoint4", "report.md", "hf"} <= names_below(tmp_path / "run")
+    assert {"checkpoint4", "report.md", "hf"} <= names_in(tmp_path / "run")
     assert not (tmp_path / "rank 1").exists()
 
 
@@ -246,14 +237,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_and_one_says_why(
 
 @pytest.fixture(scope="module")
 def dataset(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the training paragraphs as four shards of JSON lines."""
-    folder = tmp_path_factory.mktemp("dataset")
-    files = sorted(text.train_dir.iterdir())
-    documents = [line for file in files for line in file.read_text().splitlines()]
-    for shard in range(4):
-        lines = [json.dumps({"text": each}) + "\n" for each in documents[shard::4]]
-        (folder / f"train-{shard:05}.jsonl").write_text("".join(lines))
-    return folder
+    return write_dataset(text, tmp_path_factory.mktemp("dataset"), shards=4)
 
 
 def stream_config(text: TinyText, dataset: Path, directory: Path) -> PretrainingConfig:
@@ -364,14 +348,18 @@ def test_all_settings_that_decide_an_update_are_compared_over_ranks(
         _refuse_different_settings(config, world)  # type: ignore[arg-type]
 
 
-def agents(config: PretrainingConfig, port: int) -> list[subprocess.Popen[str]]:
-    """Start one rank on each of two machines, which are this one: an agent of torchrun for each."""
+def agents(config: PretrainingConfig, store: TCPStore) -> list[subprocess.Popen[str]]:
+    """Start one rank on each of two machines, which are this one: an agent of torchrun for each.
+
+    They meet at a store of ours, because a port that is free now can be taken when they start.
+    """
     return [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
                 *("--nproc-per-node", "1", "--max-restarts", "0", "--rdzv-id", "run"),
-                *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"),
+                *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{store.port}"),
+                *("--rdzv-conf", "is_host=false"),
                 *("-m", "annotated_mpnet", *arguments_of(config)),
             ],
             stdout=subprocess.PIPE,
@@ -384,17 +372,12 @@ def agents(config: PretrainingConfig, port: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
-
-
 def test_two_agents_train_lose_one_and_resume_to_the_same_bytes(
     text: TinyText, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     def finished(config: PretrainingConfig) -> None:
-        both = agents(config, free_port())
+        store = open_store()
+        both = agents(config, store)
         said = [agent.communicate(timeout=HUNG) for agent in both]
         assert [agent.returncode for agent in both] == [0, 0], said
 
@@ -406,7 +389,8 @@ def test_two_agents_train_lose_one_and_resume_to_the_same_bytes(
         checkpoint_interval=2,
         keep_checkpoints=2,
     )
-    both = agents(config, free_port())
+    store = open_store()
+    both = agents(config, store)
     for agent in both:
         request.addfinalizer(agent.kill)
     wait_for(lambda: bool(newest_first(tmp_path / "run")), *both)

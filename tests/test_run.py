@@ -30,18 +30,8 @@ from annotated_mpnet.tracking import plateau
 from annotated_mpnet.tracking.guesses import read_guesses
 from annotated_mpnet.training.throughput import training_flops
 from annotated_mpnet.training.trainer import Trainer
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
-
-TENSORS = ("model.safetensors", "optimizer.safetensors")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-def tensors_of(checkpoint: Path) -> dict[str, bytes]:
-    return {name: (checkpoint / name).read_bytes() for name in TENSORS}
+from folders import tensors_of, tree
+from tiny_run import TinyText, changed, run, tiny_config
 
 
 def rehearse(config: PretrainingConfig) -> tuple[RunResult | None, str]:

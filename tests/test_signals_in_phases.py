@@ -1,4 +1,4 @@
-"""A signal in each phase of a run: how it ends, what is on the disk, and how it goes on.
+"""A signal in each phase of a run: how it ends, what is on the disk, and how it resumes.
 
 A phase is a function. Its name and the number of a call say exactly when a signal comes: just
 before that call. So most of this is done in one process, by the command that the shell would call.
@@ -20,7 +20,6 @@ from unittest.mock import Mock
 
 import datasets
 import pytest
-import torch
 
 from annotated_mpnet import cli
 from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
@@ -29,9 +28,10 @@ from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.signals import SIGNALS, StopRequest, listening
 from annotated_mpnet.tracking.report import REPORT
+from folders import checkpoint_tree
 from processes import forked
 from ranks import arguments_of
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from tiny_run import TinyText, bare_runs, changed, run, tiny_config, write_text
 from waiting import HUNG, wait_for
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -47,23 +47,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bare_runs() -> Iterator[None]:
-    """Let runs do little that is not looked at here.
-
-    They draw no pictures, and they compute with one thread, since two would mostly wait for each
-    other where others compute too.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("annotated_mpnet.runs.run.write_report", _report)
+def bare() -> Iterator[None]:
+    with bare_runs():
         yield
-    torch.set_num_threads(threads)
-
-
-def _report(directory: Path, *_: object) -> list[Path]:
-    (directory / REPORT).write_text("short")
-    return []
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
@@ -139,7 +125,7 @@ def signal_at(
     """Send this process signals in a phase, and not before a path exists, if one is given."""
     function, calls = pkgutil.resolve_name(phase.function), itertools.count(1)
 
-    def knocked(*arguments: object, **options: object) -> object:
+    def with_signals(*arguments: object, **options: object) -> object:
         if next(calls) == phase.call:
             if after is not None:
                 wait_for(after.exists)
@@ -147,17 +133,12 @@ def signal_at(
                 signal.raise_signal(number)
         return function(*arguments, **options)
 
-    patch.setattr(phase.function, knocked)
+    patch.setattr(phase.function, with_signals)
 
 
 def pretrain(config: PretrainingConfig) -> int:
     """Run the command in this process, and return its exit code."""
     return cli._ending("pretrain-mpnet", cli._pretrain, arguments_of(config))
-
-
-def decided(checkpoint: Path) -> dict[str, bytes]:
-    """Return the files of a checkpoint, except the manifest with its date."""
-    return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +152,7 @@ def uninterrupted(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> P
 def assert_same_end(directory: Path, uninterrupted: Path) -> None:
     """Assert that a run ended in the same bytes, its best model included."""
     for name in ("checkpoint8", "best_checkpoint"):
-        assert decided(directory / name) == decided(uninterrupted / name), name
+        assert checkpoint_tree(directory / name) == checkpoint_tree(uninterrupted / name), name
     left = {path.name for path in directory.iterdir()}
     assert not {name for name in left if name.startswith((".tmp-", ".old-"))}
 
@@ -179,12 +160,12 @@ def assert_same_end(directory: Path, uninterrupted: Path) -> None:
 IMPORTING = """
 import signal, sys
 
-class Knock:
+class SignalBeforeTorch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
             signal.raise_signal({number})
 
-sys.meta_path.insert(0, Knock())
+sys.meta_path.insert(0, SignalBeforeTorch())
 from annotated_mpnet.cli import pretrain
 pretrain()
 """
@@ -381,7 +362,7 @@ KILLED = [
     (Phase("publishing", f"{HERE}.checkpoints.checkpoint._keep_damaged", 3), {"resume": True}),
     (Phase("logging", f"{HERE}.tracking.tracker.Tracker.log", 5), {"resume": True}),
 ]
-"""Moments to be killed at, and how the next start goes on."""
+"""Moments at which a run is killed, and the flags of the next start."""
 
 
 def die_in_each_phase(text: TinyText, directory: Path) -> None:
@@ -457,8 +438,8 @@ pretrain()
 def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_up(
     text: TinyText, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    # Far more updates than are made before it is stopped; and a constant rate, so it may also end
-    # earlier and be the same run.
+    # Far more updates than are made before it is stopped. At a constant rate, a run that ends
+    # earlier is the same run.
     config = changed(
         config_of(text, tmp_path / "run"),
         total_updates=100_000,
@@ -481,7 +462,7 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     before = metrics.read_text()
-    time.sleep(0.3)  # the pause: nothing is waited for
+    time.sleep(0.3)  # in which a process that is not paused would write
     assert metrics.read_text() == before
     process.send_signal(signal.SIGCONT)
     wait_for(lambda: metrics.read_text().count("\n") > before.count("\n") + 4, process)
@@ -497,7 +478,7 @@ def test_run_outlives_its_reader_and_a_pause_and_saves_when_the_terminal_hangs_u
     end = load_checkpoint(last).state.update + 2
     run(changed(config, total_updates=end, resume=True))
     run(changed(config, total_updates=end, checkpoint_dir=tmp_path / "whole"))
-    ends = [decided(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
+    ends = [checkpoint_tree(tmp_path / name / f"checkpoint{end}") for name in ("run", "whole")]
     assert ends[0] == ends[1]
 
 

@@ -1,6 +1,5 @@
 """Whole runs over a stream, with a folder of shards instead of the Hub and the same loader."""
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -12,26 +11,13 @@ from annotated_mpnet.checkpoints.manifest import verify_checkpoint
 from annotated_mpnet.errors import CheckpointError, DataError
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.streams import shards
-from tiny_run import TinyText, changed, run, tiny_config, write_text
-
-TENSORS = ("model.safetensors", "optimizer.safetensors")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
+from folders import tensors_of
+from tiny_run import TinyText, changed, run, tiny_config, write_dataset
 
 
 @pytest.fixture(scope="module")
 def dataset(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the training paragraphs as five shards of JSON lines."""
-    folder = tmp_path_factory.mktemp("dataset")
-    files = sorted(text.train_dir.iterdir())
-    documents = [line for file in files for line in file.read_text().splitlines()]
-    for shard in range(5):
-        lines = [json.dumps({"text": each}) + "\n" for each in documents[shard::5]]
-        (folder / f"train-{shard:05}.jsonl").write_text("".join(lines))
-    return folder
+    return write_dataset(text, tmp_path_factory.mktemp("dataset"), shards=5)
 
 
 def stream_config(text: TinyText, dataset: Path, directory: Path) -> PretrainingConfig:
@@ -49,10 +35,6 @@ def stream_config(text: TinyText, dataset: Path, directory: Path) -> Pretraining
         eval_interval_steps=10,
         checkpoint_interval=10,
     )
-
-
-def tensors_of(checkpoint: Path) -> dict[str, bytes]:
-    return {name: (checkpoint / name).read_bytes() for name in TENSORS}
 
 
 def test_a_stream_resumed_twice_equals_the_uninterrupted_one(

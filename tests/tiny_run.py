@@ -2,11 +2,15 @@
 
 import dataclasses
 import io
+import json
 import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from annotated_mpnet.mpnet.config import ArchitectureConfig, OptimizationConfig
@@ -50,6 +54,17 @@ def write_text(directory: Path) -> TinyText:
     files = sorted(text.train_dir.iterdir())
     train_tokenizer(files, vocab_size=400).save_pretrained(text.tokenizer)
     return text
+
+
+def write_dataset(text: TinyText, folder: Path, shards: int) -> Path:
+    """Write the training documents as shards of JSON lines, like a dataset of the Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sorted(text.train_dir.iterdir())
+    documents = [line for file in files for line in file.read_text().splitlines()]
+    for shard in range(shards):
+        lines = [json.dumps({"text": each}) + "\n" for each in documents[shard::shards]]
+        (folder / f"train-{shard:05}.jsonl").write_text("".join(lines))
+    return folder
 
 
 def tiny_config(text: TinyText, directory: Path) -> PretrainingConfig:
@@ -106,10 +121,21 @@ def run(config: PretrainingConfig) -> tuple[RunResult, str]:
     return result, said.getvalue()
 
 
-def tree(directory: Path) -> dict[str, bytes]:
-    """Return the bytes of each file below a directory."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+@contextmanager
+def bare_runs() -> Iterator[None]:
+    """Speed up the runs in a `with` block.
+
+    Their report is one word, and they use one thread, because two would mostly wait for each other
+    in such a small network.
+    """
+
+    def write_report(directory: Path, *_: object) -> list[Path]:
+        (directory / report.REPORT).write_text("short")
+        return []
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("annotated_mpnet.runs.run.write_report", write_report)
+        yield
+    torch.set_num_threads(threads)

@@ -39,8 +39,10 @@ Under torchrun a signal reaches the processes at different moments. The loop exc
 noted, and all processes stop after the same update (`mpnet/loop.py`).
 """
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -113,3 +115,17 @@ def listening(handler: StopRequest | None = None) -> Iterator[None]:
     finally:
         for number, old in zip(heard, previous, strict=True):
             signal.signal(number, old)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process soon after its parent, a process id, has ended.
+
+    A parent that is killed sends no message, but the system gives its children another parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

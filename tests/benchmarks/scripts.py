@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tiny_run import TinyText
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # The scripts import each other by name. Appended, because at the front of the path `profile.py`
@@ -20,7 +22,12 @@ sys.path.append(str(BENCHMARKS))
 # On a busy machine, two threads that wait for each other are slow.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
+# For the benchmarks of a training step, and for those that train with flags of `pretrain-mpnet`.
 TINY = ["--shape", "demo", "--layers", "2", "--width", "32", "--length", "32", "--batch", "2"]
+TINY_FLAGS = [
+    *("--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-dim", "32"),
+    *("--encoder-attention-heads", "2", "--max-tokens", "32", "--batch-size", "4"),
+]
 
 FIELDS = {"benchmark", "convention", "machine", "versions", "settings", "results"}
 VERSIONS = {"python", "torch", "transformers", "annotated-mpnet", "commit"}
@@ -46,6 +53,11 @@ def run_main(
     monkeypatch.setattr(sys, "argv", [str(script), "--json", str(file), *flags])
     main()
     return results_of(file)
+
+
+def without_novels(script: ModuleType, text: TinyText, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a script a tiny text where it would unpack the demo's novels."""
+    monkeypatch.setattr(script, "prepare", lambda *_: (text.train_dir, str(text.tokenizer)))
 
 
 def in_this_process(main: Callable[[], None]) -> Callable[..., SimpleNamespace]:

@@ -1,6 +1,5 @@
 """The checkpoint benchmark makes real updates and real checkpoints."""
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,6 @@ from scripts import checked, run_main
 
 import checkpoints
 from common import SHAPES, Shape
-
-
-def test_examples_hold() -> None:
-    assert doctest.testmod(checkpoints).failed == 0
 
 
 def test_updates_are_timed_with_each_kind_of_checkpoint_and_no_files_are_left(

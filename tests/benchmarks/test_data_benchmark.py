@@ -1,7 +1,5 @@
 """The data benchmark measures all its parts, and takes the waiting time from the real loop."""
 
-import doctest
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +9,7 @@ from scripts import checked, in_this_process, run_main
 import data
 import data_parts
 from common import SHAPES, Shape
-from tiny_run import TinyText, write_text
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-def test_examples_hold() -> None:
-    assert doctest.testmod(data_parts).failed == 0
+from tiny_run import TinyText
 
 
 def test_all_tables_have_numbers(
@@ -53,13 +42,3 @@ def test_one_line_has_the_text_of_all_documents(text: TinyText, tmp_path: Path) 
     files = sorted(text.train_dir.iterdir())
     assert written.split() == " ".join(file.read_text() for file in files).split()
     assert written.count("\n") == 1
-
-
-def test_a_shape_without_a_number_of_updates_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["data.py", "--waiting", "demo", "base4", "--updates", "3"])
-    with pytest.raises(SystemExit) as end:
-        data.main()
-    assert end.value.code == 2
-    assert "--updates has 1 values; expected one for each" in capsys.readouterr().err

@@ -1,15 +1,13 @@
 """Learners start equal, see the same sequences, end with their schedule, are evaluated alike."""
 
 import math
-import shutil
-import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts import checked, in_this_process, run_main
+from scripts import TINY_FLAGS, checked, in_this_process, run_main, without_novels
 
 import end_to_end
 import learners
@@ -18,49 +16,29 @@ from annotated_mpnet.runs.texts import Text, read_text
 from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.loader import evaluation_batches
 from learners import LEARNERS, HuggingFace, Ours, judge, train
-from tiny_run import TinyText, changed, tiny_config, write_text
-
-TINY_FLAGS = [
-    "--encoder-layers",
-    "1",
-    "--encoder-embed-dim",
-    "16",
-    "--encoder-ffn-dim",
-    "32",
-    "--encoder-attention-heads",
-    "2",
-    "--max-tokens",
-    "32",
-    "--batch-size",
-    "4",
-]
+from tiny_run import TinyText, changed, tiny_config
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def config(tiny: TinyText, tmp_path_factory: pytest.TempPathFactory) -> PretrainingConfig:
-    config = tiny_config(tiny, tmp_path_factory.mktemp("run"))
+def config(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> PretrainingConfig:
+    config = tiny_config(text, tmp_path_factory.mktemp("run"))
     still = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
     return changed(config, head_bias="frequencies", **still)
 
 
 @pytest.fixture(scope="module")
-def text(config: PretrainingConfig) -> Text:
+def data(config: PretrainingConfig) -> Text:
     return read_text(config.data, config.run.seed)
 
 
 def test_transformers_network_can_start_from_our_weights(
-    config: PretrainingConfig, text: Text
+    config: PretrainingConfig, data: Text
 ) -> None:
-    assert text.valid is not None
-    ours, theirs = (LEARNERS[name](config, text, 10) for name in ("mlm", "hf-local"))
+    assert data.valid is not None
+    ours, theirs = (LEARNERS[name](config, data, 10) for name in ("mlm", "hf-local"))
     assert isinstance(ours, Ours)
-    collator = learners.collator_of(config.objective, config, text, 1)
-    batch = next(evaluation_batches(text.valid, collator, 3))
+    collator = learners.collator_of(config.objective, config, data, 1)
+    batch = next(evaluation_batches(data.valid, collator, 3))
     with torch.no_grad():
         torch.testing.assert_close(
             ours.logits(batch, "mlm"), theirs.logits(batch, "mlm"), atol=1e-5, rtol=1e-5
@@ -68,10 +46,10 @@ def test_transformers_network_can_start_from_our_weights(
     assert ours.model.lm_head.bias.count_nonzero() > 0
 
 
-def test_otherwise_it_has_transformers_own_initialisation(
-    config: PretrainingConfig, text: Text
+def test_without_the_local_start_transformers_network_keeps_its_own_initialisation(
+    config: PretrainingConfig, data: Text
 ) -> None:
-    learner = LEARNERS["hf"](config, text, 10)
+    learner = LEARNERS["hf"](config, data, 10)
     assert isinstance(learner, HuggingFace)
     weights = learner.model.state_dict()
     assert weights["lm_head.bias"].count_nonzero() == 0
@@ -80,9 +58,9 @@ def test_otherwise_it_has_transformers_own_initialisation(
 
 @pytest.mark.parametrize("name", ["mpnet", "mlm"])
 def test_the_two_starts_differ_only_in_the_bias_table(
-    name: str, config: PretrainingConfig, text: Text
+    name: str, config: PretrainingConfig, data: Text
 ) -> None:
-    local, normal = (LEARNERS[each](config, text, 10) for each in (name, f"{name}-normal"))
+    local, normal = (LEARNERS[each](config, data, 10) for each in (name, f"{name}-normal"))
     assert isinstance(local, Ours)
     assert isinstance(normal, Ours)
     before, after = normal.model.state_dict(), local.model.state_dict()
@@ -91,9 +69,9 @@ def test_the_two_starts_differ_only_in_the_bias_table(
 
 
 def test_all_see_the_same_sequences_in_the_same_order(
-    config: PretrainingConfig, text: Text
+    config: PretrainingConfig, data: Text
 ) -> None:
-    ours, theirs = (LEARNERS[name](config, text, 10) for name in ("mpnet", "hf"))
+    ours, theirs = (LEARNERS[name](config, data, 10) for name in ("mpnet", "hf"))
     share = []
     for (batch,), other in islice(zip(ours.batches(), theirs.batches(), strict=False), 5):
         # Positions that neither of them predicts, so neither has replaced the token.
@@ -114,29 +92,25 @@ def test_the_schedule_ends_with_the_last_update(config: PretrainingConfig, updat
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_learner_learns(name: str, config: PretrainingConfig, text: Text) -> None:
+def test_a_learner_learns(name: str, config: PretrainingConfig, data: Text) -> None:
     config = changed(config, lr=3e-2, head_bias="zeros")
-    before, _ = judge(LEARNERS[name](config, text, 1), "tokens")
-    learner = LEARNERS[name](config, text, 60)
+    before, _ = judge(LEARNERS[name](config, data, 1), "tokens")
+    learner = LEARNERS[name](config, data, 60)
     found = train(learner, 60)
     after, accuracy = judge(learner, "tokens")
-    assert before == pytest.approx(math.log2(text.vocabulary.size), abs=0.3)
+    assert before == pytest.approx(math.log2(data.vocabulary.size), abs=0.3)
     assert after < before - 0.5
     assert 0 <= accuracy <= 1
     assert found["tokens"] == 60 * 4 * 32
 
 
 def test_the_script_trains_and_evaluates_all(
-    tiny: TinyText,
+    text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def prepare(folder: Path, *_: object) -> tuple[Path, str]:
-        shutil.copytree(tiny.train_dir.parent, folder / "novels")
-        return folder / "novels" / "train", str(tiny.tokenizer)
-
-    monkeypatch.setattr(end_to_end, "prepare", prepare)
+    without_novels(end_to_end, text, monkeypatch)
     replacement = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
     monkeypatch.setattr(end_to_end, "subprocess", replacement)
     picture = tmp_path / "curves.svg"
@@ -160,28 +134,11 @@ def test_the_script_trains_and_evaluates_all(
 
 
 def test_the_users_own_text_is_split_for_validation(
-    tiny: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replacement = SimpleNamespace(run=in_this_process(end_to_end.main), PIPE=0)
     monkeypatch.setattr(end_to_end, "subprocess", replacement)
     flags = ["--minutes", "0.002", "--with", "mlm", "--preset", "tiny", "--text"]
-    flags += [str(tiny.train_dir), "--tokenizer", str(tiny.tokenizer), "--"]
+    flags += [str(text.train_dir), "--tokenizer", str(text.tokenizer), "--"]
     (result,) = run_main(end_to_end.main, [*flags, *TINY_FLAGS], tmp_path, monkeypatch)
     assert result["words_bits"] > 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [(["--minutes", "0"], "--minutes is 0"), (["--", "--lr", "fast"], "--lr")],
-)
-def test_a_wrong_flag_is_refused_at_once(
-    flags: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["end_to_end.py", *flags])
-    with pytest.raises(SystemExit) as end:
-        end_to_end.main()
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err

@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripts import checked, in_this_process, run_main
-from test_end_to_end import TINY_FLAGS
+from scripts import TINY_FLAGS, checked, in_this_process, run_main, without_novels
 
 import objectives
 import probe
 from annotated_mpnet.conversion import load_any
-from tiny_run import TinyText, write_text
+from tiny_run import TinyText
 
 NAMES = ["mpnet", "mlm", "plm", "hf"]
 
@@ -31,9 +29,9 @@ class Costs:
 
 
 def start(
-    tiny: TinyText, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str
+    text: TinyText, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run the script without a probe, and return its lines and the models that it asked."""
+    """Run the script without a probe, and return its lines and the models that it would probe."""
     asked = []
 
     def ask(model: str, *_: object) -> probe.Scores:
@@ -41,11 +39,8 @@ def start(
         asked.append(model)
         return {"sts": [0.2], "novel": [0.3, 0.5]}
 
-    def prepare(folder: Path, *_: object) -> tuple[Path, str]:
-        return tiny.train_dir, str(tiny.tokenizer)
-
     monkeypatch.setattr(objectives, "Worker", Costs)
-    monkeypatch.setattr(objectives, "prepare", prepare)
+    without_novels(objectives, text, monkeypatch)
     monkeypatch.setattr(objectives, "read_tasks", lambda *_: None)
     monkeypatch.setattr(objectives, "probe", ask)
 
@@ -59,20 +54,15 @@ def start(
     return results, asked
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-def test_all_learners_are_probed_in_the_same_time_and_the_same_updates(
-    tiny: TinyText,
+def test_all_learners_are_probed_after_the_same_time_and_the_same_updates(
+    text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     picture = tmp_path / "curves.svg"
     flags = ["--seeds", "1", "--picture", str(picture)]
-    results, asked = start(tiny, tmp_path, monkeypatch, *flags)
+    results, asked = start(text, tmp_path, monkeypatch, *flags)
     runs = [(each["learner"], each["updates"]) for each in results if each["kind"] == "run"]
     # Six seconds: three updates of MPNet, six of the others, which also make three.
     others = [(name, updates) for updates in (6, 3) for name in NAMES[1:]]
@@ -90,38 +80,38 @@ def test_all_learners_are_probed_in_the_same_time_and_the_same_updates(
 
 
 def test_a_restart_measures_only_what_is_missing(
-    tiny: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--learners", "mpnet", "mlm", "--seeds", "1"]
-    whole, _ = start(tiny, tmp_path, monkeypatch, *flags)
+    whole, _ = start(text, tmp_path, monkeypatch, *flags)
     file = tmp_path / "out" / "results.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert [json.loads(line) for line in lines] == whole
     # Killed while the last line was written, and while the last run was trained.
     file.write_text("".join(lines[:-3]) + lines[-3][:20])
     shutil.rmtree(Path(tmp_path / "out" / "models" / "mlm-seed1-3"))
-    again, asked = start(tiny, tmp_path, monkeypatch, *flags)
+    again, asked = start(text, tmp_path, monkeypatch, *flags)
     assert again[:-3] == whole[:-3]
     assert [each["kind"] for each in again[-3:]] == ["run", "scores", "scores"]
     assert [Path(model).parent.name for model in asked] == ["mlm-seed1-3"] * 2
     # Nothing is missing now; then a seed is.
-    assert start(tiny, tmp_path, monkeypatch, *flags) == (again, [])
-    more, asked = start(tiny, tmp_path, monkeypatch, *flags, "2")
+    assert start(text, tmp_path, monkeypatch, *flags) == (again, [])
+    more, asked = start(text, tmp_path, monkeypatch, *flags, "2")
     assert {each["seed"] for each in more[len(again) :]} == {2}
     assert len(asked) == 6
 
 
 def test_results_of_other_settings_are_not_continued(
-    tiny: TinyText,
+    text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--learners", "mpnet", "--seeds", "1"]
-    start(tiny, tmp_path, monkeypatch, *flags)
+    start(text, tmp_path, monkeypatch, *flags)
     before = (tmp_path / "out" / "results.jsonl").read_text()
     with pytest.raises(SystemExit) as end:
-        start(tiny, tmp_path, monkeypatch, *flags, "--probe-lr", "0.1")
+        start(text, tmp_path, monkeypatch, *flags, "--probe-lr", "0.1")
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert "--probe-lr is 0.1, and" in said
@@ -129,39 +119,18 @@ def test_results_of_other_settings_are_not_continued(
     assert (tmp_path / "out" / "results.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--minutes", "0"], "--minutes is 0"),
-        (["--at", "0.5", "25"], "--at is 25"),
-        (["--", "--lr", "fast"], "--lr"),
-    ],
-)
-def test_a_wrong_flag_is_refused_before_anything_is_done(
-    flags: list[str],
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["objectives.py", *flags])
-    with pytest.raises(SystemExit) as end:
-        objectives.main()
-    assert end.value.code == 2
-    assert said in capsys.readouterr().err
-
-
 def test_a_wrong_text_is_named_and_the_folder_stays_usable(
-    tiny: TinyText,
+    text: TinyText,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--learners", "mlm", "--seeds", "1"]
     with pytest.raises(SystemExit) as end:
-        start(tiny, tmp_path, monkeypatch, *flags, "--text", "nowhere")
+        start(text, tmp_path, monkeypatch, *flags, "--text", "nowhere")
     assert end.value.code == 3
     said = capsys.readouterr().err
     assert said.startswith("objectives.py: --text 'nowhere' does not exist")
     assert said.count("\n") == 1
-    results, _ = start(tiny, tmp_path, monkeypatch, *flags)
+    results, _ = start(text, tmp_path, monkeypatch, *flags)
     assert results[0]["settings"]["text"] is None

@@ -1,26 +1,21 @@
 """`benchmarks/plateau.py` shows where heads look at the start."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-from scripts import checked, run_main
-from test_end_to_end import TINY_FLAGS
+from scripts import TINY_FLAGS, checked, run_main, without_novels
 
 import plateau
-from tiny_run import write_text
+from tiny_run import TinyText
 
 
 def test_the_script_shows_where_heads_look_with_each_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: TinyText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny = write_text(tmp_path / "text")
-
-    def prepare(folder: Path, *_: object) -> tuple[Path, str]:
-        shutil.copytree(tiny.train_dir.parent, folder / "novels")
-        return folder / "novels" / tiny.train_dir.name, str(tiny.tokenizer)
-
-    monkeypatch.setattr(plateau, "prepare", prepare)
+    without_novels(plateau, text, monkeypatch)
     tiny_flags = list(TINY_FLAGS)
     tiny_flags[tiny_flags.index("--encoder-attention-heads") + 1] = "4"
     results = run_main(

@@ -1,6 +1,5 @@
 """The predictions follow from the package's own counts."""
 
-import doctest
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +14,6 @@ from common import SHAPES, num_predicted
 from contestants import Setting
 
 PERFORMANCE = Path(__file__).parents[2] / "docs" / "performance.md"
-
-
-def test_examples_hold() -> None:
-    assert doctest.testmod(scaling).failed == 0
 
 
 @pytest.mark.parametrize(("length", "width"), [(512, 768), (128, 256)])

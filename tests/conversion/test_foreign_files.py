@@ -1,4 +1,4 @@
-"""What a stranger's file may be: said in one line, never run, never half of a network."""
+"""Files of others are read whole, or refused in one line. None is run."""
 
 import json
 import os
@@ -18,13 +18,14 @@ import torch
 from tiny_models import (
     VOCAB_SIZE,
     LeavesTrace,
+    converted,
     save_tiny_checkpoint,
     tiny_model,
     tiny_tokenizer,
 )
 
 from annotated_mpnet.checkpoints.manifest import write_manifest
-from annotated_mpnet.conversion import convert_checkpoint, export_to_hugging_face, load_any
+from annotated_mpnet.conversion import export_to_hugging_face, load_any
 from annotated_mpnet.errors import CheckpointError, ConfigError, WriteError
 
 
@@ -59,9 +60,6 @@ def bytes_of(write: Callable[[BytesIO], object]) -> bytes:
 def zip_of_text(buffer: BytesIO) -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("notes.txt", "hello")
-
-
-# M28
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_file_of_an_old_pytorch_is_read(tmp_path: Path) -> None:
     assert load_any(str(path)).config.vocab_size == VOCAB_SIZE
 
 
-def test_tensor_whose_numbers_are_not_in_the_file_is_refused_before_any_memory_is(
+def test_tensor_whose_numbers_are_not_in_the_file_is_refused(
     tmp_path: Path,
 ) -> None:
     path, state = tmp_path / "model.pt", tiny_model().state_dict()
@@ -161,9 +159,6 @@ def test_tensor_with_two_prefixes_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "model.pt", r"'lm_head\.bias' twice")
 
 
-# M27
-
-
 def test_sparse_terabyte_is_compared_with_its_configuration_and_not_read(hf: Path) -> None:
     tensors = safetensors.torch.load_file(hf / "model.safetensors")
     name, rows = "mpnet.embeddings.word_embeddings.weight", 2**34
@@ -180,7 +175,7 @@ def test_sparse_terabyte_is_compared_with_its_configuration_and_not_read(hf: Pat
     with (hf / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text + data)
         file.truncate(8 + len(text) + len(data) + rows * 64)
-    # Where the system does not map a file that is larger than its memory, that is said.
+    # Some systems do not map a file that is larger than their memory.
     shapes = rf"word_embeddings\.weight has shape \({rows}, 16\), expected \({VOCAB_SIZE}, 16\)"
     refused(hf, f"{shapes}|does not fit into memory")
 
@@ -193,9 +188,6 @@ def test_file_that_does_not_fit_into_memory_is_one_line(
 
     monkeypatch.setattr(safetensors.torch, "load_file", no_memory)
     refused(hf, r"model\.safetensors cannot be read: MemoryError.*does not fit into memory")
-
-
-# M16
 
 
 EDITS: list[tuple[str, str, Any, str]] = [
@@ -241,7 +233,7 @@ def test_configuration_that_does_not_fit_its_weights_is_refused_by_name(
     refused(directory, said)
 
 
-# W11, and what may be wrong with shards
+# Weights in shards.
 
 
 def shard(directory: Path, name: str = "model.safetensors") -> dict[str, str]:
@@ -314,9 +306,6 @@ def test_broken_index_is_one_line(hf: Path, text: str) -> None:
     refused(hf, r"model\.safetensors\.index\.json cannot be read")
 
 
-# M10, M11
-
-
 def test_path_that_cannot_be_looked_at_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,18 +333,14 @@ def test_target_never_replaces_its_source_or_changes_a_checkpoint(
     (run / "link").symlink_to(checkpoint)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=r"another directory|directory outside|is a link"):
-        convert_checkpoint(
-            run, run / target, save_tokenizer=True, overwrite=True, pytorch_bin=False
-        )
+        converted(run, run / target, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
-    convert_checkpoint(run, run / "hf", save_tokenizer=True, overwrite=False, pytorch_bin=False)
+    converted(run, run / "hf")
 
 
 def test_hugging_face_model_is_not_converted_onto_itself(hf: Path) -> None:
     (hf.parent / "link").symlink_to(hf)
     before = (hf / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=r"is or holds .*, which is read"):
-        convert_checkpoint(
-            hf, hf.parent / "link", save_tokenizer=True, overwrite=True, pytorch_bin=False
-        )
+        converted(hf, hf.parent / "link", overwrite=True)
     assert (hf / "model.safetensors").read_bytes() == before

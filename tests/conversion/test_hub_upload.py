@@ -1,16 +1,16 @@
 """`convert-to-hf --push-to-hub`: what arrives at the Hub, and each way in which it can fail."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_stand_in import StandIn, hub
-from tiny_models import save_tiny_checkpoint, tiny_model
+from fake_hub import FakeHub, hub
+from tiny_models import convert_to_hf, save_tiny_checkpoint, tiny_model
 
 from annotated_mpnet import cli
+from folders import tree
 
 NAME = "me/mine"
 
@@ -22,23 +22,18 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with hub(monkeypatch) as server:
         yield server
 
 
 def convert(run: Path, *flags: str) -> int | str | None:
     """Run the command, with its export in `hf` next to the run; return the exit code."""
-    paths = ("--mpnet-checkpoint-path", str(run), "--hf-model-folder-path", str(run.parent / "hf"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["convert-to-hf", *paths, *flags])
-        with pytest.raises(SystemExit) as ending:
-            cli.convert()
-    return ending.value.code
+    return convert_to_hf(run, run.parent / "hf", *flags)
 
 
 def test_command_of_the_guide_does_it(
-    run: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+    run: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = Path(__file__).parents[2] / "docs" / "guide" / "export.md"
     (command,) = [line for line in guide.read_text().splitlines() if "--push-to-hub OW" in line]
@@ -50,16 +45,12 @@ def test_command_of_the_guide_does_it(
     assert list(server.files) == ["OWNER/my-mpnet"]
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
 def test_export_is_uploaded_whole_with_its_name_in_the_card(
-    run: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+    run: Path, server: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert(run, "--push-to-hub", NAME, "--private") in (0, None)
+    assert convert(run, "--push-to-hub", NAME, "--private") == 0
     assert f"uploaded: {server.address}/{NAME}" in capsys.readouterr().out
-    assert server.files == {NAME: contents(run.parent / "hf")}
+    assert server.files == {NAME: tree(run.parent / "hf")}
     assert "private" in str(server.created)
     card = server.files[NAME]["README.md"].decode()
     assert "# mine" in card
@@ -67,18 +58,18 @@ def test_export_is_uploaded_whole_with_its_name_in_the_card(
     assert f'pipeline("fill-mask", {NAME!r})' in card
 
 
-def test_upload_replaces_an_older_export_and_nothing_else(run: Path, server: StandIn) -> None:
+def test_upload_replaces_an_older_export_and_nothing_else(run: Path, server: FakeHub) -> None:
     others = {"picture.png": b"a picture", "onnx/model.onnx": b"a graph", ".gitattributes": b"x"}
     stale = {"pytorch_model.bin": b"old", "modules.json": b"old", "1_Pooling/config.json": b"old"}
     server.files[NAME] = {**others, **stale, "config.json": b"old"}
-    assert convert(run, "--push-to-hub", NAME) in (0, None)
-    assert server.files[NAME] == {**others, **contents(run.parent / "hf")}
+    assert convert(run, "--push-to-hub", NAME) == 0
+    assert server.files[NAME] == {**others, **tree(run.parent / "hf")}
     assert "private" not in str(server.created)
 
 
 @pytest.mark.parametrize("name", ["mine", "me/mi ne", "./me/mine", "me/-mine", "a/b/c", "me/x.git"])
 def test_name_that_no_repository_can_have_is_refused_at_once(
-    run: Path, server: StandIn, capsys: pytest.CaptureFixture[str], name: str
+    run: Path, server: FakeHub, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert convert(run, "--push-to-hub", name) == 2
     said = capsys.readouterr().err
@@ -123,9 +114,9 @@ def test_what_cannot_be_uploaded_is_not_converted(
         ("commit", 400, "answers 400: "),
     ],
 )
-def test_refusal_of_the_hub_leaves_the_export_and_says_how_to_go_on(
+def test_refusal_of_the_hub_leaves_the_export_and_says_how_to_upload_it(
     run: Path,
-    server: StandIn,
+    server: FakeHub,
     capsys: pytest.CaptureFixture[str],
     part: str,
     status: int,
@@ -137,12 +128,12 @@ def test_refusal_of_the_hub_leaves_the_export_and_says_how_to_go_on(
     assert said.count("\n") == 1
     assert message in said
     assert f"The export is complete in {run.parent / 'hf'}; to upload it: hf upload {NAME}" in said
-    assert "model.safetensors" in contents(run.parent / "hf")
+    assert "model.safetensors" in tree(run.parent / "hf")
 
 
 def test_hub_out_of_reach_is_one_line(
     run: Path,
-    server: StandIn,
+    server: FakeHub,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -85,7 +85,7 @@ def test_newer_fairseq_keeps_its_arguments_in_cfg(tmp_path: Path) -> None:
     assert_loads_as(tmp_path / "model.pt", model)
 
 
-def test_without_arguments_the_tensors_tell_all_they_can_and_the_rest_is_said(
+def test_without_arguments_what_no_tensor_shows_is_assumed_with_a_note(
     tmp_path: Path,
 ) -> None:
     model = tiny_model()
@@ -106,7 +106,7 @@ def test_heads_come_from_the_arguments_where_no_tensor_shows_them(tmp_path: Path
 
 
 @pytest.mark.parametrize(("positions", "distance"), [(515, 128), (516, 136), (1024, 256)])
-def test_distance_that_annotated_mpnet_makes_up_is_made_up_here_too(
+def test_missing_distance_is_annotated_mpnets_default(
     tmp_path: Path, positions: int, distance: int
 ) -> None:
     model = tiny_model(

@@ -70,7 +70,7 @@ def test_export_import_gives_back_network_and_numbers(tmp_path: Path) -> None:
     assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
 
 
-def test_encoder_only_model_computes_the_same_and_gets_a_fresh_head_that_is_said(
+def test_encoder_only_model_computes_the_same_and_gets_a_fresh_head_with_a_note(
     tmp_path: Path,
 ) -> None:
     theirs = MPNetModel(hugging_face_config()).eval()
@@ -118,7 +118,7 @@ def test_head_that_an_encoder_lacks_is_less_than_a_hundredth_of_the_network() ->
 
 @pytest.mark.parametrize("place", ["", "0_Transformer"])
 @pytest.mark.parametrize("has_modules", [True, False])
-def test_sentence_transformers_directories_are_found_through(
+def test_network_in_a_sentence_transformers_directory_is_found(
     tmp_path: Path, place: str, has_modules: bool
 ) -> None:
     theirs = saved(MPNetModel(hugging_face_config(), add_pooling_layer=False), tmp_path / place)
@@ -266,7 +266,7 @@ def test_pickle_that_would_run_code_is_refused_and_does_not_run(
     assert not (tmp_path / "canary").exists()
 
 
-def test_weights_that_are_not_numbers_are_refused_by_name(masked_lm: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_by_name(masked_lm: Path) -> None:
     tensors = load_file(masked_lm / "model.safetensors")
     tensors["lm_head.dense.bias"][3] = float("inf")
     save_file(tensors, masked_lm / "model.safetensors")
@@ -315,13 +315,6 @@ def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
     tensor = load_any(str(directory))[1]["lm_head.dense.weight"]
     assert tensor.dtype == torch.float32
     assert torch.equal(tensor, theirs["lm_head.dense.weight"].float())
-
-
-@pytest.mark.parametrize("name", ["no/such/place", "../nothing", "someone/some-mpnet", "a b"])
-def test_what_is_not_there_is_one_line(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"does not exist|is not a dir") as refusal:
-        load_any(name)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -16,7 +16,6 @@ from tiny_models import (
 from transformers import MPNetModel
 
 from annotated_mpnet import export_to_hugging_face, load_model
-from annotated_mpnet.errors import CheckpointError
 
 
 def write_model(kind: str, path: Path) -> Path:
@@ -52,8 +51,3 @@ def test_what_is_missing_in_a_file_is_logged(
     with caplog.at_level(logging.WARNING, "annotated_mpnet"):
         load_model(tmp_path)
     assert "head" in caplog.text
-
-
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no model"):
-        load_model(tmp_path)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny_models import save_tiny_checkpoint, tiny_config, tiny_model
+from tiny_models import converted, save_tiny_checkpoint, tiny_config, tiny_model
 
-from annotated_mpnet.conversion import convert_checkpoint
 from annotated_mpnet.conversion.kept import base_facts
 from annotated_mpnet.conversion.model_card import FRESH, CardFacts, model_card
 from annotated_mpnet.runs.card import card_facts
@@ -44,7 +43,7 @@ def test_hub_reads_base_and_dataset_from_the_card() -> None:
     }
 
 
-def test_local_names_are_no_names_on_the_hub(tmp_path: Path) -> None:
+def test_local_paths_are_not_given_as_names_on_the_hub(tmp_path: Path) -> None:
     data = DataConfig(train_dir=tmp_path / "poems", valid_fraction=0.02)
     facts = card_facts(PretrainingConfig(data=data), None)
     card = ModelCard(card_of(facts), ignore_metadata_errors=False)
@@ -63,13 +62,7 @@ def test_settings_are_flags_to_give_again(tmp_path: Path) -> None:
 
 def test_card_of_a_checkpoint_from_before_says_what_is_not_recorded(tmp_path: Path) -> None:
     save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", tiny_model())
-    convert_checkpoint(
-        tmp_path / "run",
-        tmp_path / "hf",
-        save_tokenizer=True,
-        overwrite=False,
-        pytorch_bin=False,
-    )
+    converted(tmp_path / "run", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| trained | 7 updates," in card
     for what in ("base model", "training text", "objective", "update"):
@@ -77,7 +70,7 @@ def test_card_of_a_checkpoint_from_before_says_what_is_not_recorded(tmp_path: Pa
     assert "## Results" not in card
 
 
-def test_head_that_was_never_trained_is_said_to_fill_no_masks() -> None:
+def test_head_that_was_never_trained_is_not_offered_for_filling_masks() -> None:
     card = card_of(base_facts("microsoft/mpnet-base"), fresh_head=True)
     assert "fill-mask" not in card.partition("---\n\n#")[2]
     assert "it fills no masks yet" in card

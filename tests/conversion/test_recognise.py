@@ -1,22 +1,22 @@
 """One way in: what a path is shows in what is there."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import (
     VOCAB_SIZE,
+    converted,
     hugging_face_config,
     save_tiny_checkpoint,
     tiny_config,
     tiny_model,
     tiny_tokenizer,
 )
-from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetModel
+from transformers import MPNetModel
 
 from annotated_mpnet.checkpoints.checkpoint import BEST
-from annotated_mpnet.conversion import convert_checkpoint, export_to_hugging_face, load_any
+from annotated_mpnet.conversion import export_to_hugging_face, load_any
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError, ConfigError
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
@@ -50,7 +50,7 @@ def test_run_directory_gives_its_best_checkpoint_else_its_newest(tmp_path: Path)
     assert_is(tmp_path, tiny_model(seed=9))
 
 
-def test_damaged_checkpoint_is_an_error_and_nothing_else_is_taken_for_it(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_an_error_and_no_other_is_taken(tmp_path: Path) -> None:
     path = save_tiny_checkpoint(tmp_path, 1, "checkpoint1", tiny_model())
     weights = bytearray((path / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -89,9 +89,15 @@ def test_pt_file_is_read_and_names_its_tokenizer(tmp_path: Path) -> None:
     assert load_any(str(tmp_path / "checkpoint5.pt")).tokenizer == str(tmp_path / "tokenizer")
 
 
-@pytest.mark.parametrize("name", ["nothing.pt", "./nothing", "/nowhere/at/all", "not a name"])
-def test_what_does_not_exist_is_one_line(name: str) -> None:
-    with pytest.raises(CheckpointError, match="does not exist") as refusal:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *((name, "does not exist") for name in ("nothing.pt", "./nothing", "/nowhere", "a name")),
+        ("someone/some-mpnet", "is not a directory, and the Hub does not provide it"),
+    ],
+)
+def test_what_does_not_exist_is_one_line(name: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said) as refusal:
         load_any(name)
     assert "\n" not in str(refusal.value)
 
@@ -104,38 +110,12 @@ def test_directory_without_a_model_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_checkpoint_alone_is_enough_to_convert_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    run = tmp_path / "run"
-    save_tiny_checkpoint(run, 7, "checkpoint7", tiny_model())
-    convert_checkpoint(
-        run / "checkpoint7.pt",
-        tmp_path / "hf",
-        save_tokenizer=True,
-        overwrite=False,
-        pytorch_bin=False,
-    )
-    assert "logits differ by" in capsys.readouterr().out
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf")
-    logits = model(**tokenizer("the <mask>", return_tensors="pt")).logits
-    assert logits.shape == (1, 4, VOCAB_SIZE)
-
-
-def test_padding_of_the_vocabulary_goes_even_if_the_tokenizer_is_not_wanted(
+def test_padding_of_the_vocabulary_is_cut_without_saving_the_tokenizer_too(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     save_tiny_checkpoint(run, 7, "checkpoint7", tiny_model(tiny_config(vocab_size=128)))
-    report = convert_checkpoint(
-        run, tmp_path / "hf", save_tokenizer=False, overwrite=False, pytorch_bin=False
-    )
+    report = converted(run, tmp_path / "hf", save_tokenizer=False)
     assert [path.name for path in report.files] == [
         "README.md",
         "annotated_mpnet.json",
@@ -148,19 +128,7 @@ def test_padding_of_the_vocabulary_goes_even_if_the_tokenizer_is_not_wanted(
 def test_weights_without_a_tokenizer_convert_only_when_asked_to(tmp_path: Path) -> None:
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "model.pt")
     with pytest.raises(ConfigError, match="--no-save-tokenizer"):
-        convert_checkpoint(
-            tmp_path / "model.pt",
-            tmp_path / "hf",
-            save_tokenizer=True,
-            overwrite=False,
-            pytorch_bin=False,
-        )
+        converted(tmp_path / "model.pt", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
-    report = convert_checkpoint(
-        tmp_path / "model.pt",
-        tmp_path / "hf",
-        save_tokenizer=False,
-        overwrite=False,
-        pytorch_bin=False,
-    )
+    report = converted(tmp_path / "model.pt", tmp_path / "hf", save_tokenizer=False)
     assert report.max_difference < 1e-5

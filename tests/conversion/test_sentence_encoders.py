@@ -14,13 +14,10 @@ from sentence_transformers.sentence_transformer.modules import (
     Pooling,
     Transformer,
 )
-from tiny_models import (
-    hugging_face_config,
-    tiny_tokenizer,
-)
+from tiny_models import converted, hugging_face_config, tiny_tokenizer
 from transformers import MPNetModel
 
-from annotated_mpnet.conversion import convert_checkpoint, load_any
+from annotated_mpnet.conversion import load_any
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import CheckpointError
 
@@ -55,15 +52,10 @@ def vectors(directory: Path) -> torch.Tensor:
     return opened(directory).encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False)
 
 
-def converted(source: Path, target: Path, overwrite: bool = False) -> Path:
-    convert_checkpoint(source, target, save_tokenizer=True, overwrite=overwrite, pytorch_bin=False)
-    return target
-
-
 def test_export_of_a_sentence_encoder_gives_the_same_vectors(
     encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = converted(encoder, tmp_path / "export")
+    export = converted(encoder, tmp_path / "export").directory
     found, wanted = opened(export), opened(encoder)
     assert (vectors(export) - vectors(encoder)).abs().max() < 1e-5
     assert found.max_seq_length == wanted.max_seq_length == LIMIT
@@ -72,7 +64,7 @@ def test_export_of_a_sentence_encoder_gives_the_same_vectors(
     said = capsys.readouterr().out
     assert f"(Transformer, Pooling, Dense, Normalize; texts are cut after {LIMIT} tokens)" in said
     # And once more, over itself: the export is a way in, and can be replaced.
-    again = converted(export, tmp_path / "again")
+    again = converted(export, tmp_path / "again").directory
     assert (vectors(again) - vectors(encoder)).abs().max() < 1e-5
     converted(encoder, again, overwrite=True)
 
@@ -80,7 +72,7 @@ def test_export_of_a_sentence_encoder_gives_the_same_vectors(
 def test_each_part_of_the_encoder_matters_to_its_vectors(encoder: Path, tmp_path: Path) -> None:
     # What this file tests could otherwise be lost without a test that fails.
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-        export = converted(encoder, tmp_path / name)
+        export = converted(encoder, tmp_path / name).directory
         (export / name).unlink()
         found = vectors(export)
         assert found.shape != (3, 5) or (found - vectors(encoder)).abs().max() > 1e-3
@@ -103,12 +95,12 @@ def test_old_layouts_open_in_todays(encoder: Path, tmp_path: Path) -> None:
     dense = old / "2_Dense" / "model.safetensors"
     torch.save(load_file(dense), dense.with_name("pytorch_model.bin"))
     dense.unlink()
-    export = converted(old, tmp_path / "export")
+    export = converted(old, tmp_path / "export").directory
     assert (vectors(export) - vectors(encoder)).abs().max() < 1e-5
     assert not list(export.rglob("*.bin"))
 
 
-def test_module_with_code_of_its_own_is_said_to_be_lost(encoder: Path, tmp_path: Path) -> None:
+def test_module_with_code_of_its_own_is_dropped_with_a_note(encoder: Path, tmp_path: Path) -> None:
     theirs = shutil.copytree(encoder, tmp_path / "theirs")
     text = (theirs / "modules.json").read_text()
     modules = json.loads(text)
@@ -151,7 +143,7 @@ def test_damaged_modules_are_one_line(
 
 
 def test_users_folder_in_an_export_is_not_replaced(encoder: Path, tmp_path: Path) -> None:
-    export = converted(encoder, tmp_path / "export")
+    export = converted(encoder, tmp_path / "export").directory
     (export / "2024_results").mkdir()
     with pytest.raises(Exception, match="2024_results"):
         converted(encoder, export, overwrite=True)

@@ -2,18 +2,17 @@
 
 import json
 import logging
-import os
-import socket
-import sys
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import (
     MAX_POSITIONS,
+    VOCAB_SIZE,
+    convert_to_hf,
+    converted,
     hugging_face_config,
     save_tiny_checkpoint,
     tiny_config,
@@ -22,28 +21,11 @@ from tiny_models import (
 )
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetModel
 
-from annotated_mpnet import cli
-from annotated_mpnet.conversion import convert_checkpoint, export_to_hugging_face
+from annotated_mpnet.conversion import export_to_hugging_face
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 
 SENTENCES = ["The sea, the SEA.", "a", "bing " * 100]
-
-
-def converted(source: Path | str, target: Path) -> Path:
-    convert_checkpoint(
-        Path(source), target, save_tokenizer=True, overwrite=False, pytorch_bin=False
-    )
-    return target
-
-
-def convert_to_hf(*arguments: object) -> int | str | None:
-    """Run the console command in this process, and return what it exits with."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["convert-to-hf", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            cli.convert()
-    return ending.value.code
 
 
 def weights_in(directory: Path) -> dict[str, torch.Tensor]:
@@ -59,7 +41,7 @@ def test_runs_and_checkpoints_of_ours_convert(tmp_path: Path, name: str) -> None
     export_to_hugging_face(
         tiny_model(), tmp_path / "wanted", tokenizer=tiny_tokenizer(), overwrite=False
     )
-    found = weights_in(converted(tmp_path / name, tmp_path / "hf"))
+    found = weights_in(converted(tmp_path / name, tmp_path / "hf").directory)
     wanted = weights_in(tmp_path / "wanted")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[each], wanted[each]) for each in wanted)
@@ -74,13 +56,14 @@ def test_pt_files_of_microsoft_and_of_annotated_mpnet_convert(
     state = {f"{prefix}{name}": each for name, each in tiny_model().state_dict().items()}
     torch.save({weights: state, "args": {"dropout": 0.2}}, tmp_path / "model.pt")
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    opened = AutoModelForMaskedLM.from_pretrained(converted(tmp_path / "model.pt", tmp_path / "hf"))
+    converted(tmp_path / "model.pt", tmp_path / "hf")
+    opened = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf")
     table = opened.mpnet.embeddings.word_embeddings.weight
     assert torch.equal(table, tiny_model().sentence_encoder.embed_tokens.weight)
     assert opened.config.hidden_dropout_prob == 0.2
 
 
-def test_hugging_face_encoder_converts_and_its_fresh_head_is_said(
+def test_hugging_face_encoder_converts_with_a_note_on_its_fresh_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with quiet_transformers():
@@ -93,31 +76,16 @@ def test_hugging_face_encoder_converts_and_its_fresh_head_is_said(
     assert torch.equal(before[name], after[f"mpnet.{name}"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64, not 32"),
-        ({"relative_attention_max_distance": 256}, "max_distance is 256, not 128"),
-        ({"normalize_before": True}, "normalize_before is True"),
-        ({"position_embedding": "sinusoidal"}, "sinusoidal, not learned"),
-        ({"activation_fn": "relu"}, "relu, not gelu"),
-    ],
-)
 def test_command_refuses_what_cannot_be_represented_with_exit_2_and_writes_nothing(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, object],
-    reason: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = MPNetForPretraining(tiny_config(**changes))
+    # All reasons: test_export_to_hugging_face.py.
+    model = MPNetForPretraining(tiny_config(normalize_before=True))
     save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", model)
-    code = convert_to_hf(
-        "--mpnet-checkpoint-path", tmp_path / "run", "--hf-model-folder-path", tmp_path / "hf"
-    )
+    assert convert_to_hf(tmp_path / "run", tmp_path / "hf") == 2
     said = capsys.readouterr().err
-    assert code == 2
-    assert reason in said
-    assert "Traceback" not in said
+    assert "normalize_before is True" in said
+    assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -125,39 +93,28 @@ def test_command_refuses_a_directory_in_use_with_exit_2_until_told_to_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", tiny_model())
-    flags = (
-        *("--mpnet-checkpoint-path", tmp_path / "run"),
-        *("--hf-model-folder-path", tmp_path / "hf"),
-    )
-    assert convert_to_hf(*flags) in (0, None)
+    paths = tmp_path / "run", tmp_path / "hf"
+    assert convert_to_hf(*paths) == 0
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"precious")
-    assert convert_to_hf(*flags) == 2
+    assert convert_to_hf(*paths) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == b"precious"
-    assert convert_to_hf(*flags, "--overwrite") in (0, None)
+    assert convert_to_hf(*paths, "--overwrite") == 0
     assert len(weights_in(tmp_path / "hf")) > 30
 
 
-def test_offline_a_checkpoint_is_all_that_the_command_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_is_all_that_the_command_needs(
+    tmp_path: Path, no_network: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
-
-    # Both: the setting that users have, and no way around it.
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert huggingface_hub.constants.HF_HUB_OFFLINE
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", tiny_model())
     # Nothing of the machine that trained it: neither the tokenizer's directory nor a cache.
-    code = convert_to_hf(
-        "--mpnet-checkpoint-path", tmp_path / "run", "--hf-model-folder-path", tmp_path / "hf"
-    )
-    assert code in (0, None)
+    save_tiny_checkpoint(tmp_path / "run", 7, "checkpoint7", tiny_model())
+    assert convert_to_hf(tmp_path / "run" / "checkpoint7.pt", tmp_path / "hf") == 0
+    assert "logits differ by" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer("the sea")["input_ids"] == tiny_tokenizer()("the sea")["input_ids"]
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf")
+    logits = model(**tokenizer("the <mask>", return_tensors="pt")).logits
+    assert logits.shape == (1, 4, VOCAB_SIZE)
 
 
 # sentence-transformers.
@@ -198,7 +155,7 @@ def test_what_sentence_transformers_saves_of_an_export_is_a_way_in_again(
     with quiet_transformers():
         SentenceTransformer(str(exported), device="cpu").save(str(tmp_path / "sentences"))
     assert json.loads((tmp_path / "sentences" / "modules.json").read_text())
-    found = weights_in(converted(tmp_path / "sentences", tmp_path / "hf"))
+    found = weights_in(converted(tmp_path / "sentences", tmp_path / "hf").directory)
     wanted = weights_in(exported)
     encoder = [name for name in wanted if name.startswith("mpnet.")]
     assert all(torch.equal(found[name], wanted[name]) for name in encoder)

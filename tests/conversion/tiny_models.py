@@ -2,10 +2,12 @@
 
 import os
 import string
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -14,10 +16,12 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import MPNetConfig, PreTrainedTokenizerFast
 
-from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
+from annotated_mpnet import cli
+from annotated_mpnet.conversion import ExportReport, convert_checkpoint
 from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import write_tokenizer
+from networks import save_network, scrambled
 
 # In MPNet's order: four special tokens first, the mask last, and a second, useful [UNK].
 PIECES = [
@@ -31,7 +35,7 @@ MAX_POSITIONS = 40
 
 
 class LeavesTrace:
-    """What a malicious file holds: a pickle that leaves a trace if anybody loads it."""
+    """What a malicious file holds: a pickle that leaves a trace when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -74,15 +78,7 @@ def tiny_config(**changes: object) -> ModelConfig:
 
 
 def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> MPNetForPretraining:
-    """Return a network in which every number matters: biases and norms are random too."""
-    model = MPNetForPretraining(config or tiny_config())
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Relative biases are added to scores, so that large ones show in the logits.
-            scale = 1.0 if "relative" in name else 0.2
-            parameter.normal_(0.0, scale, generator=generator)
-    return model
+    return scrambled(MPNetForPretraining(config or tiny_config()), seed)
 
 
 def hugging_face_config(**changes: object) -> MPNetConfig:
@@ -110,15 +106,20 @@ def padded_batch(vocab_size: int, length: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def save_tiny_checkpoint(run: Path, update: int, name: str, model: MPNetForPretraining) -> Path:
-    run.mkdir(exist_ok=True, parents=True)
-    state = TrainState(
-        update=update, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={}
-    )
-    checkpoint = Checkpoint(
-        run_id="a run",
-        state=state,
-        model_config=model.config,
-        model_tensors=model.state_dict(),
-        optimizer_tensors=None,
-    )
-    return save_checkpoint(run, name, checkpoint, partial(write_tokenizer, tiny_tokenizer()))
+    return save_network(run, update, name, model, partial(write_tokenizer, tiny_tokenizer()))
+
+
+def converted(source: Path, target: Path, **changes: bool) -> ExportReport:
+    """Convert as `convert-to-hf` does by default, except for the changes."""
+    flags = {"save_tokenizer": True, "overwrite": False, "pytorch_bin": False, **changes}
+    return convert_checkpoint(source, target, **flags)
+
+
+def convert_to_hf(source: Path, target: Path, *flags: str) -> int | str | None:
+    """Run the command in this process; return its exit code."""
+    paths = ("--mpnet-checkpoint-path", str(source), "--hf-model-folder-path", str(target))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["convert-to-hf", *paths, *flags])
+        with pytest.raises(SystemExit) as ending:
+            cli.convert()
+    return ending.value.code

@@ -1,3 +1,5 @@
+"""Sequences to a batch: masks, padding, and documents that share a sequence."""
+
 import dataclasses
 
 import numpy as np

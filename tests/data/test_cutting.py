@@ -1,3 +1,5 @@
+"""Tokens to sequences, in three ways."""
+
 import numpy as np
 import pytest
 from hypothesis import given

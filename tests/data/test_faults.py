@@ -25,7 +25,6 @@ no.  fault                                         tested in
 """
 
 import gzip
-import hashlib
 import os
 import subprocess
 import sys
@@ -44,6 +43,7 @@ from annotated_mpnet.text.sequences import PackedSequences
 from annotated_mpnet.text.sources import LocalFiles
 from annotated_mpnet.text.tokenizer import vocabulary_of
 from annotated_mpnet.training.loader import BatchLoader
+from batches import hash_of_first_100
 from waiting import HUNG
 
 TOKENIZER = toy_tokenizer.word_piece()
@@ -283,19 +283,6 @@ def test_24_every_change_of_the_data_changes_the_fingerprint(tmp_path, text):
     assert again.fingerprint == fingerprints[3]
 
 
-def hash_of_batches(sequences: PackedSequences, packing: str) -> str:
-    collator = DataCollatorForMaskedPermutedLanguageModeling(
-        vocabulary_of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
-    )
-    loader = BatchLoader(sequences, collator, batch_size=8, seed=12345)
-    digest = hashlib.sha256()
-    for k in range(100):
-        batch = loader.batch(k)
-        for tensor in (batch.input_ids, batch.predicted_positions, batch.predicted_ids):
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 GOLDEN = {
     "full": "39bfd12250343336",
     "none": "e99d00fb75d3c38d",
@@ -319,5 +306,9 @@ def test_25_26_first_100_batches_are_the_golden_ones_for_any_number_of_processes
         for length in generator.integers(1, 30, size=300)
     )
     (tmp_path / "text" / "a.txt").write_text("\n".join(lines))
+    collator = DataCollatorForMaskedPermutedLanguageModeling(
+        vocabulary_of(TOKENIZER), ObjectiveConfig(), 16, seed=12345, packing=packing
+    )
     sequences = pack(tmp_path, packing, num_workers=num_workers)
-    assert hash_of_batches(sequences, packing) == GOLDEN[packing]
+    loader = BatchLoader(sequences, collator, batch_size=8, seed=12345)
+    assert hash_of_first_100(loader) == GOLDEN[packing]

@@ -1,3 +1,5 @@
+"""Documents from JSON, CSV, Parquet and compressed files."""
+
 import bz2
 import gzip
 import json

@@ -1,3 +1,5 @@
+"""Documents that are held out are never trained on, and neither are their copies."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,3 +1,5 @@
+"""The order of batches, a function of the seed and the position; batches made ahead."""
+
 import dataclasses
 import threading
 from collections.abc import Iterator

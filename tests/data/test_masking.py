@@ -1,3 +1,5 @@
+"""Which tokens are predicted, and what the network reads in their place."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

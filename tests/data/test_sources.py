@@ -1,3 +1,5 @@
+"""Text files: where they are found, and where their documents end."""
+
 import os
 
 import pytest

@@ -1,3 +1,5 @@
+"""Streams lose and repeat nothing: over ranks, epochs, resumes, and a network that fails."""
+
 import dataclasses
 import itertools
 import random
@@ -6,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from stream_stand_in import (
+from fake_shards import (
     SEED,
     TOKENIZER,
     ListShards,

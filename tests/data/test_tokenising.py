@@ -1,3 +1,5 @@
+"""Long documents are tokenised in pieces without losing a token."""
+
 from pathlib import Path
 
 import pyarrow as pa

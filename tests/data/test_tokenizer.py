@@ -1,3 +1,5 @@
+"""Which tokens are special or begin a word, and which tokenizers are refused."""
+
 import json
 from itertools import pairwise
 

@@ -1,7 +1,9 @@
+"""An update is the same for any division into ranks and micro-batches."""
+
 from itertools import islice
 
 import pytest
-from stream_stand_in import (
+from fake_shards import (
     TOKENIZER,
     VOCABULARY,
     hash_of,

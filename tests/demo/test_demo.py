@@ -1,21 +1,20 @@
 """The demo with very few updates: every step runs, but nothing is learned."""
 
-import hashlib
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from annotated_mpnet.demo.corpus import DIRECTORY, TRAIN, unpack
-from annotated_mpnet.demo.show import VOCAB_SIZE, prepare, run_demo
+from annotated_mpnet.demo.show import prepare, run_demo
 from annotated_mpnet.mpnet.collator import DataCollatorForMaskedPermutedLanguageModeling
 from annotated_mpnet.runs.texts import read_text
 from annotated_mpnet.settings.parsing import parse_pretrain
-from annotated_mpnet.text.learn_tokenizer import train_tokenizer
 from annotated_mpnet.text.sequences import PackedSequences
-from annotated_mpnet.text.tokenizer import tokenizer_hash
 from annotated_mpnet.training.loader import BatchLoader
+from batches import hash_of_first_100
 
 
 def test_the_demo_runs_shows_results_and_says_how_to_continue(
@@ -58,48 +57,38 @@ def test_the_novels_are_whole_and_none_is_in_two_parts(tmp_path: Path) -> None:
     assert len({file.read_bytes() for file in files}) == 6
 
 
-def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path) -> None:
-    unpack(tmp_path)
-    files = [tmp_path / "train" / f"{name}.txt" for name in TRAIN]
-    tokenizers = [train_tokenizer(files, VOCAB_SIZE) for _ in range(2)]
-    assert tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
-    assert tokenizers[0].convert_ids_to_tokens([0, 1, 2, 3, VOCAB_SIZE - 1]) == [
-        "<s>",
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "<mask>",
-    ]
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory in which a demo has written its novels and its tokenizer."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare(parse_pretrain(["--preset", "demo"]).settings, Console(file=io.StringIO()))
+    return folder
 
 
 def test_the_first_100_batches_never_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Sequences, order and masks of the demo depend only on its text and seed, not on the machine or
-    # library versions. If this changes, every run in progress changes.
-    monkeypatch.chdir(tmp_path)
+    # Tokenizer, sequences, order and masks of the demo depend only on its text and seed, not on the
+    # machine or library versions. If this changes, every run in progress changes.
+    monkeypatch.chdir(prepared)
     settings = parse_pretrain(["--preset", "demo"]).settings
-    prepare(settings, Console(file=io.StringIO()))
     text = read_text(settings.data, settings.run.seed)
     assert isinstance(text.train, PackedSequences)
     collator = DataCollatorForMaskedPermutedLanguageModeling(
         text.vocabulary, settings.objective, settings.data.max_tokens, settings.run.seed
     )
     loader = BatchLoader(text.train, collator, settings.optimization.batch_size, settings.run.seed)
-    digest = hashlib.sha256()
-    for k in range(100):
-        batch = loader.batch(k)
-        for tensor in (batch.input_ids, batch.predicted_positions, batch.predicted_ids):
-            digest.update(tensor.numpy().astype("<i8").tobytes())
-    assert digest.hexdigest()[:16] == "ebe66e7dcdb07b36"
+    assert hash_of_first_100(loader) == "ebe66e7dcdb07b36"
 
 
 def test_demos_that_start_together_do_not_touch_each_others_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(prepared, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
     settings = parse_pretrain(["--preset", "demo"]).settings
-    prepare(settings, Console(file=io.StringIO()))
     files = sorted(path for path in DIRECTORY.rglob("*") if path.is_file())
     made = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
     # Another demo is reading them, so they are neither truncated nor replaced.

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.explain.explanation import Explanation, explain
@@ -12,6 +11,7 @@ from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.mpnet.config import InputMode, ModelConfig, ObjectiveConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.text.tokenizer import vocabulary_of
+from networks import scrambled
 
 SENTENCE = "The cat sat on the mat, and the other cat looked at it from the new chair."
 NASTY = (
@@ -29,7 +29,6 @@ def explained(text: str = SENTENCE, mode: InputMode = "mpnet", **options: object
 def tiny_asked(
     tokenizer: PreTrainedTokenizerFast, *, has_head: bool = True, layers: int = 3
 ) -> Asked:
-    """Return a model in which every number matters."""
     vocabulary = vocabulary_of(tokenizer)
     config = ModelConfig(
         vocab_size=vocabulary.size,
@@ -41,12 +40,7 @@ def tiny_asked(
         encoder_attention_heads=4,
         max_positions=40,
     )
-    model = MPNetForPretraining(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 1.0 if "relative" in name else 0.2
-            parameter.normal_(0.0, scale, generator=generator)
+    model = scrambled(MPNetForPretraining(config)).eval()
     return Asked(model, has_head, tokenizer, "its own", ())
 
 

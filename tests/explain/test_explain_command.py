@@ -13,7 +13,6 @@ from examples import MODES, NASTY, SENTENCE, explained, explained_by_a_model, ti
 from rich.console import Console
 
 from annotated_mpnet import cli
-from annotated_mpnet.checkpoints.checkpoint import Checkpoint, TrainState, save_checkpoint
 from annotated_mpnet.conversion import LoadedWeights
 from annotated_mpnet.explain.explanation import Explanation
 from annotated_mpnet.explain.page import page
@@ -22,6 +21,7 @@ from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.explain.terminal import show
 from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.text.tokenizer import write_tokenizer
+from networks import save_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,7 +77,7 @@ def test_nothing_in_a_sentence_can_steer_the_terminal() -> None:
     assert "שלום עולם 👩‍🚀" in said
 
 
-def test_what_a_model_says_is_shown() -> None:
+def test_guesses_bits_and_attention_of_a_model_are_shown() -> None:
     said = shown(explained_by_a_model(), 200)
     prediction = explained_by_a_model().shown.predictions[0]
     assert f"guesses: “{prediction.guesses[0].token}”" in said
@@ -90,17 +90,8 @@ def test_what_a_model_says_is_shown() -> None:
 def test_a_checkpoint_and_a_tokenizer_are_read_from_their_directories(tmp_path: Path) -> None:
     tokenizer = word_tokenizer(SENTENCE)
     model = tiny_asked(tokenizer).model
-    state = TrainState(update=1, tokens_seen=0, predicted_seen=0, best_valid_bits=None, identity={})
-    checkpoint = Checkpoint(
-        run_id="a run",
-        state=state,
-        model_config=model.config,
-        model_tensors=model.state_dict(),
-        optimizer_tensors=None,
-    )
-    directory = save_checkpoint(
-        tmp_path, "checkpoint1", checkpoint, partial(write_tokenizer, tokenizer)
-    )
+    write = partial(write_tokenizer, tokenizer)
+    directory = save_network(tmp_path, 1, "checkpoint1", model, write)
     code, said, failed = command(SENTENCE, "--checkpoint", directory)
     assert (code, failed) == (0, "")
     assert "tokenizer: the model's own" in said

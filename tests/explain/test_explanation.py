@@ -189,7 +189,7 @@ def test_a_sentence_that_is_too_long_is_an_error() -> None:
         explained(config=ModelConfig(max_positions=9))
 
 
-def test_what_replaces_a_token_is_said() -> None:
+def test_each_token_has_the_kind_of_its_replacement() -> None:
     def kinds(**settings: float) -> set[str]:
         text = " ".join(f"w{number}" for number in range(60))
         explanation = explain(

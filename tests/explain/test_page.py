@@ -48,7 +48,7 @@ def test_the_data_of_the_page_are_the_explanation(text: str) -> None:
     assert msgspec.json.decode(read.scripts[0], type=Explanation) == explanation
 
 
-def test_the_data_of_the_page_hold_what_a_model_says() -> None:
+def test_the_data_of_the_page_hold_the_guesses_of_a_model() -> None:
     explanation = explained_by_a_model()
     (data, _) = Scripts(page(explanation)).scripts
     assert msgspec.json.decode(data, type=Explanation) == explanation
@@ -121,7 +121,7 @@ def test_a_browser_clicks_through_the_page(tmp_path: Path) -> None:
     ]
 
 
-def test_a_browser_shows_any_letters_and_what_a_model_says(tmp_path: Path) -> None:
+def test_a_browser_shows_any_letters_and_the_guesses_of_a_model(tmp_path: Path) -> None:
     asked = tiny_asked(word_tokenizer(NASTY))
     explanation = explained(NASTY, predict="script,שלום,alert", config=asked.config, ask=asked)
     shown = clicked(explanation, tmp_path)

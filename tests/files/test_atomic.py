@@ -6,15 +6,12 @@ from pathlib import Path
 import pytest
 
 from annotated_mpnet.files.atomic import replacing, write_file
+from folders import names_in
 
 
 def fill(directory: Path, text: str) -> None:
     (directory / "inner").mkdir(parents=True)
     (directory / "inner" / "file").write_text(text)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("taken", ["no", "empty", "yes"])
@@ -28,8 +25,8 @@ def test_a_directory_gets_its_name_when_it_is_complete(tmp_path: Path, taken: st
     with replacing(target) as staging:
         fill(staging, "new")
         assert (target / "inner").exists() == (taken == "yes")
-    assert names(tmp_path) == {"name"}
-    assert names(target) == {"inner"}
+    assert names_in(tmp_path) == {"name"}
+    assert names_in(target) == {"inner"}
     assert (target / "inner" / "file").read_text() == "new"
 
 
@@ -44,7 +41,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path: Path, error: type[BaseEx
 
     with pytest.raises(error):
         interrupted()
-    assert names(tmp_path) == {"name"}
+    assert names_in(tmp_path) == {"name"}
     assert (tmp_path / "name" / "inner" / "file").read_text() == "old"
 
 
@@ -62,7 +59,7 @@ def test_a_failed_rename_gives_the_old_directory_its_name_back(
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OSError, match="no"), replacing(tmp_path / "name") as staging:
         fill(staging, "new")
-    assert names(tmp_path) == {"name"}
+    assert names_in(tmp_path) == {"name"}
     assert (tmp_path / "name" / "inner" / "file").read_text() == "old"
 
 
@@ -71,9 +68,9 @@ def test_what_a_killed_process_left_over_is_removed(tmp_path: Path) -> None:
     fill(tmp_path / ".tmp-name", "half")
     fill(tmp_path / ".old-name", "older")
     with replacing(tmp_path / "name") as staging:
-        assert names(staging) == set()
+        assert names_in(staging) == set()
         fill(staging, "new")
-    assert names(tmp_path) == {"name"}
+    assert names_in(tmp_path) == {"name"}
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -11,11 +11,7 @@ from annotated_mpnet.files.output import (
     output_directory,
     refuse_to_replace,
 )
-
-
-def everything_in(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_text() for path in files}
+from folders import tree
 
 
 def write(output: Path, *, overwrite: bool = False, inputs: tuple[Path, ...] = ()) -> None:
@@ -35,7 +31,7 @@ def test_overwrite_replaces_the_commands_own_output(out: Path) -> None:
     with pytest.raises(ConfigError, match="not empty"):
         write(out)
     write(out, overwrite=True)
-    assert everything_in(out.parent) == {"out/tokenizer.json": "new"}
+    assert tree(out.parent) == {"out/tokenizer.json": b"new"}
 
 
 FOREIGN = {
@@ -56,10 +52,10 @@ FOREIGN = {
 @pytest.mark.parametrize("what", FOREIGN)
 def test_anything_else_in_the_directory_is_a_refusal(out: Path, what: str) -> None:
     FOREIGN[what](out)
-    before = everything_in(out.parent)
+    before = tree(out.parent)
     with pytest.raises(ConfigError, match="something other than a tokenizer"):
         write(out, overwrite=True)
-    assert everything_in(out.parent) == before
+    assert tree(out.parent) == before
 
 
 def test_a_refusal_names_three_entries_and_counts_the_rest(out: Path) -> None:
@@ -77,7 +73,7 @@ def test_files_that_appear_while_the_command_runs_are_not_deleted(out: Path) -> 
 
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
         interfered()
-    assert set(everything_in(out.parent)) == {"out/tokenizer.json", "out/thesis.tex"}
+    assert set(tree(out.parent)) == {"out/tokenizer.json", "out/thesis.tex"}
 
 
 def test_links_are_followed_to_free_directories_only(out: Path) -> None:
@@ -121,7 +117,7 @@ def test_the_current_directory_is_filled_and_stays_where_it_is(
     monkeypatch.chdir(inside)
     write(Path())
     assert Path.cwd() == inside
-    assert everything_in(tmp_path) == {"inside/tokenizer.json": "new"}
+    assert tree(tmp_path) == {"inside/tokenizer.json": b"new"}
     with pytest.raises(ConfigError, match="not empty"):
         write(Path())
     with pytest.raises(ConfigError, match="current directory"):

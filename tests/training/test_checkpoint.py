@@ -16,9 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import (
-    bytes_of,
     change_json,
-    files_of,
     make_checkpoint,
     same_tensors,
     save,
@@ -37,6 +35,7 @@ from annotated_mpnet.checkpoints.checkpoint import (
 )
 from annotated_mpnet.checkpoints.manifest import MANIFEST, read_manifest, seal, verify_checkpoint
 from annotated_mpnet.errors import CheckpointError
+from folders import tree
 
 FILES = [MODEL, OPTIMIZER, STATE, CONFIG, "tokenizer/vocab.txt", MANIFEST]
 
@@ -57,7 +56,7 @@ def test_loading_returns_what_was_saved_to_the_bit(saved: Path) -> None:
 
 
 def test_checkpoint_has_the_documented_files_and_no_others(saved: Path) -> None:
-    assert set(bytes_of(saved)) == set(FILES)
+    assert set(tree(saved)) == set(FILES)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint20"]
 
 
@@ -68,8 +67,8 @@ def test_the_same_state_gives_the_same_bytes_in_any_run_and_order(tmp_path: Path
     object.__setattr__(second, "model_tensors", backwards)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    left = bytes_of(save_checkpoint(tmp_path / "a", "checkpoint20", first, save_tokenizer))
-    right = bytes_of(save_checkpoint(tmp_path / "b", "checkpoint20", second, save_tokenizer))
+    left = tree(save_checkpoint(tmp_path / "a", "checkpoint20", first, save_tokenizer))
+    right = tree(save_checkpoint(tmp_path / "b", "checkpoint20", second, save_tokenizer))
     # Only the manifest depends on run and time.
     assert left.pop(MANIFEST) != right.pop(MANIFEST)
     assert left == right
@@ -411,7 +410,7 @@ def test_export_needs_no_optimizer(tmp_path: Path) -> None:
     loaded = load_checkpoint(path, to_resume=False)
     assert loaded.optimizer_tensors is None
     assert loaded.model_tensors.keys() == checkpoint.model_tensors.keys()
-    assert len(files_of(path)) == len(FILES) - 1
+    assert len(tree(path)) == len(FILES) - 1
 
 
 def test_damage_is_reported_in_one_escaped_line(saved: Path) -> None:

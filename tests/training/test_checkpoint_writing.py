@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from tiny_checkpoint import (
     OTHER_RUN,
     RUN,
-    bytes_of,
     make_checkpoint,
     same_tensors,
     save,
@@ -29,6 +28,7 @@ from annotated_mpnet.checkpoints.manifest import MANIFEST, verify_checkpoint
 from annotated_mpnet.checkpoints.resume import newest_valid_checkpoint
 from annotated_mpnet.checkpoints.retention import prune, recover
 from annotated_mpnet.errors import CheckpointError, WriteError
+from folders import tree
 from processes import forked
 from waiting import HUNG
 
@@ -61,7 +61,7 @@ def test_every_file_is_synced_before_the_rename_and_the_directory_after(
     path = save(tmp_path, 20)
     rename = recorder.calls.index(("rename", ".tmp-checkpoint20"))
     before, after = recorder.calls[:rename], recorder.calls[rename + 1 :]
-    names = {Path(name).name for name in bytes_of(path)} | {"tokenizer", ".tmp-checkpoint20"}
+    names = {Path(name).name for name in tree(path)} | {"tokenizer", ".tmp-checkpoint20"}
     assert before == [("fsync", name) for _, name in before]
     assert {name for _, name in before} == names
     # The list of names comes last. In which order the files do is of no importance: before the
@@ -142,19 +142,19 @@ def test_full_disk_leaves_earlier_checkpoints_as_they_were(
 ) -> None:
     save(tmp_path, 10)
     save(tmp_path, 10, BEST)
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     with monkeypatch.context() as patch:
         failing = fail_at(step, patch)
         with pytest.raises(WriteError, match=r"No space left on device; needed 1 MB, free \d+ MB"):
             save_checkpoint(tmp_path, name, make_checkpoint(20), failing)
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_rename_that_fails_half_way_puts_the_previous_checkpoint_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 10, BEST)
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     rename = os.rename
 
     def fail_to_publish(source: Path, target: Path) -> None:
@@ -165,12 +165,12 @@ def test_a_rename_that_fails_half_way_puts_the_previous_checkpoint_back(
     monkeypatch.setattr(os, "rename", fail_to_publish)
     with pytest.raises(WriteError, match="not permitted"):
         save(tmp_path, 20, BEST)
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_write_that_the_system_truncates_is_a_write_error(tmp_path: Path) -> None:
     save(tmp_path, 10)
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     checkpoint = make_checkpoint(20)
     checkpoint.model_tensors["large"] = torch.zeros(50_000)  # type: ignore[index]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -180,7 +180,7 @@ def test_a_write_that_the_system_truncates_is_a_write_error(tmp_path: Path) -> N
             save_checkpoint(tmp_path, "checkpoint20", checkpoint, save_tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_directory_that_disappeared_is_a_write_error(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_a_checkpoint_that_was_moved_to_another_disk_is_replaced_where_its_link_
 
 def test_another_runs_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     save(tmp_path, 20, run_id=OTHER_RUN)
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(CheckpointError, match=r"belongs to another run .* left unchanged"):
         save(tmp_path, 20)
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_what_may_not_be_ours_is_renamed_rather_than_replaced(tmp_path: Path) -> None:

@@ -21,12 +21,8 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.distributed import World
 from annotated_mpnet.training.loader import Update, pinned, prefetch
 from annotated_mpnet.training.trainer import Trainer
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
+from folders import checkpoint_tree
+from tiny_run import TinyText, changed, run, tiny_config
 
 
 @pytest.fixture
@@ -53,29 +49,26 @@ def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
     )
 
 
-def decided(directory: Path) -> dict[str, bytes]:
-    """Return the files of all checkpoints, except the manifests with their dates."""
-    return {
-        name: content
-        for name, content in tree(directory).items()
-        if "checkpoint" in name and not name.endswith("manifest.json")
-    }
+def checkpoints_in(directory: Path) -> dict[str, dict[str, bytes]]:
+    return {path.name: checkpoint_tree(path) for path in directory.glob("*checkpoint*")}
 
 
 @pytest.fixture(scope="module")
-def at_once(text: TinyText, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def at_once(
+    text: TinyText, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, bytes]]:
     config = config_of(text, tmp_path_factory.mktemp("at_once") / "run")
     run(config)
-    return decided(config.run.checkpoint_dir)
+    return checkpoints_in(config.run.checkpoint_dir)
 
 
 @pytest.mark.usefixtures("looking_later")
 def test_updates_are_the_same_to_the_byte(
-    text: TinyText, tmp_path: Path, at_once: dict[str, bytes]
+    text: TinyText, tmp_path: Path, at_once: dict[str, dict[str, bytes]]
 ) -> None:
     run(config_of(text, tmp_path / "run"))
-    assert decided(tmp_path / "run") == at_once
-    assert {Path(name).parts[0] for name in at_once} >= {"checkpoint3", "checkpoint6"}
+    assert checkpoints_in(tmp_path / "run") == at_once
+    assert at_once.keys() >= {"checkpoint3", "checkpoint6"}
 
 
 @pytest.mark.usefixtures("looking_later")
@@ -84,7 +77,7 @@ def test_updates_are_the_same_to_the_byte(
 def test_the_first_bad_update_is_named_and_nothing_is_saved_after_it(
     text: TinyText,
     tmp_path: Path,
-    at_once: dict[str, bytes],
+    at_once: dict[str, dict[str, bytes]],
     spoil: Callable[[float, int, pytest.MonkeyPatch], None],
     value: str,
 ) -> None:
@@ -96,7 +89,7 @@ def test_the_first_bad_update_is_named_and_nothing_is_saved_after_it(
             run(config)
     assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {"checkpoint3"}
     run(changed(config, resume=True))
-    assert decided(tmp_path / "run") == at_once
+    assert checkpoints_in(tmp_path / "run") == at_once
 
 
 def test_no_update_is_applied_after_a_bad_one() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_distributed import NETWORK, batch, on_two_ranks, train, trainer_of
-from test_numerics import assert_same, bare_runs, everything, files_of, run_until
+from test_numerics import assert_same, everything, files_of, run_until
 
 from annotated_mpnet.checkpoints.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from annotated_mpnet.errors import CheckpointError, DivergedError
@@ -18,7 +18,7 @@ from annotated_mpnet.settings.config import PretrainingConfig
 from annotated_mpnet.training.distributed import World
 from annotated_mpnet.training.muon import Muon, hidden_matrices, newton_schulz
 from annotated_mpnet.training.trainer import Trainer
-from tiny_run import TinyText, changed, run, tiny_config, write_text
+from tiny_run import TinyText, bare_runs, changed, run, tiny_config
 
 CPU = torch.device("cpu")
 CONFIG = OptimizationConfig(lr=0.01, warmup_updates=0, weight_decay=0.1)
@@ -183,11 +183,6 @@ def test_two_ranks_take_the_steps_of_one_process_with_whole_weights_and_with_sha
         assert shared.keys() == alone.keys()
         for name, expected in alone.items():
             torch.testing.assert_close(shared[name], expected, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

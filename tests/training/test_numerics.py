@@ -11,7 +11,6 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,9 +36,10 @@ from annotated_mpnet.text.packing import pack_sequences
 from annotated_mpnet.text.tokenizer import load_tokenizer
 from annotated_mpnet.training.distributed import World
 from annotated_mpnet.training.trainer import Trainer
+from folders import checkpoint_tree, tree
 from processes import forked
 from ranks import environment, open_store
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from tiny_run import TinyText, bare_runs, changed, run, tiny_config, write_text
 from waiting import HUNG
 
 UPDATES = 12
@@ -66,21 +66,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
     assert len(pack_sequences([file], tokenizer, 32)) == 8 * EPOCH
     text.valid_file.write_text(" ".join(words[-100:]))
     return text
-
-
-@contextmanager
-def bare_runs() -> Iterator[None]:
-    """Speed up the runs in a `with` block.
-
-    They draw no pictures, and use one thread, because two would mostly wait for each other in such
-    a small network.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("annotated_mpnet.runs.run.write_report", lambda *_: [])
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,9 +96,8 @@ def run_until(update: int, config: PretrainingConfig) -> None:
 
 
 def files_of(config: PretrainingConfig, update: int = UPDATES) -> dict[str, bytes]:
-    """Return the files of a checkpoint, except the manifest with its date."""
-    files = tree(config.run.checkpoint_dir / f"checkpoint{update}")
-    return {name: content for name, content in files.items() if name != "manifest.json"}
+    """Return the files of the checkpoint of an update, except the manifest."""
+    return checkpoint_tree(config.run.checkpoint_dir / f"checkpoint{update}")
 
 
 POINTS = {"mid-epoch": 4, "epoch boundary": EPOCH, "last update": UPDATES - 1}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import CONFIG, OTHER_RUN, RUN, bytes_of, make_checkpoint, same_tensors, save
+from tiny_checkpoint import CONFIG, OTHER_RUN, RUN, make_checkpoint, same_tensors, save
 
 from annotated_mpnet.checkpoints.checkpoint import BEST, MODEL, STATE
 from annotated_mpnet.checkpoints.manifest import MANIFEST
@@ -17,16 +17,13 @@ from annotated_mpnet.checkpoints.resume import (
 )
 from annotated_mpnet.checkpoints.retention import prune, recover
 from annotated_mpnet.errors import CheckpointError, ConfigError
+from folders import names_in, tree
 
 
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def names_in(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
 
 
 def test_newest_means_the_highest_update_not_name_or_time(tmp_path: Path) -> None:
@@ -123,10 +120,10 @@ def test_prune_and_recover_never_touch_what_others_wrote(tmp_path: Path) -> None
     shutil.copytree(tmp_path / "checkpoint7", tmp_path / "checkpoint007")
     (tmp_path / "best.txt").write_text("checkpoint7")
     (tmp_path / ".old-notes").mkdir()
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     assert prune(tmp_path, 0, RUN, protected=()) == []
     recover(tmp_path)
-    after = bytes_of(tmp_path)
+    after = tree(tmp_path)
     assert {name for name in before if name not in after} == {
         name for name in before if name.startswith("checkpoint7/")
     }

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import OTHER_RUN, bytes_of, save
+from tiny_checkpoint import OTHER_RUN, save
 
 from annotated_mpnet.checkpoints.checkpoint import BEST
 from annotated_mpnet.checkpoints.run_directory import (
@@ -24,6 +24,7 @@ from annotated_mpnet.checkpoints.run_directory import (
     refuse_taken_directory,
 )
 from annotated_mpnet.errors import CheckpointError, WriteError
+from folders import tree
 
 
 def finish_run(path: Path) -> str:
@@ -53,7 +54,7 @@ def test_no_environment_variable_is_written(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-in-the-mine")
     with RunDirectory(tmp_path):
-        assert all(b"canary" not in content for content in bytes_of(tmp_path).values())
+        assert all(b"canary" not in content for content in tree(tmp_path).values())
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
@@ -61,22 +62,22 @@ def test_a_second_run_is_refused_and_nothing_touched(tmp_path: Path, has_lock: b
     finish_run(tmp_path)
     if not has_lock:
         (tmp_path / LOCK).unlink()
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"--resume, .*--overwrite"):
             RunDirectory(tmp_path).__enter__()
         with pytest.raises(CheckpointError, match=r"--resume, .*--overwrite"):
             refuse_taken_directory(tmp_path, resume=False, overwrite=False)
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_resume_keeps_the_id_and_changes_no_file(tmp_path: Path) -> None:
     run_id = finish_run(tmp_path)
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     refuse_taken_directory(tmp_path, resume=True, overwrite=False)
     with RunDirectory(tmp_path, resume=True) as directory:
         assert directory.run_id == run_id
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_resume_clears_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -94,13 +95,13 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     user = [tmp_path / name for name in ("checkpoint_old.bak", "best.txt", "corpus.txt")]
     for path in user:
         path.write_text("mine")
-    before = bytes_of(foreign)
+    before = tree(foreign)
     refuse_taken_directory(tmp_path, resume=False, overwrite=True)
     with RunDirectory(tmp_path, overwrite=True) as directory:
         assert directory.run_id != previous
         left = {path.name for path in tmp_path.iterdir()}
     assert left == {ENVIRONMENT, LOCK, foreign.name, *(path.name for path in user)}
-    assert bytes_of(foreign) == before
+    assert tree(foreign) == before
 
 
 def test_overwrite_deletes_nothing_without_proof_that_a_run_was_there(tmp_path: Path) -> None:
@@ -142,10 +143,10 @@ def test_a_restart_replaces_a_run_without_results_and_no_other(tmp_path: Path) -
     # A process that was still ending did save.
     save(tmp_path, 10, run_id=directory.run_id)
     assert find_start(tmp_path) == "resume"
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(CheckpointError, match="already holds a run"):
         RunDirectory(tmp_path, restart=True).__enter__()
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
     shutil.rmtree(tmp_path / "checkpoint10")
     with RunDirectory(tmp_path, restart=True) as again:
         assert again.run_id != directory.run_id
@@ -233,11 +234,11 @@ def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> 
     assert holder.stdout is not None
     with holder, holder.stdout:
         assert holder.stdout.readline() == "locked\n"
-        before = bytes_of(tmp_path)
+        before = tree(tmp_path)
         for resume, overwrite in ((False, False), (True, False), (False, True)):
             with pytest.raises(CheckpointError, match=f"in use by 'process {holder.pid} on "):
                 RunDirectory(tmp_path, resume, overwrite).__enter__()
-        assert bytes_of(tmp_path) == before
+        assert tree(tmp_path) == before
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     # The process could not clean up, but the kernel did.
@@ -290,13 +291,13 @@ def test_overwrite_refuses_to_delete_what_no_run_wrote(tmp_path: Path, where: st
     finish_run(tmp_path)
     (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).write_text("mine")
-    before = bytes_of(tmp_path)
+    before = tree(tmp_path)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"holds what no run writes.*nothing was deleted"):
             refuse_taken_directory(tmp_path, resume=False, overwrite=True)
         with pytest.raises(CheckpointError, match=r"holds what no run writes.*nothing was deleted"):
             RunDirectory(tmp_path, overwrite=True).__enter__()
-    assert bytes_of(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_a_first_save_that_fails_promises_no_earlier_checkpoint(

@@ -24,16 +24,12 @@ from annotated_mpnet.errors import CheckpointError, DivergedError, WriteError
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.optimizer import learning_rate
 from annotated_mpnet.settings.config import PretrainingConfig
-from tiny_run import TinyText, changed, run, tiny_config, tree, write_text
+from folders import checkpoint_tree
+from tiny_run import TinyText, changed, run, tiny_config
 from waiting import HUNG
 
 WRITE = "annotated_mpnet.checkpoints.checkpoint.save_file"
 LOOP = threading.main_thread()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
@@ -45,10 +41,6 @@ def config_of(text: TinyText, directory: Path) -> PretrainingConfig:
         test_file=None,
         export_hf=False,
     )
-
-
-def decided(checkpoint: Path) -> dict[str, bytes]:
-    return {name: each for name, each in tree(checkpoint).items() if name != "manifest.json"}
 
 
 def at_update(number: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
@@ -83,7 +75,9 @@ def test_updates_during_the_write_of_a_checkpoint_do_not_get_into_it(
     at_update(5, later.set, monkeypatch)
     run(slowly)
     for name in ("checkpoint3", "checkpoint6", "checkpoint8"):
-        assert decided(tmp_path / "slowly" / name) == decided(tmp_path / "whole" / name)
+        assert checkpoint_tree(tmp_path / "slowly" / name) == checkpoint_tree(
+            tmp_path / "whole" / name
+        )
 
 
 def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_ended(
@@ -95,7 +89,7 @@ def test_a_save_waits_for_the_one_before_and_the_last_is_there_when_the_run_has_
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
         assert writing.acquire(blocking=False), "two are written at once"
-        time.sleep(0.01)
+        time.sleep(0.01)  # so that a second writer would come now
         updates.append(int(path.parent.name.removeprefix(".tmp-checkpoint")))
         save_file(tensors, path)
         writing.release()
@@ -131,7 +125,7 @@ def test_the_best_model_and_the_checkpoint_of_an_update_share_a_copy(
     at_update(6, later.set, monkeypatch)
     run(config)
     best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint8"))
-    assert decided(best) == decided(numbered)
+    assert checkpoint_tree(best) == checkpoint_tree(numbered)
     # The disk holds their tensors once; those of the replaced best model belong to checkpoint4.
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert os.path.samefile(best / name, numbered / name)
@@ -152,7 +146,7 @@ def test_without_hard_links_both_are_written(
     monkeypatch.setattr("annotated_mpnet.checkpoints.checkpoint.os.link", impossible)
     run(changed(config_of(text, tmp_path / "run"), valid_file=text.valid_file, total_updates=2))
     best, numbered = (tmp_path / "run" / each for each in ("best_checkpoint", "checkpoint2"))
-    assert decided(best) == decided(numbered)
+    assert checkpoint_tree(best) == checkpoint_tree(numbered)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert not os.path.samefile(best / name, numbered / name)
     load_checkpoint(numbered)
@@ -200,7 +194,7 @@ def test_a_full_disk_ends_the_run_and_damages_nothing(
     if whole:
         run(changed(config, resume=True))
         run(changed(config, checkpoint_dir=tmp_path / "whole"))
-        ends = [decided(tmp_path / name / "checkpoint8") for name in ("run", "whole")]
+        ends = [checkpoint_tree(tmp_path / name / "checkpoint8") for name in ("run", "whole")]
         assert ends[0] == ends[1]
 
 
@@ -282,7 +276,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
         assert later.wait(HUNG)
-        time.sleep(0.2)
+        time.sleep(0.2)  # in which a run that does not wait would end
         save_file(tensors, path)
 
     def diverge() -> None:

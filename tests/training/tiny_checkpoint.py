@@ -62,17 +62,6 @@ def save(directory: Path, update: int, name: str | None = None, run_id: str = RU
     return save_checkpoint(directory, name or checkpoint_name(update), checkpoint, save_tokenizer)
 
 
-def files_of(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def bytes_of(directory: Path) -> dict[str, bytes]:
-    """Return name -> content of all files under a directory."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in files_of(directory)
-    }
-
-
 def seal_again(directory: Path) -> None:
     """Write a correct manifest for a checkpoint that a test has changed."""
     created = read_manifest(directory).created

@@ -40,7 +40,7 @@ A piece of unknown tokens alone holds nothing to predict and is dropped: above, 
 around its calls. Each takes a contiguous share of the pieces and writes its tokens to a file of its
 own, so the result does not depend on their number. There is no queue and no lock that a killed
 process could leave locked. Only the parent obeys signals. It ends the others, and the run if one of
-them was killed; a pipe ends them if the parent was.
+them was killed; they end by themselves if the parent was.
 
     N pieces, or documents   V vocabulary
 """
@@ -48,7 +48,6 @@ them was killed; a pipe ends them if the parent was.
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
@@ -64,7 +63,7 @@ from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import OutOfMemoryError
 from annotated_mpnet.mpnet.collator import Ids
-from annotated_mpnet.signals import Stopped, StopRequest, listening
+from annotated_mpnet.signals import Stopped, StopRequest, end_with_parent, listening
 from annotated_mpnet.text.cutting import Ragged
 from annotated_mpnet.text.tokenizer import reader_of_text, vocabulary_of
 
@@ -291,13 +290,14 @@ def _in_processes(
     context = multiprocessing.get_context("fork")
     workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
     dropped = {}
-    leash = os.pipe()
     # Signals are only noted, here and in the workers, which inherit the handlers and never look.
     with listening(request := StopRequest()):
         try:
             for share in shares:
                 receiver, sender = context.Pipe(duplex=False)
-                worker = context.Process(target=_work, args=(*share, to_tokens, sender, leash))
+                worker = context.Process(
+                    target=_work, args=(*share, to_tokens, sender, os.getpid())
+                )
                 worker.start()
                 sender.close()  # the worker's is the last one, so the pipe ends when it dies
                 workers[receiver] = worker
@@ -318,8 +318,6 @@ def _in_processes(
             for receiver, each in workers.items():
                 each.join()
                 receiver.close()
-            for descriptor in leash:
-                os.close(descriptor)
     if request.number is not None:
         signal.raise_signal(request.number)  # for the handler from before
         raise Stopped(request.number)
@@ -331,25 +329,18 @@ def _work(
     target: Path,
     to_tokens: Tokenise,
     sender: Connection,
-    leash: tuple[int, int],
+    parent: int,
 ) -> None:
     """Tokenise a share. Sends what is done, or an error, to the parent."""
     # The processes are the threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # While a process has the end that writes, reading waits. Only the parent keeps it.
-    os.close(leash[1])
-    threading.Thread(target=_end_with_parent, args=leash[:1], daemon=True).start()
+    end_with_parent(parent)
     try:
         for done in _write_share(source, target, to_tokens):
             sender.send((done, to_tokens.dropped))
     except BaseException as error:
         error.add_note(traceback.format_exc())
         sender.send(error)
-
-
-def _end_with_parent(leash: int) -> None:
-    os.read(leash, 1)
-    os._exit(1)
 
 
 def _receive(receiver: Connection) -> tuple[int, int] | None:

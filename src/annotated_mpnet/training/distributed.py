@@ -33,12 +33,9 @@ hold full tensors under the same names, so a run can resume either way.
 This is the only module that imports `torch.distributed`.
 """
 
-import ctypes
 import gc
 import os
 import re
-import signal
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +65,7 @@ from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import InputMode
 from annotated_mpnet.mpnet.loop import Network
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
+from annotated_mpnet.signals import end_with_parent
 
 T = TypeVar("T")
 
@@ -215,7 +213,9 @@ def open_world(timeout: int) -> Iterator[World]:
         return
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _end_with_parent()
+        # A rank whose torchrun was killed would stay, and the ranks of other machines wait for it.
+        # Checkpoints are safe at any moment.
+        end_with_parent(os.getppid())
     store = _connect(world, timedelta(seconds=timeout))
     try:
         yield world
@@ -225,16 +225,6 @@ def open_world(timeout: int) -> Iterator[World]:
         raise _first_failure(store, world, error) from error
     finally:
         dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this rank if torchrun is killed; checkpoints are safe at any moment.
-
-    Its own rank would stay for ever otherwise, and the ranks of other machines wait for it.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _connect(world: World, timeout: timedelta) -> Store:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on this machine: an HTTP server that takes uploads and notes them."""
+"""A fake of the Hub: an HTTP server on this machine that keeps what is uploaded."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 
 
-class StandIn(ThreadingHTTPServer):
+class FakeHub(ThreadingHTTPServer):
     """Repositories by name, each with its files; `refusals` has the status of a refused request."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class StandIn(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: StandIn
+    server: FakeHub
 
     def do_GET(self) -> None:
         self.handle_request()
@@ -97,9 +97,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """Let huggingface_hub take the stand-in for the Hub, with a token that may write."""
-    server = StandIn()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Let huggingface_hub use the fake, with a token that may write."""
+    server = FakeHub()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
