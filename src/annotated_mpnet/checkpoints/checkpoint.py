@@ -46,12 +46,13 @@ from torch import Tensor
 
 from annotated_mpnet.checkpoints.manifest import (
     FileRecord,
+    read_folder,
     read_manifest,
     verify_checkpoint,
     write_manifest,
 )
 from annotated_mpnet.errors import CheckpointError, WriteError, shown
-from annotated_mpnet.files.atomic import replacing
+from annotated_mpnet.files.atomic import replacing, write_files
 from annotated_mpnet.files.output import errno_of
 from annotated_mpnet.files.records import Count, decode_exactly, reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
@@ -183,11 +184,6 @@ def load_checkpoint(directory: Path, *, to_resume: bool = True) -> Checkpoint:
         optimizer_tensors = _read_tensors(directory / OPTIMIZER)
         if state.update > 0 and not optimizer_tensors:
             raise CheckpointError(f"{directory / OPTIMIZER} is empty after update {state.update}")
-    export_files = {
-        name.removeprefix(f"{EXPORT_FILES}/"): (directory / name).read_bytes()
-        for name in manifest.files
-        if name.startswith(f"{EXPORT_FILES}/")
-    }
     return Checkpoint(
         run_id=manifest.run_id,
         state=state,
@@ -195,7 +191,7 @@ def load_checkpoint(directory: Path, *, to_resume: bool = True) -> Checkpoint:
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
         streams=_read_streams(directory) if to_resume and STREAM in manifest.files else (),
-        export_files=export_files,
+        export_files=read_folder(directory, EXPORT_FILES),
     )
 
 
@@ -239,10 +235,7 @@ def _write(
             _write_tensors(directory / OPTIMIZER, checkpoint.optimizer_tensors)
     if checkpoint.streams:
         _write_streams(directory, checkpoint.streams)
-    for name, content in checkpoint.export_files.items():
-        path = directory / EXPORT_FILES / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    write_files(directory / EXPORT_FILES, checkpoint.export_files)
     # safetensors gives its files mode 0600; other files follow the umask.
     for path in directory.glob("*.safetensors"):
         path.chmod((directory / STATE).stat().st_mode)

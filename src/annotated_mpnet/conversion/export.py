@@ -40,9 +40,9 @@ from annotated_mpnet.conversion.names import (
     to_mpnet_config,
 )
 from annotated_mpnet.conversion.proof import compare_logits, quiet_transformers
-from annotated_mpnet.conversion.sentence_modules import write_modules
 from annotated_mpnet.conversion.vocabulary import difference_to_weights, tokenizer_difference
 from annotated_mpnet.errors import CheckpointError, ConfigError
+from annotated_mpnet.files.atomic import write_files
 from annotated_mpnet.files.output import HUGGING_FACE_MODEL, output_directory, write_errors
 from annotated_mpnet.files.records import reading, to_json
 from annotated_mpnet.mpnet.config import ModelConfig
@@ -129,7 +129,7 @@ def export_to_hugging_face(
     ):
         _write(staging, tensors, pytorch_bin)
         to_mpnet_config(config, bos, eos).save_pretrained(staging)
-        write_modules(modules, staging)
+        write_files(staging, modules)
         card = model_card(
             facts,
             config,

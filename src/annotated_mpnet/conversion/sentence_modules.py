@@ -135,14 +135,6 @@ def is_module_file(name: str) -> bool:
     )
 
 
-def write_modules(files: Mapping[str, bytes], directory: Path) -> None:
-    """Write modules into an export."""
-    for name, content in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
 def _inside(directory: Path, name: str, source: Path) -> Path:
     # The path comes from a file: it must not lead out of its directory.
     inner = directory / name

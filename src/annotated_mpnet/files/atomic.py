@@ -49,14 +49,19 @@ def remove(path: Path, *, ignore_errors: bool = False) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their path in a directory; they are not synced."""
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 @contextmanager
 def directory_of(files: Mapping[str, bytes]) -> Iterator[str]:
     """Yield a temporary directory that holds these files."""
     with tempfile.TemporaryDirectory() as directory:
-        for name, content in files.items():
-            path = Path(directory, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        write_files(Path(directory), files)
         yield directory
 
 

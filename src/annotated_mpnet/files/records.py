@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -45,7 +45,7 @@ def decode_exactly(path: Path, kind: type[T], **later: object) -> T:
     """
     values = {**later, **decode(path, dict[str, Any])}
     with reading(path):
-        if odd := {each.name for each in dataclasses.fields(kind)} ^ values.keys():
+        if odd := get_type_hints(kind).keys() ^ values.keys():
             raise ValueError(f"missing or unknown: {', '.join(sorted(odd))}")
         return msgspec.convert(values, kind)
 
