@@ -18,7 +18,7 @@ from annotated_mpnet.files.atomic import write_file
 from annotated_mpnet.files.output import write_errors
 from annotated_mpnet.mpnet.config import check_ranges
 from annotated_mpnet.settings.commands import ExplainCommand
-from annotated_mpnet.settings.config import too_much_corruption
+from annotated_mpnet.settings.config import check_corruption
 from annotated_mpnet.text.tokenizer import load_tokenizer
 
 MADE_BY = b"explain-mpnet"
@@ -87,9 +87,7 @@ def _check_numbers(command: ExplainCommand) -> None:
         check_ranges(command.objective)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    wrong, message = too_much_corruption(command.objective)
-    if wrong:
-        raise ConfigError(message)
+    check_corruption(command.objective)
 
 
 def _check_files(command: ExplainCommand) -> None:

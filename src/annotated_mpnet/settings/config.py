@@ -11,8 +11,8 @@ help, TOML files and the reference are made from them.
 Defaults are those of MPNet-base. A docstring says where annotated-mpnet, whose command lines work
 here too, has another default.
 
-`validate` checks the ranges, and then what two settings must be to each other, before any text is
-read or any model is built:
+`validate` checks the ranges, and then which settings contradict each other, before any text is read
+or any model is built:
 
 >>> PretrainingConfig(optimization=OptimizationConfig(lr=-1.0)).validate()
 Traceback (most recent call last):
@@ -268,110 +268,122 @@ class PretrainingConfig:
             check_architecture(self.model)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        for wrong, message in self._contradictions():
-            if wrong:
-                raise ConfigError(message)
+        _check_text(self.data)
+        _check_optimization(self.optimization)
+        bias = self.optimization.relative_bias_init
+        if bias != "auto" and self.model.relative_attention_num_buckets == 0:
+            raise ConfigError(
+                f"--relative-bias-init is {bias}, but --relative-attention-num-buckets 0 switches "
+                "the relative position bias off; remove one of the two"
+            )
+        check_corruption(self.objective)
+        if self.tracking.wandb_watch and self.machine.fsdp:
+            raise ConfigError(
+                "--wandb-watch and --fsdp exclude each other: rank 0 reports to W&B alone and has "
+                "only a shard of the weights; give one of them"
+            )
+        _check_start(self.run)
 
-    def _contradictions(self) -> Iterator[tuple[bool, str]]:
-        """Yield what two settings must not be to each other: (whether they are, the message)."""
-        data, optimization, objective, run = self.data, self.optimization, self.objective, self.run
-        yield (
-            data.max_positions is not None and data.max_positions < data.max_tokens,
+
+def _check_text(data: DataConfig) -> None:
+    if data.max_positions is not None and data.max_positions < data.max_tokens:
+        raise ConfigError(
             f"--max-positions is {data.max_positions}, less than --max-tokens {data.max_tokens}; "
-            "a sequence must fit into the position table: raise the one or lower the other",
+            "a sequence must fit into the position table: raise the one or lower the other"
         )
-        # annotated-mpnet wanted `--dataset-name ""` next to local files. Alone, it must not mean
-        # the default dataset.
-        yield (
-            data.train_dir is None and data.dataset_name == "",
+    # annotated-mpnet wanted `--dataset-name ""` next to local files. Alone, it must not mean the
+    # default dataset.
+    if data.train_dir is None and data.dataset_name == "":
+        raise ConfigError(
             "--dataset-name is empty and there is no --train-dir; expected one source of training "
-            "text, a --train-dir or the name of a dataset",
+            "text, a --train-dir or the name of a dataset"
         )
-        yield (
-            data.train_dir is not None and bool(data.dataset_name),
+    if data.train_dir is not None and data.dataset_name:
+        raise ConfigError(
             f"--train-dir {' '.join(map(str, data.train_dirs))} and --dataset-name "
-            f"{data.dataset_name} exclude each other; give one source of training text",
+            f"{data.dataset_name} exclude each other; give one source of training text"
         )
-        weights = data.train_weights
-        yield (
-            weights is not None and len(weights) != len(data.train_dirs),
-            f"--train-weights has {len(weights or ())} numbers for {len(data.train_dirs)} paths of "
-            "--train-dir; expected one for each path",
+    weights = data.train_weights
+    if weights is not None and len(weights) != len(data.train_dirs):
+        raise ConfigError(
+            f"--train-weights has {len(weights)} numbers for {len(data.train_dirs)} paths of "
+            "--train-dir; expected one for each path"
         )
-        yield (
-            weights is not None and not all(0 < each <= 1e6 for each in weights),
-            f"--train-weights is {' '.join(map(str, weights or ()))}; expected numbers > 0 "
-            "and <= 1000000",
+    if weights is not None and not all(0 < each <= 1e6 for each in weights):
+        raise ConfigError(
+            f"--train-weights is {' '.join(map(str, weights))}; expected numbers > 0 and <= 1000000"
         )
-        yield (
-            data.valid_fraction > 0 and data.valid_file is not None,
+    if data.valid_fraction > 0 and data.valid_file is not None:
+        raise ConfigError(
             f"--valid-fraction {data.valid_fraction} and --valid-file {data.valid_file} exclude "
             "each other; give one source of validation text (--valid-fraction 0 resets that of a "
-            "preset or file)",
+            "preset or file)"
         )
-        warmup = optimization.effective_warmup_updates
-        yield (
-            warmup > optimization.total_updates,
-            f"--warmup-updates is {warmup}, more than --total-updates "
-            f"{optimization.total_updates}; the peak learning rate would never be reached",
+
+
+def _check_optimization(optimization: OptimizationConfig) -> None:
+    warmup, total = optimization.effective_warmup_updates, optimization.total_updates
+    if warmup > total:
+        raise ConfigError(
+            f"--warmup-updates is {warmup}, more than --total-updates {total}; the peak learning "
+            "rate would never be reached"
         )
-        yield (
-            optimization.decay_updates is not None and optimization.schedule != "wsd",
+    if optimization.decay_updates is not None and optimization.schedule != "wsd":
+        raise ConfigError(
             f"--decay-updates is {optimization.decay_updates}, but --schedule "
-            f"{optimization.schedule} falls from the warm-up to the end; give --schedule wsd too",
+            f"{optimization.schedule} falls from the warm-up to the end; give --schedule wsd too"
         )
-        yield (
-            optimization.first_decay_update < warmup <= optimization.total_updates,
+    if optimization.first_decay_update < warmup:
+        raise ConfigError(
             f"--warmup-updates {warmup} and --decay-updates "
-            f"{optimization.total_updates - optimization.first_decay_update} are more than "
-            f"--total-updates {optimization.total_updates}; make one of them shorter",
+            f"{total - optimization.first_decay_update} are more than --total-updates {total}; "
+            "make one of them shorter"
         )
-        yield (
-            optimization.end_learning_rate > optimization.lr,
+    if optimization.end_learning_rate > optimization.lr:
+        raise ConfigError(
             f"--end-learning-rate is {optimization.end_learning_rate}, more than --lr "
-            f"{optimization.lr}; the learning rate can only fall after the warm-up",
+            f"{optimization.lr}; the learning rate can only fall after the warm-up"
         )
-        yield (
-            optimization.muon_lr is not None and optimization.optimizer != "muon",
+    if optimization.muon_lr is not None and optimization.optimizer != "muon":
+        raise ConfigError(
             f"--muon-lr is {optimization.muon_lr}, but --optimizer is {optimization.optimizer}; "
-            "give --optimizer muon too",
+            "give --optimizer muon too"
         )
-        yield (
-            optimization.relative_bias_init != "auto"
-            and self.model.relative_attention_num_buckets == 0,
-            f"--relative-bias-init is {optimization.relative_bias_init}, but "
-            "--relative-attention-num-buckets 0 switches the relative position bias off; "
-            "remove one of the two",
+
+
+def check_corruption(objective: ObjectiveConfig) -> None:
+    """Raise a `ConfigError` if the shares of kept and random tokens exceed 1."""
+    if objective.keep_prob + objective.rand_prob > 1:
+        raise ConfigError(
+            f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up to "
+            "more than 1; expected at most 1, as the rest of the predicted tokens are masked"
         )
-        yield too_much_corruption(objective)
-        yield (
-            self.tracking.wandb_watch and self.machine.fsdp,
-            "--wandb-watch and --fsdp exclude each other: rank 0 reports to W&B alone and has only "
-            "a shard of the weights; give one of them",
-        )
-        yield (
-            run.resuming and run.overwrite,
+
+
+def _check_start(run: RunConfig) -> None:
+    if run.resuming and run.overwrite:
+        raise ConfigError(
             "--resume and --overwrite exclude each other: one continues the run in "
-            "--checkpoint-dir, the other deletes it; give one of them",
+            "--checkpoint-dir, the other deletes it; give one of them"
         )
-        for name, given in (("--resume", run.resume), ("--overwrite", run.overwrite)):
-            yield (
-                run.autoresume and given,
+    if not run.autoresume:
+        return
+    for name, given in (("--resume", run.resume), ("--overwrite", run.overwrite)):
+        if given:
+            raise ConfigError(
                 f"--autoresume and {name} exclude each other: --autoresume resumes the run in "
-                "--checkpoint-dir, and starts one if there is none; give one of them",
+                "--checkpoint-dir, and starts one if there is none; give one of them"
             )
-        named = run.resume_checkpoint
-        yield (
-            run.autoresume
-            and named is not None
-            and named.resolve().parent == run.checkpoint_dir.resolve(),
+    named = run.resume_checkpoint
+    if named is not None and named.resolve().parent == run.checkpoint_dir.resolve():
+        raise ConfigError(
             f"--autoresume takes the newest checkpoint of --checkpoint-dir, and "
-            f"--resume-checkpoint {named} names one of them; give one of the two flags",
+            f"--resume-checkpoint {named} names one of them; give one of the two flags"
         )
-        yield (
-            run.autoresume and not run.save_optimizer_state,
+    if not run.save_optimizer_state:
+        raise ConfigError(
             "--autoresume and --no-save-optimizer-state exclude each other: such checkpoints "
-            "cannot be resumed; give one of them",
+            "cannot be resumed; give one of them"
         )
 
 
@@ -397,12 +409,3 @@ def non_defaults(
         value = vars(vars(config)[group])[each.name]
         if value != each.default:
             yield group, each, value
-
-
-def too_much_corruption(objective: ObjectiveConfig) -> tuple[bool, str]:
-    """Return whether the shares of kept and random tokens exceed 1, and what to say then."""
-    return (
-        objective.keep_prob + objective.rand_prob > 1,
-        f"--keep-prob {objective.keep_prob} and --rand-prob {objective.rand_prob} add up to "
-        "more than 1; expected at most 1, as the rest of the predicted tokens are masked",
-    )

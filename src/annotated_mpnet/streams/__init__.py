@@ -2,7 +2,8 @@
 
 `hub.py` opens a dataset, `shards.py` decides in which order it is read, `streams.py` packs the text
 into sequences, `reservoir.py` shuffles them, and `eval_samples.py` holds documents out. All that a
-resumed run needs is in one record, `reservoir.StreamState`.
+resumed run needs is in one record, `reservoir.StreamState`. `sample.py` writes the first documents
+to a file, from which a tokenizer is learned.
 
-May import `settings`, `text` and `mpnet`. Used by `runs`, `training` and `checkpoints`.
+Imports the book, `errors`, `settings` and `text`. Used by `training`, `checkpoints` and `runs`.
 """

@@ -168,7 +168,6 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
     Raises:
         DataError: there is no such path, it cannot be searched, or it holds no text file.
     """
-    # Sorted as paths, not as strings, so the files of a directory stay together.
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         return _saved_dataset(path, flag)
     if (path / "dataset_dict.json").is_file():
@@ -178,6 +177,7 @@ def find_text_files(path: Path, flag: str, counts: Counts | None = None) -> list
             f"{shown(', '.join(splits))}"
         )
     if path.is_dir():
+        # Sorted as paths, not as strings, so the files of a directory stay together.
         files = sorted(_search(path, counts or Counts()))
         if not files:
             raise DataError(

@@ -187,10 +187,7 @@ def windows_of(tokens: pa.Table, at_least: int) -> Iterator[Ragged]:
             # The last document may continue in the next batch.
             *windows, rest = _split(_join(values, lengths, numbers), at_least, keep=1)
             yield from windows
-            # The rest as pieces again: as many from the end as have its tokens.
-            of_rest = len(rest.values)
-            first = len(numbers) - int(np.searchsorted(np.cumsum(lengths[::-1]), of_rest)) - 1
-            held = [(rest.values, lengths[first:], numbers[first:])]
+            held = [(rest.values, rest.lengths_N, np.unique(numbers)[-len(rest) :])]
     if held:
         values, lengths, numbers = map(np.concatenate, zip(*held, strict=True))
         yield from _split(_join(values, lengths, numbers), at_least, keep=0)
@@ -263,9 +260,10 @@ class Tokenise:
         )
         special = self.is_special_V[ids]
         ids[special] = self.unk_id
-        kept = _any_in_each(~special, lengths)
+        piece = np.repeat(np.arange(len(lengths)), lengths)  # of each token
+        kept = np.bincount(piece[~special], minlength=len(lengths)) > 0
         self.dropped += int(lengths[~kept].sum())
-        return Ragged(ids[np.repeat(kept, lengths)], lengths[kept]), kept
+        return Ragged(ids[kept[piece]], lengths[kept]), kept
 
 
 def _write_share(source: pa.Table, target: Path, to_tokens: Tokenise) -> Iterator[int]:
@@ -362,20 +360,6 @@ def _check_end(worker: multiprocessing.process.BaseProcess) -> None:
             f"a process that tokenises text was killed (exit code {worker.exitcode}), as happens "
             "when memory runs out; start again with fewer processes, as with --num-workers 1"
         )
-
-
-def _any_in_each(
-    flags: npt.NDArray[np.bool_], lengths_N: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Tell whether each sequence, which may be empty, has a flag that is set.
-
-    >>> _any_in_each(np.array([False, True, False]), np.array([2, 0, 1]))
-    array([ True, False, False])
-    """
-    # Not `np.logical_or.reduceat`, which gives an empty sequence its neighbour's answer.
-    set_before = np.concatenate([[0], np.cumsum(flags)])
-    ends_N = np.cumsum(lengths_N)
-    return np.asarray(set_before[ends_N] > set_before[ends_N - lengths_N])
 
 
 def _last_seam(text: str, start: int, end: int) -> int:
