@@ -51,9 +51,11 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = [
-        task for task in TASKS if any(task in each.get("scores", {}) for each in results.lines)
-    ]
+    (first, *_), *_ = of_seeds(
+        arguments, results, arguments.learners[0], same[arguments.learners[0]]
+    )
+    # Not `tuned`, which is asked at the end only.
+    tasks = [task for task in TASKS if task in first["scores"]]
     figure = Figure(figsize=(7, 2.2 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(tasks), 2, squeeze=False)
@@ -61,7 +63,7 @@ def draw(
         for axes, x, updates in zip(pair, ("seconds", "tokens"), (by_time, same), strict=True):
             for name in arguments.learners:
                 seeds = of_seeds(arguments, results, name, updates[name])
-                points = [point for point in zip(*seeds, strict=True) if task in point[0]["scores"]]
+                points = list(zip(*seeds, strict=True))
                 at = [statistics.mean(each[x] for each in point) for point in points]
                 values = [
                     [statistics.mean(each["scores"][task]) for each in point] for point in points
