@@ -6,14 +6,13 @@ the tests. `docs/plateau.svg` is a measurement and comes from `benchmarks/end_to
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from annotated_mpnet.explain.explanation import Objective, objective_of
-from annotated_mpnet.explain.picture import picture as explain_picture
-from annotated_mpnet.explain.picture import svg as explain_svg
+from annotated_mpnet.explain.explanation import objective_of
 from annotated_mpnet.mpnet.batch import Batch
 from annotated_mpnet.mpnet.config import OptimizationConfig
 from annotated_mpnet.mpnet.local_start import PREFERRED_OFFSETS, local_bias
@@ -92,9 +91,10 @@ def example() -> Batch:
     return Batch(masked, order, order, None, length, len(PREDICTED))
 
 
-def natural_form() -> Objective:
-    """Return the example in natural order."""
-    return objective_of("mpnet", example(), WORDS.__getitem__, MASK)
+def natural_form() -> list[Entry]:
+    """Return the entries of the example in natural order, as `explain-mpnet` draws them."""
+    objective = objective_of("mpnet", example(), WORDS.__getitem__, MASK)
+    return [Entry(each.group, each.position, each.reads, each.sees) for each in objective.entries]
 
 
 def permuted_form() -> list[Entry]:
@@ -113,35 +113,58 @@ def permuted_form() -> list[Entry]:
     ]
 
 
+def who_sees_whom(
+    picture: Picture, left: float, entries: Sequence[Entry], seen_mask: str
+) -> tuple[list[float], list[float]]:
+    """Draw the keys across the top and the entries down the side.
+
+    Returns:
+        Where the columns and the lines begin.
+    """
+    keys = [entry for entry in entries if entry.kind != "query"]
+    columns, lines = _places(left + LEFT, keys), _places(TOP, entries)
+    for x, key in zip(columns, keys, strict=True):
+        middle = x + CELL // 2
+        tilted = f'transform="rotate(-45 {middle:g} {TOP - 10})"'
+        picture.text(middle, TOP - 10, key.word, tilted)
+    for y, entry in zip(lines, entries, strict=True):
+        name = f"{entry.kind} {entry.position}"
+        picture.text(left + 8, y + 21, name, f'class="{entry.kind}"')
+        picture.text(left + LEFT - 10, y + 21, entry.word, 'text-anchor="end"')
+        for x, key, sees in zip(columns, keys, entry.sees, strict=False):
+            seen = seen_mask if key.word == "[M]" else "seen"
+            picture.cell(x, y, seen if sees else "hidden")
+    return columns, lines
+
+
+def _places(start: float, entries: Sequence[Entry]) -> list[float]:
+    """Return where each entry begins; there is a gap between kinds."""
+    gaps = [GAP * (before.kind != after.kind) for before, after in pairwise(entries)]
+    return list(accumulate(gaps, lambda place, gap: place + CELL + gap, initial=start))
+
+
 def two_streams() -> str:
-    """Draw the example as `explain-mpnet` does."""
-    return explain_svg(explain_picture(natural_form()))
+    """Draw the example."""
+    picture = Picture()
+    columns, lines = who_sees_whom(picture, 0, natural_form(), seen_mask="seen")
+    picture.text(columns[0], 20, "keys: the masked sentence", 'class="small"')
+    picture.text(columns[-len(PREDICTED)], 20, "content", 'class="small"')
+    for y, position in zip(lines[-len(PREDICTED) :], PREDICTED, strict=True):
+        picture.text(columns[-1] + CELL + 10, y + 21, f"predicts “{WORDS[position]}”")
+    return picture.svg(columns[-1] + CELL + 172, lines[-1] + CELL + 16)
 
 
 def permutation() -> str:
     """Draw the paper's permuted form beside the natural order; yellow: a mask is seen."""
-    natural = [
-        Entry(each.group, each.position, each.reads, each.sees) for each in natural_form().entries
-    ]
-    picture, left = Picture(), 110.0
+    picture, right = Picture(), 0.0
     for title, entries in (
         ("the paper: permuted", permuted_form()),
-        ("this project: natural order", natural),
+        ("this project: natural order", natural_form()),
     ):
-        keys = [entry for entry in entries if entry.kind != "query"]
-        picture.text(left, 16, title)
-        for column, key in enumerate(keys):
-            x = left + CELL * column + CELL // 2
-            picture.text(x, TOP - 10, key.word, f'transform="rotate(-45 {x:g} {TOP - 10})"')
-        for number, entry in enumerate(entries):
-            y = TOP + CELL * number
-            words = f"{entry.word} {entry.position}"
-            picture.text(left - 8, y + 21, words, f'text-anchor="end" class="{entry.kind}"')
-            for column, seen in enumerate(entry.sees):
-                kind = "hidden" if not seen else "mask" if keys[column].word == "[M]" else "seen"
-                picture.cell(left + CELL * column, y, kind)
-        left += CELL * len(keys) + 150
-    return picture.svg(left - 120, TOP + CELL * len(entries) + 16)
+        picture.text(right + LEFT, 16, title)
+        columns, lines = who_sees_whom(picture, right, entries, seen_mask="mask")
+        right = columns[-1] + CELL + 30
+    return picture.svg(right, lines[-1] + CELL + 16)
 
 
 def relative_bias() -> str:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.explain.explanation import Explanation, explain
@@ -27,20 +28,21 @@ def explained(text: str = SENTENCE, mode: InputMode = "mpnet", **options: object
 
 
 def tiny_asked(
-    tokenizer: PreTrainedTokenizerFast, *, has_head: bool = True, layers: int = 3
+    tokenizer: PreTrainedTokenizerFast, *, has_head: bool = True, **numbers: int
 ) -> Asked:
+    """Return a model in which every number matters; some may be given."""
     vocabulary = vocabulary_of(tokenizer)
     config = ModelConfig(
         vocab_size=vocabulary.size,
         pad_token_id=vocabulary.pad_id,
         mask_token_id=vocabulary.mask_id,
-        encoder_layers=layers,
+        encoder_layers=3,
         encoder_embed_dim=16,
         encoder_ffn_dim=32,
         encoder_attention_heads=4,
         max_positions=40,
     )
-    model = scrambled(MPNetForPretraining(config)).eval()
+    model = scrambled(MPNetForPretraining(replace(config, **numbers))).eval()
     return Asked(model, has_head, tokenizer, "its own", ())
 
 
@@ -52,4 +54,11 @@ def explained_by_a_model(mode: InputMode = "mpnet", *, has_head: bool = True) ->
 @cache
 def _explained_by_a_model(has_head: bool) -> Explanation:
     asked = tiny_asked(word_tokenizer(SENTENCE), has_head=has_head)
-    return explained(model="tiny", config=asked.config, ask=asked)
+    return explained(asked=asked)
+
+
+def with_specials(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a vocabulary that has the five special tokens."""
+    names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    tokens = {f"{name}_token": token for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)

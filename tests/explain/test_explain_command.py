@@ -4,22 +4,30 @@ import contextlib
 import importlib.util
 import io
 import re
-import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
 
 import pytest
-from examples import MODES, NASTY, SENTENCE, explained, explained_by_a_model, tiny_asked
+from examples import (
+    MODES,
+    NASTY,
+    SENTENCE,
+    explained,
+    explained_by_a_model,
+    tiny_asked,
+    with_specials,
+)
+from matplotlib.colors import to_hex
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from annotated_mpnet import cli
 from annotated_mpnet.conversion import LoadedWeights
-from annotated_mpnet.explain.explanation import Explanation
-from annotated_mpnet.explain.page import page
-from annotated_mpnet.explain.picture import picture, svg
+from annotated_mpnet.explain.explanation import Explanation, explain
+from annotated_mpnet.explain.picture import HIDDEN, SEEN, draw
 from annotated_mpnet.explain.sentence import word_tokenizer
 from annotated_mpnet.explain.terminal import show
-from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig
 from annotated_mpnet.text.tokenizer import write_tokenizer
 from networks import save_network
 
@@ -77,11 +85,21 @@ def test_nothing_in_a_sentence_can_steer_the_terminal() -> None:
     assert "שלום עולם 👩‍🚀" in said
 
 
-def test_guesses_bits_and_attention_of_a_model_are_shown() -> None:
+def test_a_token_of_two_dashes_is_not_taken_for_nothing() -> None:
+    words = ["<s>", "<pad>", "</s>", "<unk>", "so", "--", "then", "<mask>"]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    settings = ObjectiveConfig(rand_prob=0, keep_prob=0)
+    explanation = explain("so -- then", with_specials(backend), settings, predict="then")
+    said = "  sees   <s> so -- <mask> </s>\n  bucket 3   2  1  0      17\n"
+    assert said in shown(explanation)
+
+
+def test_what_a_model_says_is_shown() -> None:
     said = shown(explained_by_a_model(), 200)
-    prediction = explained_by_a_model().shown.predictions[0]
-    assert f"guesses: “{prediction.guesses[0].token}”" in said
-    assert f"{prediction.bits:.1f} bits" in said
+    answer = explained_by_a_model().shown.predictions[0].answer
+    assert f"guesses: “{answer.guesses[0].token}”" in said
+    assert f"{answer.bits:.1f} bits" in said
     assert "attends in the last layer (mean of 4 heads) to: “" in said
     assert "bits" in said.split("The three objectives")[1]
     assert "guesses" not in shown(explained_by_a_model(has_head=False), 200)
@@ -230,17 +248,17 @@ def test_words_without_quotes_are_a_sentence() -> None:
     assert command("The", "cat", "sat.")[1] == command("The cat sat.")[1]
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.parametrize("text", [SENTENCE, NASTY])
 @pytest.mark.parametrize("mode", MODES)
 def test_pictures_hold_each_entry_and_each_score(mode: InputMode, text: str) -> None:
     explanation = explained(text, mode)
-    drawn = picture(explanation.shown)
-    squares = ET.fromstring(svg(drawn)).findall("{http://www.w3.org/2000/svg}rect")
-    assert len(squares) == sum(len(entry.sees) for entry in explanation.shown.entries)
-    seen = sum(square.get("class") == "seen" for square in squares)
-    assert seen == sum(sum(entry.sees) for entry in explanation.shown.entries)
-
-
-def test_the_page_is_in_the_package() -> None:
-    # hatchling packs all files of the package that git does not ignore.
-    assert page(explained()).startswith("<!doctype html>\n<!-- Made by explain-mpnet. -->")
+    entries = explanation.shown.entries
+    (axes,) = draw(explanation).axes
+    assert len(axes.get_xticks()) == len(explanation.shown.keys)
+    assert len(axes.get_yticks()) == len(entries)
+    (squares,) = axes.collections
+    colours = [to_hex(colour) for colour in squares.get_facecolor()]
+    scores = [sees for entry in entries for sees in entry.sees]
+    assert colours == [SEEN if sees else HIDDEN for sees in scores]
+    assert len(squares.get_paths()) == len(scores)

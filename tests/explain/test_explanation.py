@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from examples import MODES, SENTENCE, explained, explained_by_a_model, tiny_asked
+from examples import MODES, SENTENCE, explained, explained_by_a_model, tiny_asked, with_specials
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +18,7 @@ from annotated_mpnet.mpnet.collator import (
     DataCollatorForMaskedPermutedLanguageModeling,
     NumberedSequence,
 )
-from annotated_mpnet.mpnet.config import InputMode, ModelConfig, ObjectiveConfig
+from annotated_mpnet.mpnet.config import InputMode, ObjectiveConfig
 from annotated_mpnet.mpnet.pictures import draw_visibility
 from annotated_mpnet.mpnet.positions import relative_position_bucket
 from annotated_mpnet.mpnet.two_stream import mlm_entries, mpnet_entries, plm_entries
@@ -67,15 +67,15 @@ def test_a_model_attends_to_what_a_prediction_sees_and_to_nothing_else(mode: Inp
     objective = explained_by_a_model(mode).shown
     for each in objective.predictions:
         sees = objective.entries[each.entry].sees
-        assert len(each.attention) == 3
-        for layer in each.attention:
+        assert len(each.answer.attention) == 3
+        for layer in each.answer.attention:
             assert len(layer) == 4
             for head in layer:
                 assert len(head) == len(objective.keys)
                 assert sum(head) == pytest.approx(1000, abs=len(head))
                 assert not any(weight for weight, seen in zip(head, sees, strict=True) if not seen)
     # No weight is hidden in the rounding of all heads: what is seen is attended to by one of them.
-    weights = np.array(objective.predictions[-1].attention).max(axis=(0, 1))
+    weights = np.array(objective.predictions[-1].answer.attention).max(axis=(0, 1))
     assert (weights > 0).tolist() == list(objective.entries[objective.predictions[-1].entry].sees)
 
 
@@ -88,11 +88,11 @@ def test_bits_are_the_loss_of_training_and_the_best_guess_is_the_likeliest(mode:
         slots = batch.predicted_positions, batch.predicted_ids
         logits_BPV = model(batch.input_ids, *slots, input_mode=mode)
         loss = model.loss_sum(batch, mode).item()
-    bits = [each.bits for each in objective.predictions if each.bits is not None]
+    bits = [each.answer.bits for each in objective.predictions if each.answer.bits is not None]
     assert sum(bits) == pytest.approx(loss / math.log(2), rel=1e-5)
     assert objective.bits == pytest.approx(loss / math.log(2) / batch.num_predicted, rel=1e-5)
     best, chance = logits_BPV[0].softmax(1).max(1)[::-1]
-    guesses = [each.guesses[0] for each in objective.predictions]
+    guesses = [each.answer.guesses[0] for each in objective.predictions]
     assert [guess.token for guess in guesses] == tokenizer.convert_ids_to_tokens(best.tolist())
     assert [guess.probability for guess in guesses] == pytest.approx(chance.tolist(), rel=1e-5)
 
@@ -105,7 +105,7 @@ def test_recording_attention_changes_no_output(mode: InputMode) -> None:
     asked.model.use_attention(EAGER)
     with torch.no_grad():
         plain = asked.model(*slots, input_mode=mode)
-        explained(mode=mode, ask=asked)  # switches recording on
+        explained(mode=mode, asked=asked)  # switches recording on
         recorded = asked.model(*slots, input_mode=mode)
         asked.model.use_attention(SDPA)
         fast = asked.model(*slots, input_mode=mode)
@@ -116,8 +116,10 @@ def test_recording_attention_changes_no_output(mode: InputMode) -> None:
 def test_a_sentence_encoder_attends_but_predicts_nothing() -> None:
     objective = explained_by_a_model(has_head=False).shown
     assert objective.bits is None
-    assert all(each.bits is None and not each.guesses for each in objective.predictions)
-    assert all(each.attention for each in objective.predictions)
+    for answer in (each.answer for each in objective.predictions):
+        assert answer.bits is None
+        assert not answer.guesses
+        assert answer.attention
 
 
 def test_the_shares_are_those_of_the_book() -> None:
@@ -131,14 +133,14 @@ def test_the_shares_are_those_of_the_book() -> None:
 
 
 def test_buckets_are_those_of_the_model() -> None:
-    config = ModelConfig(relative_attention_num_buckets=8, relative_attention_max_distance=12)
-    explanation = explained(config=config)
+    tokenizer = word_tokenizer(SENTENCE)
+    numbers = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    explanation = explained(asked=tiny_asked(tokenizer, **numbers))
     for query, key in ((0, 0), (3, 1), (1, 3), (0, 18), (18, 0)):
         wanted = relative_position_bucket(torch.tensor(key - query), 8, 12).item()
         assert explanation.bucket(query, key) == wanted
-    without = explained(config=ModelConfig(relative_attention_num_buckets=0))
-    assert without.buckets == ()
-    assert without.bucket(0, 1) is None
+    without = tiny_asked(tokenizer, relative_attention_num_buckets=0)
+    assert explained(asked=without).buckets == ()
 
 
 def test_words_that_are_named_are_predicted_in_their_order() -> None:
@@ -186,7 +188,7 @@ def test_a_sentence_that_is_too_long_is_an_error() -> None:
     ):
         explained("a " * 127)
     with pytest.raises(ConfigError, match="at most 9, the number of the checkpoint"):
-        explained(config=ModelConfig(max_positions=9))
+        explained(asked=tiny_asked(word_tokenizer(SENTENCE), max_positions=9))
 
 
 def test_each_token_has_the_kind_of_its_replacement() -> None:
@@ -238,9 +240,3 @@ def test_byte_level_pieces_are_shown_as_text() -> None:
     explanation = explain("café", with_specials(backend), ObjectiveConfig(), predict="café")
     assert [each.text for each in explanation.tokens] == ["<s>", *"caf", "\ufffd", "\ufffd", "</s>"]
     assert [each.rank for each in explanation.tokens] == [0, 1, 2, 3, 4, 5, 0]
-
-
-def with_specials(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-    tokens = {f"{name}_token": token for name, token in names.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)

@@ -123,7 +123,7 @@ def test_a_browser_clicks_through_the_page(tmp_path: Path) -> None:
 
 def test_a_browser_shows_any_letters_and_the_guesses_of_a_model(tmp_path: Path) -> None:
     asked = tiny_asked(word_tokenizer(NASTY))
-    explanation = explained(NASTY, predict="script,שלום,alert", config=asked.config, ask=asked)
+    explanation = explained(NASTY, predict="script,שלום,alert", asked=asked)
     shown = clicked(explanation, tmp_path)
     objective = explanation.shown
     sees = " ".join(
@@ -136,9 +136,9 @@ def test_a_browser_shows_any_letters_and_the_guesses_of_a_model(tmp_path: Path) 
     # The clicks end at the third prediction of plm, with the second head of the last layer.
     objective = explanation.objectives["plm"]
     prediction = objective.predictions[2]
-    assert shown[-1] == "guesses: " + "|".join(each.token for each in prediction.guesses)
+    assert shown[-1] == "guesses: " + "|".join(each.token for each in prediction.answer.guesses)
     told = shown[-2].removeprefix("attention: ").split("|")
     sees_key = objective.entries[prediction.entry].sees
-    for text, weight, seen in zip(told, prediction.attention[-1][1], sees_key, strict=True):
+    for text, weight, seen in zip(told, prediction.answer.attention[-1][1], sees_key, strict=True):
         assert (text != "") == seen
         assert not seen or float(text.removesuffix("%")) == pytest.approx(weight / 10, abs=0.51)

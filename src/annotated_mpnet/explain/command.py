@@ -1,7 +1,6 @@
 """`explain-mpnet`: check what was asked for, explain, draw."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.console import Console
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.explain.explanation import Explanation, explain
-from annotated_mpnet.explain.model import load
+from annotated_mpnet.explain.model import Asked, load
 from annotated_mpnet.explain.page import page
 from annotated_mpnet.explain.picture import png, require_matplotlib
 from annotated_mpnet.explain.sentence import word_tokenizer
@@ -40,44 +39,34 @@ def run_explain(command: ExplainCommand, console: Console | None = None) -> Expl
     _check_files(command)
     explanation = _explain(command)
     show(explanation, console)
-    drawings: list[tuple[Path | None, Callable[[Explanation], tuple[bytes, str]]]] = [
-        (command.html, lambda drawn: (page(drawn).encode(), "")),
-        (command.png, png),
-    ]
-    for path, draw in drawings:
-        if path is not None:
-            data, note = draw(explanation)
-            _write(path, data)
-            console.print(
-                escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True
-            )
+    if command.html is not None:
+        _write(console, command.html, page(explanation).encode())
+    if command.png is not None:
+        _write(console, command.png, *png(explanation))
     return explanation
 
 
 def _explain(command: ExplainCommand) -> Explanation:
     text, name = " ".join(command.sentence), command.tokenizer_name
-    settings, predict, seed = command.objective, command.predict, command.seed
+    asked: Asked | None = None
+    about: list[str] = []
     if command.checkpoint is not None:
         asked = load(command.checkpoint, name)
-        return explain(
-            text,
-            asked.tokenizer,
-            settings,
-            predict=predict,
-            seed=seed,
-            tokenizer_name=asked.tokenizer_name,
-            model=command.checkpoint,
-            notes=asked.notes,
-            config=asked.config,
-            ask=asked,
-        )
-    if name is None:
-        tokenizer = word_tokenizer(text)
+        tokenizer, name = asked.tokenizer, asked.tokenizer_name
+        about = [f"model: {command.checkpoint}", *(f"note: {each}" for each in asked.notes)]
+    elif name is None:
+        tokenizer, name = word_tokenizer(text), WORDS
     else:
         with quiet_transformers():
             tokenizer = load_tokenizer(name)
     return explain(
-        text, tokenizer, settings, predict=predict, seed=seed, tokenizer_name=name or WORDS
+        text,
+        tokenizer,
+        command.objective,
+        predict=command.predict,
+        seed=command.seed,
+        about=[f"tokenizer: {name}", *about],
+        asked=asked,
     )
 
 
@@ -113,7 +102,7 @@ def _check_files(command: ExplainCommand) -> None:
             raise ConfigError(f"{named}, and there is no such directory; make it, or give another")
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(console: Console, path: Path, data: bytes, note: str = "") -> None:
     target = Path(os.path.realpath(path))
     with write_errors(path):
         try:
@@ -121,3 +110,4 @@ def _write(path: Path, data: bytes) -> None:
         except OSError:
             target.with_name(f".tmp-{target.name}").unlink(missing_ok=True)
             raise
+    console.print(escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ compared.
 >>> for name, objective in explanation.objectives.items():
 ...     for each in objective.predictions:
 ...         seen = objective.seen_by(each.entry)
-...         print(name, each.number, " ".join(key.reads if key else "--" for key in seen))
+...         print(name, each.number, *(key.seen_as if key else "--" for key in seen))
 mpnet 1 <s> The cat <mask> on the <mask> . </s>
 mpnet 2 <s> The cat <mask> on the mat . </s>
 mlm 1 <s> The cat <mask> on the <mask> . </s>
@@ -28,13 +28,15 @@ plm 2 <s> The cat -- on the mat . </s>
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from statistics import fmean
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError
+from annotated_mpnet.explain.model import Answer, Asked
 from annotated_mpnet.explain.sentence import Sentence
 from annotated_mpnet.mpnet import masking
 from annotated_mpnet.mpnet.batch import Batch
@@ -48,6 +50,8 @@ from annotated_mpnet.mpnet.two_stream import Entries, mlm_entries, mpnet_entries
 
 MAX_TOKENS = 128
 """A picture of more cannot be read, and a page with all attention weights would take megabytes."""
+
+NAMES: dict[InputMode, str] = {"mpnet": "MPNet", "mlm": "MLM (BERT)", "plm": "PLM (XLNet)"}
 
 Kind = Literal["", "mask", "random", "kept"]
 Group = Literal["sentence", "content", "query"]
@@ -80,7 +84,7 @@ class Entry:
         group: masked sentence, content or query; in `plm` the original sentence is content.
         position: in the sentence.
         reads: its input token.
-        rank: of its position, as in `Token`.
+        seen_as: the same, with a "?" if it is in place of a mask: a random or a kept token.
         time: how many predictions it may know.
         known: whether it reads a token of the text that is not to be doubted: neither a mask nor
             a random token, and no kept one either, since the model cannot tell these apart.
@@ -91,18 +95,10 @@ class Entry:
     group: Group
     position: int
     reads: str
-    rank: int
+    seen_as: str
     time: int
     known: bool
     sees: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A token that a model expects, and its probability."""
-
-    token: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -116,9 +112,7 @@ class Prediction:
         token: what is right.
         tokens_seen: how many tokens of the text the entry sees (`Entry.known`).
         positions_seen: at how many positions it sees anything.
-        guesses: of the model, the likeliest first; empty without a model.
-        bits: -log2 of the probability of the right token; None without a model.
-        attention: what the entry attends to, for each layer, head and key, in thousandths.
+        answer: of the model; an empty one without a model.
     """
 
     number: int
@@ -127,9 +121,7 @@ class Prediction:
     token: str
     tokens_seen: int
     positions_seen: int
-    guesses: tuple[Guess, ...] = ()
-    bits: float | None = None
-    attention: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -139,6 +131,7 @@ class Objective:
     `tokens` and `positions` are the shares that an average prediction sees; `bits` is the mean.
     """
 
+    name: str
     entries: tuple[Entry, ...]
     predictions: tuple[Prediction, ...]
     tokens: float
@@ -152,12 +145,8 @@ class Objective:
 
     def seen_by(self, entry: int) -> list[Entry | None]:
         """Return the key that an entry sees at each position of the sentence; None for nothing."""
-        seen = {key.position: key for key in self.keys_of(self.entries[entry])}
+        seen = {key.position: key for key in _seen(self.entries, entry)}
         return [seen.get(i) for i in range(1 + max(key.position for key in self.keys))]
-
-    def keys_of(self, entry: Entry) -> list[Entry]:
-        """Return the keys that an entry sees."""
-        return [key for key, sees in zip(self.keys, entry.sees, strict=False) if sees]
 
 
 @dataclass(frozen=True)
@@ -166,10 +155,7 @@ class Explanation:
 
     Attributes:
         sentence: as it was given.
-        tokenizer: in words.
-        model: the path or name of the checkpoint; None without one.
-        notes: what the user should know about the model.
-        seed: of the masks.
+        about: a line each about the tokenizer, the model, and what the masks depend on.
         input_mode: the objective that was asked for; it is shown first.
         tokens: of the sentence, with `<s>` and `</s>`.
         buckets: the relative position bucket of each distance (key position - query position),
@@ -178,10 +164,7 @@ class Explanation:
     """
 
     sentence: str
-    tokenizer: str
-    model: str | None
-    notes: tuple[str, ...]
-    seed: int
+    about: tuple[str, ...]
     input_mode: InputMode
     tokens: tuple[Token, ...]
     buckets: tuple[int, ...]
@@ -192,26 +175,9 @@ class Explanation:
         """The objective that was asked for."""
         return self.objectives[self.input_mode]
 
-    def bucket(self, query: int, key: int) -> int | None:
-        """Return the relative position bucket of two positions."""
-        return self.buckets[key - query + len(self.tokens) - 1] if self.buckets else None
-
-
-class Answers(NamedTuple):
-    """What a model says to each prediction, as in `Prediction`; a guess is an id here."""
-
-    guesses: Sequence[Sequence[tuple[int, float]]]
-    bits: Sequence[float | None]
-    attention: Sequence[tuple[tuple[tuple[int, ...], ...], ...]]
-
-    @classmethod
-    def none(cls, predictions: int) -> "Answers":
-        """Return what no model says."""
-        return cls([()] * predictions, [None] * predictions, [()] * predictions)
-
-
-Ask = Callable[[Entries, list[int]], Answers]
-"""Asks a model (`model.py`); gets the entries and the right ids."""
+    def bucket(self, query: int, key: int) -> int:
+        """Return the relative position bucket of two positions, if the model has buckets."""
+        return self.buckets[key - query + len(self.tokens) - 1]
 
 
 @dataclass(frozen=True)
@@ -231,11 +197,8 @@ def explain(
     *,
     predict: str | None = None,
     seed: int = 12345,
-    tokenizer_name: str = "",
-    model: str | None = None,
-    notes: tuple[str, ...] = (),
-    config: ModelConfig | None = None,
-    ask: Ask | None = None,
+    about: Sequence[str] = (),
+    asked: Asked | None = None,
 ) -> Explanation:
     """Explain a sentence.
 
@@ -246,16 +209,13 @@ def explain(
         predict: the words to predict, in their order, separated by commas; None for a random
             choice, the one that training would make for the first sequence of its first epoch.
         seed: of the masks.
-        tokenizer_name: in words.
-        model: its name.
-        notes: about it.
-        config: of the model; MPNet-base's without one.
-        ask: asks the model.
+        about: lines about tokenizer and model.
+        asked: the model; without one, the numbers are MPNet-base's.
 
     Raises:
         ConfigError: nothing to predict, too long, or an unknown word in `predict`.
     """
-    config = config or ModelConfig()
+    config = ModelConfig() if asked is None else asked.model.config
     sentence = Sentence(text, tokenizer)
     _check_length(sentence, config)
     collator = _ByHand(
@@ -273,13 +233,12 @@ def explain(
         sequence = NumberedSequence(sentence.ids_L, epoch=0, index=0)
         batches[mode] = with_mode([sequence])
         mask_id = sentence.vocabulary.mask_id
-        objectives[mode] = objective_of(mode, batches[mode], sentence.label, mask_id, ask)
+        objectives[mode] = objective_of(mode, batches[mode], sentence.label, mask_id, asked)
+    predicted = len(objectives["mpnet"].predictions)
+    masks = f"{len(sentence.ids_L)} tokens, {predicted} of them predicted; seed {seed}"
     return Explanation(
         sentence=text,
-        tokenizer=tokenizer_name,
-        model=model,
-        notes=notes,
-        seed=seed,
+        about=(*about, masks),
         input_mode=settings.input_mode,
         tokens=_tokens(sentence, batches["mpnet"]),
         buckets=_buckets(len(sentence.ids_L), config),
@@ -305,26 +264,17 @@ def _check_length(sentence: Sentence, config: ModelConfig) -> None:
 
 def _tokens(sentence: Sentence, batch: Batch) -> tuple[Token, ...]:
     ranks = _ranks(batch)
-    reads_L = batch.input_ids[0].tolist()
-
-    def kind(position: int) -> Kind:
-        if position not in ranks:
-            return ""
-        if reads_L[position] == sentence.vocabulary.mask_id:
-            return "mask"
-        # A random token may be the token itself, by chance; then it is the same as a kept one.
-        return "kept" if reads_L[position] == sentence.ids_L[position] else "random"
-
-    return tuple(
-        Token(
-            text=sentence.label(int(token)),
-            word=sentence.words[position],
-            rank=ranks.get(position, 0),
-            kind=kind(position),
-            reads=sentence.label(reads_L[position]),
-        )
-        for position, token in enumerate(sentence.ids_L)
-    )
+    tokens = []
+    for position, reads in enumerate(batch.input_ids[0].tolist()):
+        token = int(sentence.ids_L[position])
+        kind: Kind = ""
+        if position in ranks:
+            # A random token may be the token itself, by chance; then it is the same as a kept one.
+            kind = "kept" if reads == token else "random"
+            kind = "mask" if reads == sentence.vocabulary.mask_id else kind
+        word, rank = sentence.words[position], ranks.get(position, 0)
+        tokens.append(Token(sentence.label(token), word, rank, kind, sentence.label(reads)))
+    return tuple(tokens)
 
 
 def _buckets(length: int, config: ModelConfig) -> tuple[int, ...]:
@@ -368,7 +318,7 @@ def objective_of(
     batch: Batch,
     label: Callable[[int], str],
     mask_id: int,
-    ask: Ask | None = None,
+    asked: Asked | None = None,
 ) -> Objective:
     """Write down what the network gets for a batch of one sentence; `label` names the tokens."""
     tensors, groups = _entries(mode, batch, mask_id)
@@ -379,48 +329,46 @@ def objective_of(
         tensors.input_ids[0].tolist(),
         _blocks(tensors),
     )
-    entries = tuple(
-        Entry(
-            group=group,
-            position=position,
-            reads=label(token),
-            rank=ranks.get(position, 0),
-            time=time,
-            known=group == "content" or (group == "sentence" and position not in ranks),
-            sees=tuple(sees),
-        )
-        for group, position, token, (time, sees) in zip(*columns, strict=True)
-    )
+    entries = []
+    for group, position, token, (time, sees) in zip(*columns, strict=True):
+        reads = label(token)
+        corrupted = group == "sentence" and position in ranks
+        seen_as = f"{reads}?" if corrupted and token != mask_id else reads
+        known = group != "query" and not corrupted
+        entries.append(Entry(group, position, reads, seen_as, time, known, tuple(sees)))
+
     right = batch.predicted_ids[0].tolist()
+    answers = [Answer()] * len(right) if asked is None else asked(tensors, right, label)
     assert tensors.loss_entries is not None
-    predicting = tensors.loss_entries[0].tolist()
-    answers = Answers.none(len(right)) if ask is None else ask(tensors, right)
-    whole = Objective(entries, (), 0.0, 0.0, None)
-    predictions = tuple(
-        Prediction(
-            number=number,
-            position=entries[entry].position,
-            entry=entry,
-            token=label(token),
-            tokens_seen=sum(key.known for key in whole.keys_of(entries[entry])),
-            positions_seen=len({key.position for key in whole.keys_of(entries[entry])}),
-            guesses=tuple(Guess(label(each), chance) for each, chance in guesses),
-            bits=bits,
-            attention=attention,
+    predictions = []
+    for entry, token, answer in zip(tensors.loss_entries[0].tolist(), right, answers, strict=True):
+        seen = _seen(entries, entry)
+        predictions.append(
+            Prediction(
+                number=len(predictions) + 1,
+                position=entries[entry].position,
+                entry=entry,
+                token=label(token),
+                tokens_seen=sum(key.known for key in seen),
+                positions_seen=len({key.position for key in seen}),
+                answer=answer,
+            )
         )
-        for number, (entry, token, guesses, bits, attention) in enumerate(
-            zip(predicting, right, *answers, strict=True), start=1
-        )
+    length = batch.input_ids.shape[1]
+    bits = [answer.bits for answer in answers if answer.bits is not None]
+    return Objective(
+        NAMES[mode],
+        tuple(entries),
+        tuple(predictions),
+        tokens=fmean(each.tokens_seen for each in predictions) / length,
+        positions=fmean(each.positions_seen for each in predictions) / length,
+        bits=fmean(bits) if bits else None,
     )
-    possible = batch.input_ids.shape[1] * len(predictions)
-    bits_known = [each.bits for each in predictions if each.bits is not None]
-    return replace(
-        whole,
-        predictions=predictions,
-        tokens=sum(each.tokens_seen for each in predictions) / possible,
-        positions=sum(each.positions_seen for each in predictions) / possible,
-        bits=sum(bits_known) / len(bits_known) if bits_known else None,
-    )
+
+
+def _seen(entries: Sequence[Entry], entry: int) -> list[Entry]:
+    """Return the keys that an entry sees."""
+    return [key for key, sees in zip(entries, entries[entry].sees, strict=False) if sees]
 
 
 def _ranks(batch: Batch) -> dict[int, int]:

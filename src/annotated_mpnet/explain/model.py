@@ -15,7 +15,8 @@ True
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,10 +25,8 @@ from transformers import PreTrainedTokenizerFast
 from annotated_mpnet.conversion import LoadedWeights, load_any
 from annotated_mpnet.conversion.proof import quiet_transformers
 from annotated_mpnet.errors import ConfigError, shown
-from annotated_mpnet.explain.explanation import Answers
 from annotated_mpnet.files.records import reading
 from annotated_mpnet.mpnet.attention import EAGER, Attention, BiasedBlock
-from annotated_mpnet.mpnet.config import ModelConfig
 from annotated_mpnet.mpnet.pretraining import MPNetForPretraining
 from annotated_mpnet.mpnet.two_stream import Entries
 from annotated_mpnet.text.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_of
@@ -59,11 +58,31 @@ def recording(found: list[Tensor]) -> Attention:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model that can be asked (`explanation.Ask`), and its tokenizer.
+class Guess:
+    """A token that a model expects, and its probability."""
 
-    `has_head` is false for a sentence encoder: its head is made up, so it predicts nothing.
+    token: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a prediction.
+
+    Attributes:
+        guesses: the likeliest first; empty for a sentence encoder, whose head is made up.
+        bits: -log2 of the probability of the right token; None for a sentence encoder.
+        attention: of the predicting entry, for each layer, head and key, in thousandths.
     """
+
+    guesses: tuple[Guess, ...] = ()
+    bits: float | None = None
+    attention: list[list[list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that can be asked, and its tokenizer."""
 
     model: MPNetForPretraining
     has_head: bool
@@ -71,13 +90,10 @@ class Asked:
     tokenizer_name: str
     notes: tuple[str, ...]
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model's numbers."""
-        return self.model.config
-
-    def __call__(self, entries: Entries, right: list[int]) -> Answers:
-        """Return what the model says to each prediction."""
+    def __call__(
+        self, entries: Entries, right: list[int], label: Callable[[int], str]
+    ) -> list[Answer]:
+        """Return what the model says to each prediction; `right` are the tokens to predict."""
         found: list[Tensor] = []
         self.model.use_attention(recording(found))
         with torch.inference_mode():
@@ -86,20 +102,17 @@ class Asked:
         wanted_P = entries.loss_entries[0]
         # The last layer computes the predicting entries only.
         layers_PHM = [weights_BQHM[0, wanted_P] for weights_BQHM in found[:-1]] + [found[-1][0]]
-        attention = [
-            tuple(tuple(map(tuple, heads)) for heads in layers)
-            for layers in torch.stack(layers_PHM, dim=1).mul(1000).round().int().tolist()
-        ]
+        attention = torch.stack(layers_PHM, dim=1).mul(1000).round().int().tolist()
         if not self.has_head:
-            return Answers.none(len(right))._replace(attention=attention)
+            return [Answer(attention=each) for each in attention]
         log_PV = logits_PV.float().log_softmax(dim=1)
         best = log_PV.exp().topk(min(GUESSES, log_PV.shape[1]), dim=1)
-        guesses = [
-            list(zip(tokens, chances, strict=True))
-            for tokens, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
         bits_P = -log_PV.gather(1, torch.tensor(right)[:, None])[:, 0] / math.log(2)
-        return Answers(guesses, bits_P.tolist(), attention)
+        columns = (best.indices.tolist(), best.values.tolist(), bits_P.tolist(), attention)
+        return [
+            Answer(tuple(map(Guess, map(label, tokens), chances)), bits, weights)
+            for tokens, chances, bits, weights in zip(*columns, strict=True)
+        ]
 
 
 def load(checkpoint: str, tokenizer_name: str | None) -> Asked:

@@ -1,13 +1,13 @@
 """A sentence as tokens: cut by a tokenizer, or by `word_tokenizer`, which needs no file."""
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from annotated_mpnet.errors import ConfigError, shown
 from annotated_mpnet.mpnet import masking
 from annotated_mpnet.text.tokenization import Tokenise
-from annotated_mpnet.text.tokenizer import BYTES, vocabulary_of
+from annotated_mpnet.text.tokenizer import vocabulary_of
 
 SPARE_WORDS = "house tree blue slowly seven river green paper runs bird cold stone music early open"
 """What `word_tokenizer` can put in place of a predicted token, next to the sentence's own words."""
@@ -66,8 +66,7 @@ class Sentence:
         if piece is None:
             return f"[{token}]"
         if self._is_byte_level:
-            said = b"".join(BYTES.get(letter, letter.encode()) for letter in piece)
-            return said.decode(errors="replace").strip() or piece
+            return decoders.ByteLevel().decode([piece]).strip() or piece
         return piece
 
     def positions_of(self, predict: str) -> list[int]:

@@ -5,6 +5,8 @@ Letters carry the meaning; colours repeat it, so a pipe and NO_COLOR lose nothin
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from heapq import nlargest
+from operator import itemgetter
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -12,10 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from annotated_mpnet.explain.explanation import Explanation, Objective, Prediction
-from annotated_mpnet.mpnet.config import InputMode
+from annotated_mpnet.explain.explanation import Entry, Explanation, Objective, Prediction
 
-NAMES: dict[InputMode, str] = {"mpnet": "MPNet", "mlm": "MLM (BERT)", "plm": "PLM (XLNet)"}
 STYLES = {"sentence": "", "content": "green", "query": "red"}
 JOINERS = "\u200c\u200d"
 """Invisible, but scripts and emoji need them."""
@@ -42,16 +42,6 @@ def escaped(text: str) -> str:
     )
 
 
-def ordinal(number: int) -> str:
-    """Return a number as a place.
-
-    >>> [ordinal(number) for number in (1, 2, 3, 4, 11, 21)]
-    ['1st', '2nd', '3rd', '4th', '11th', '21st']
-    """
-    last = 0 if 10 <= number % 100 <= 20 else number % 10
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"
-
-
 def percent(share: float) -> str:
     """Return a share in per cent, with a digit more where it is small.
 
@@ -76,18 +66,11 @@ def show(explanation: Explanation, console: Console) -> None:
 
     objective = explanation.shown
     say(explanation.sentence, "bold")
-    say(f"tokenizer: {explanation.tokenizer}")
-    if explanation.model is not None:
-        say(f"model: {explanation.model}")
-    for note in explanation.notes:
-        say(f"note: {note}")
-    say(
-        f"{len(explanation.tokens)} tokens, {len(objective.predictions)} of them predicted; "
-        f"{NAMES[explanation.input_mode]}; seed {explanation.seed}"
-    )
+    for line in explanation.about:
+        say(line)
     head("The sentence")
     console.print(_sentence(explanation))
-    head("What goes through the network, and who sees whom")
+    head(f"{objective.name}: what goes through the network, and who sees whom")
     lines = list(_picture(objective))
     width = max(cell_len(line.plain) for line in lines)
     if console.is_terminal and width > console.width:
@@ -123,8 +106,8 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def _sentence(explanation: Explanation) -> Table:
-    headers = "position", "token", "word", "predicted", "the model reads"
-    table = _table(*headers, right=["position", "word"])
+    headers = "position", "token", "word", "prediction", "the model reads"
+    table = _table(*headers, right=["position", "word", "prediction"])
     words: dict[int, int] = {}
     for position, token in enumerate(explanation.tokens):
         number = words.setdefault(token.word, len(words) + 1) if token.word >= 0 else ""
@@ -135,7 +118,7 @@ def _sentence(explanation: Explanation) -> Table:
             str(position),
             Text(escaped(token.text), style="red" if token.rank else ""),
             str(number),
-            ordinal(token.rank) if token.rank else "",
+            str(token.rank or ""),
             Text(escaped(token.reads if kind else token.text) + said),
         )
     return table
@@ -168,85 +151,72 @@ def _cells(cells: Sequence[str], gaps: Sequence[bool]) -> str:
 
 
 def _prediction(explanation: Explanation, each: Prediction, width: int) -> Iterator[Text | Padding]:
-    length = len(explanation.tokens)
     yield Text(
         f"{each.number}. To predict {_quoted(each.token)} ({each.position}), it sees "
-        f"{each.tokens_seen} tokens and {each.positions_seen} positions of {length}:"
+        f"{each.tokens_seen} tokens and {each.positions_seen} positions of "
+        f"{len(explanation.tokens)}:"
     )
-    seen = _seen(explanation, explanation.shown, each)
-    buckets = [
-        NOTHING if seen[key] == NOTHING else str(explanation.bucket(each.position, key))
-        for key in range(length)
-    ]
-    names, numbers = ["sees", *seen], ["bucket", *buckets]
-    top, bottom = "  ", "  "
-    for name, number in zip(names, numbers, strict=True):
-        size = max(cell_len(name), len(number)) + 1
-        if cell_len(top) + size > width:
-            yield from _pair(top, bottom, bool(explanation.buckets))
-            top, bottom = " " * 9, " " * 9
-        top += set_cell_size(name, size)
-        bottom += number.ljust(size)
-    yield from _pair(top, bottom, bool(explanation.buckets))
-    if each.bits is not None:
-        guesses = ", ".join(f"{_quoted(g.token)} {percent(g.probability)}" for g in each.guesses)
-        right = f"{_quoted(each.token)} has {percent(2**-each.bits)}: {each.bits:.1f} bits"
-        yield _indented(f"guesses: {guesses}; {right}")
-    if each.attention:
-        heads = each.attention[-1]
-        mean = [
-            sum(head[key] for head in heads) / len(heads) / 1000 for key in range(len(heads[0]))
+    seen = explanation.shown.seen_by(each.entry)
+    rows = [["sees  ", *_said(seen)]]
+    if explanation.buckets:
+        buckets = [
+            NOTHING if key is None else str(explanation.bucket(each.position, key.position))
+            for key in seen
         ]
-        best = sorted(range(len(mean)), key=mean.__getitem__, reverse=True)[:5]
-        keys = explanation.shown.keys
+        rows.append(["bucket", *buckets])
+    lines = [["  "] * len(rows)]
+    for cells in zip(*rows, strict=True):
+        size = max(map(cell_len, cells)) + 1
+        if cell_len(lines[-1][0]) + size > width:
+            lines.append([" " * 9] * len(rows))
+        pairs = zip(lines[-1], cells, strict=True)
+        lines[-1] = [line + set_cell_size(cell, size) for line, cell in pairs]
+    for pair in lines:
+        for line, style in zip(pair, ("", "dim"), strict=False):
+            yield Text(line.rstrip(), style)
+    for line in _answer(explanation.shown, each):
+        yield Padding(Text(line), (0, 0, 0, 2), expand=False)
+
+
+def _said(seen: Sequence[Entry | None]) -> list[str]:
+    """Return what a prediction sees at each position; a "?" marks a random or kept token."""
+    return [NOTHING if key is None else escaped(key.seen_as) for key in seen]
+
+
+def _answer(objective: Objective, each: Prediction) -> Iterator[str]:
+    answer = each.answer
+    if answer.bits is not None:
+        guesses = ", ".join(f"{_quoted(g.token)} {percent(g.probability)}" for g in answer.guesses)
+        right = f"{_quoted(each.token)} has {percent(2**-answer.bits)}: {answer.bits:.1f} bits"
+        yield f"guesses: {guesses}; {right}"
+    if answer.attention:
+        heads = answer.attention[-1]
+        weights = [sum(of_heads) / len(heads) / 1000 for of_heads in zip(*heads, strict=True)]
+        best = nlargest(5, zip(weights, objective.keys, strict=True), key=itemgetter(0))
         told = ", ".join(
-            f"{_quoted(keys[key].reads)} ({keys[key].position}) {percent(mean[key])}"
-            for key in best
-            if mean[key] > 0
+            f"{_quoted(key.reads)} ({key.position}) {percent(weight)}"
+            for weight, key in best
+            if weight > 0
         )
-        yield _indented(f"attends in the last layer (mean of {len(heads)} heads) to: {told}")
+        yield f"attends in the last layer (mean of {len(heads)} heads) to: {told}"
 
 
 def _quoted(token: str) -> str:
     return f"“{escaped(token)}”"
 
 
-def _indented(text: str) -> Padding:
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)
-
-
-def _seen(explanation: Explanation, objective: Objective, each: Prediction) -> list[str]:
-    """Return what a prediction sees at each position; a "?" marks a random or kept token."""
-    return [
-        NOTHING
-        if key is None
-        else escaped(key.reads)
-        + "?" * (not key.known and explanation.tokens[key.position].kind != "mask")
-        for key in objective.seen_by(each.entry)
-    ]
-
-
-def _pair(top: str, bottom: str, with_buckets: bool) -> Iterator[Text]:
-    yield Text(top.rstrip())
-    if with_buckets:
-        yield Text(bottom.rstrip(), style="dim")
-
-
 def _comparison(explanation: Explanation) -> Table:
-    with_bits = explanation.shown.bits is not None
     last = explanation.shown.predictions[-1]
+    bits = ["bits"] * (explanation.shown.bits is not None)
     about = f"to predict {_quoted(last.token)}, the last one, it sees"
-    bits = ["bits"] * with_bits
-    table = _table(
-        "objective", "tokens", "positions", *bits, about, right=["tokens", "positions", "bits"]
-    )
+    numbers = ["tokens", "positions", *bits]
+    table = _table("objective", *numbers, about, right=numbers)
     for mode, objective in explanation.objectives.items():
-        seen = _seen(explanation, objective, objective.predictions[-1])
         table.add_row(
-            Text(NAMES[mode], style="bold" if mode == explanation.input_mode else ""),
+            Text(objective.name, style="bold" if mode == explanation.input_mode else ""),
             percent(objective.tokens),
             percent(objective.positions),
             *([f"{objective.bits:.2f}"] if objective.bits is not None else []),
-            Text(" ".join(seen)),
+            Text(" ".join(_said(objective.seen_by(objective.predictions[-1].entry)))),
         )
     return table
