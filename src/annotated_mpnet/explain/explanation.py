@@ -340,7 +340,7 @@ def objective_of(
     right = batch.predicted_ids[0].tolist()
     answers = [Answer()] * len(right) if asked is None else asked(tensors, right, label)
     assert tensors.loss_entries is not None
-    predictions = []
+    predictions: list[Prediction] = []
     for entry, token, answer in zip(tensors.loss_entries[0].tolist(), right, answers, strict=True):
         seen = _seen(entries, entry)
         predictions.append(

@@ -95,8 +95,8 @@ def draw(explanation: Explanation) -> Any:
         axes.text(columns[-1] + 0.7, lines[each.entry], says, **words)
     for number, key in enumerate(keys):
         if number == 0 or key.group != keys[number - 1].group:
-            name = "the masked sentence" if key.group == "sentence" else key.group
-            name = name if number else f"keys: {name}"
+            group: str = "the masked sentence" if key.group == "sentence" else key.group
+            name = group if number else f"keys: {group}"
             axes.text(columns[number] - 0.4, lines[-1] + 0.7, name, size=7, va="top")
     heading = _short(f"{objective.name}: {explanation.sentence}", 25 + 4 * len(keys))
     axes.set_title(heading, loc="left", size=9, weight="bold", parse_math=False)

@@ -72,15 +72,15 @@ def show(explanation: Explanation, console: Console) -> None:
     console.print(_sentence(explanation))
     head(f"{objective.name}: what goes through the network, and who sees whom")
     lines = list(_picture(objective))
-    width = max(cell_len(line.plain) for line in lines)
+    width = max(cell_len(row.plain) for row in lines)
     if console.is_terminal and width > console.width:
         say(
             f"The picture needs {width} columns and the terminal has {console.width}; "
             "`--html FILE` draws it, and `| less -S` scrolls."
         )
     else:
-        for line in lines:
-            console.print(line, soft_wrap=True)
+        for row in lines:
+            console.print(row, soft_wrap=True)
         for text in LEGEND:
             say(text, "dim")
     head("One prediction at a time")
