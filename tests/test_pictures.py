@@ -25,4 +25,4 @@ def test_picture_is_up_to_date(name: str) -> None:
 
 def test_every_picture_is_drawn_or_measured() -> None:
     there = {path.name for path in DOCS.glob("*.svg")}
-    assert there == {*drawing().PICTURES, "plateau.svg"}
+    assert there == {*drawing().PICTURES, "plateau.svg", "objectives.svg"}
