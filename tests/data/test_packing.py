@@ -134,9 +134,9 @@ def test_interrupted_packing_is_never_used(tmp_path, monkeypatch):
         write(*arguments)
         raise KeyboardInterrupt
 
-    write = packing._write_rows
+    write = packing._write_sequences
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_write_rows", interrupted)
+        patch.setattr(packing, "_write_sequences", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pack(tmp_path, "tall tale\n")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -124,8 +124,8 @@ def cut_sequences(
     if packing == "full":
         windows = _streams(windows, content, sep_id)
     for window in windows:
-        rows = framed(_cut(window, content), cls_id, sep_id)
-        yield _put_together(rows, max_tokens) if packing == "documents" else rows
+        cut = framed(_cut(window, content), cls_id, sep_id)
+        yield _put_together(cut, max_tokens) if packing == "documents" else cut
 
 
 def framed(texts: Ragged, cls_id: int, sep_id: int) -> Ragged:

@@ -16,17 +16,17 @@ import numpy as np
 
 from annotated_mpnet.text.sequences import PackedSequences
 
-COUNTED_ROWS = 200_000
+COUNTED = 200_000
 """Frequencies are known long before a large corpus ends."""
 
 
-def token_counts(rows: PackedSequences, is_special_V: np.ndarray) -> np.ndarray:
-    """Count the predictable tokens (V) of the first rows; special tokens count 0."""
+def token_counts(sequences: PackedSequences, is_special_V: np.ndarray) -> np.ndarray:
+    """Count the predictable tokens (V) of the first sequences; special tokens count 0."""
     vocab_size = len(is_special_V)
     counts_V = np.zeros(vocab_size, dtype=np.int64)
-    counted = min(len(rows), COUNTED_ROWS)
+    counted = min(len(sequences), COUNTED)
     for first in range(0, counted, 4096):
-        tokens = np.concatenate(rows.sample(first, min(first + 4096, counted)))
+        tokens = np.concatenate(sequences.sample(first, min(first + 4096, counted)))
         counts_V += np.bincount(tokens, minlength=vocab_size)
     counts_V[is_special_V] = 0
     return counts_V

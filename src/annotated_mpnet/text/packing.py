@@ -208,10 +208,12 @@ def _pack(job: _Job, scratch: Path) -> None:
             f"nothing to predict in the {counts.documents:,} documents that were read: the "
             "tokenizer knows none of their words; does --tokenizer-name suit the text?"
         )
-    _write_rows(job, tokens, dropped, counts, scratch / "rows.arrow")
+    _write_sequences(job, tokens, dropped, counts, scratch / "rows.arrow")
 
 
-def _write_rows(job: _Job, tokens: pa.Table, dropped: int, counts: Counts, target: Path) -> None:
+def _write_sequences(
+    job: _Job, tokens: pa.Table, dropped: int, counts: Counts, target: Path
+) -> None:
     """Cut tokens into sequences and write them window by window, then the report."""
     vocabulary = vocabulary_of(job.tokenizer)
     special_ids = vocabulary.cls_id, vocabulary.sep_id
@@ -219,18 +221,18 @@ def _write_rows(job: _Job, tokens: pa.Table, dropped: int, counts: Counts, targe
     unknown, words = dropped, 0
     with target.open("wb") as file:
         writer = SequenceWriter(file)
-        for rows in cut_sequences(windows, job.packing, job.max_tokens, *special_ids):
-            writer.write(rows.values, rows.lengths_N)
-            unknown += int((rows.values == vocabulary.unk_id).sum())
-            words += _count_words(rows.values, vocabulary)
+        for cut in cut_sequences(windows, job.packing, job.max_tokens, *special_ids):
+            writer.write(cut.values, cut.lengths_N)
+            unknown += int((cut.values == vocabulary.unk_id).sum())
+            words += _count_words(cut.values, vocabulary)
         # In the table, so a second start reports the same without reading the text.
         report = PackingReport(
             counts=counts,
             packing=job.packing,
             dropped_documents=counts.documents - count_documents(tokens),
             tokens=count_tokens(tokens),
-            rows=writer.rows,
-            fill=writer.tokens / (writer.rows * job.max_tokens),
+            rows=writer.sequences,
+            fill=writer.tokens / (writer.sequences * job.max_tokens),
             unknown=unknown / (count_tokens(tokens) + dropped),
             words=words,
         )

@@ -147,18 +147,18 @@ class SequenceWriter:
     """Writes a table batch by batch, and the report at the end.
 
     Attributes:
-        rows: sequences written so far.
+        sequences: how many were written so far.
         tokens: in them, `<s>` and `</s>` included.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._writer = pa.ipc.new_file(file, SCHEMA)
-        self.rows = 0
+        self.sequences = 0
         self.tokens = 0
 
     def write(self, values: Ids, lengths: npt.NDArray[np.int64]) -> None:
         """Add sequences, whose tokens follow one another in `values`."""
-        self.rows += len(lengths)
+        self.sequences += len(lengths)
         self.tokens += len(values)
         self._writer.write_batch(_batch(values, lengths))
 
