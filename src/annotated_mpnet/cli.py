@@ -12,9 +12,9 @@ torchrun starts the same command once per GPU, and a wrong flag is mostly wrong 
 0 prints the error at once, and torchrun ends the others. A rank that is still there some seconds
 later is the only one with this mistake, and prints it.
 
-What is only said ends no run and changes no exit code: standard output may be closed, full, or
-unable to write a name in its encoding. `--print-config`, `--preset list` and `--help` are the
-exception, because there the output is all that was asked for.
+A message that cannot be printed ends no run and changes no exit code: standard output may be
+closed, full, or unable to write a name in its encoding. `--print-config`, `--preset list` and
+`--help` are the exception, because there the output is all that was asked for.
 
 torch takes seconds to import, so `--help` and errors in flags must not need it: the commands import
 what they call inside their functions.
