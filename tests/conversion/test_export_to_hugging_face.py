@@ -323,7 +323,7 @@ def test_killed_at_any_moment_the_export_is_absent_old_or_complete(tmp_path: Pat
         import torch
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        sys.path.insert(0, sys.argv[2])
+        sys.path[:0] = sys.argv[2].split(os.pathsep)
         from tiny_models import tiny_model, tiny_tokenizer
         from annotated_mpnet.conversion import export_to_hugging_face
 
@@ -374,9 +374,10 @@ def test_killed_at_any_moment_the_export_is_absent_old_or_complete(tmp_path: Pat
         ((True, "rmdir", 1), whole),
         ((True, "rename", 2), []),
     ]
-    here = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    helpers = os.pathsep.join(map(str, (here, here.parent)))
     asked = json.dumps([moment for moment, _ in moments])
-    command = [sys.executable, "-c", program, str(tmp_path), here, asked]
+    command = [sys.executable, "-c", program, str(tmp_path), helpers, asked]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [left for _, left in moments]
