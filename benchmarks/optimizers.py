@@ -150,7 +150,7 @@ def measure(arguments: argparse.Namespace, config: PretrainingConfig) -> list[Fo
         for each in arguments.contestants:
             updates = arguments.updates
             if each.optimizer == "muon":
-                updates = round(updates / quotient)
+                updates = max(1, round(updates / quotient))
             key = {**common, "contestant": str(each), "seed": seed, "updates": updates}
             found = kept.find("run", **key)
             if found is None:
