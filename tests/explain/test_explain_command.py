@@ -195,10 +195,10 @@ def test_a_disk_that_is_full_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
-        path.with_name(f".tmp-{path.name}").write_bytes(data[:9])
+        path.write_text("a part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("annotated_mpnet.explain.command.write_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     code, _, failed = command("The cat sat.", "--html", tmp_path / "a.html")
     assert code == 6
     assert "could not be written" in failed

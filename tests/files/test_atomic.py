@@ -80,9 +80,11 @@ def test_a_failed_write_leaves_the_old_file(
     write_file(file, b"old")
 
     def full(self: Path, data: bytes) -> int:
+        self.write_text("a part")
         raise OSError("full")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="full"):
         write_file(file, b"new")
     assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]

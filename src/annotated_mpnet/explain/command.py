@@ -105,9 +105,5 @@ def _check_files(command: ExplainCommand) -> None:
 def _write(console: Console, path: Path, data: bytes, note: str = "") -> None:
     target = Path(os.path.realpath(path))
     with write_errors(path):
-        try:
-            write_file(target, data)
-        except OSError:
-            target.with_name(f".tmp-{target.name}").unlink(missing_ok=True)
-            raise
+        write_file(target, data)
     console.print(escaped(f"wrote {path}{note}"), markup=False, highlight=False, soft_wrap=True)

@@ -26,12 +26,17 @@ def sync(path: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file, or leave the previous one as it was; raises `OSError`.
 
-    Killed before the rename, it leaves a `.tmp-` file next to it.
+    Only if it is killed before the rename, a `.tmp-` file stays next to it.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    temporary.write_bytes(data)
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     sync(path.parent)
 
 
