@@ -46,7 +46,7 @@ from torch import Tensor
 
 from annotated_mpnet.checkpoints.manifest import (
     FileRecord,
-    read_folder,
+    read_files,
     read_manifest,
     verify_checkpoint,
     write_manifest,
@@ -191,7 +191,7 @@ def load_checkpoint(directory: Path, *, to_resume: bool = True) -> Checkpoint:
         model_tensors=_read_tensors(directory / MODEL),
         optimizer_tensors=optimizer_tensors,
         streams=_read_streams(directory) if to_resume and STREAM in manifest.files else (),
-        export_files=read_folder(directory, EXPORT_FILES),
+        export_files=read_files(directory, manifest, EXPORT_FILES),
     )
 
 
@@ -303,7 +303,7 @@ def _read_streams(directory: Path) -> list[StreamState]:
 
 
 def _keep_damaged(target: Path) -> None:
-    """Rename what has the target's name and is no whole checkpoint; it may not be ours."""
+    """Give a damaged checkpoint of the target's name another one; its files may not be ours."""
     # `lexists`, because a dangling link takes the name too.
     if os.path.lexists(target) and owner(target) is None:
         names = (target.with_name(f"{target.name}.damaged{n if n > 1 else ''}") for n in count(1))

@@ -181,11 +181,15 @@ def read_folder(directory: Path, folder: str) -> dict[str, bytes]:
 
     The rest is not verified, so it takes no time.
     """
+    return read_files(directory, verify_checkpoint(directory, f"{folder}/"), folder)
+
+
+def read_files(directory: Path, manifest: Manifest, folder: str) -> dict[str, bytes]:
+    """Read the files of a folder in a checkpoint that is verified already."""
     inside = f"{folder}/"
-    names = verify_checkpoint(directory, inside).files
     return {
         name.removeprefix(inside): (directory / name).read_bytes()
-        for name in names
+        for name in manifest.files
         if name.startswith(inside)
     }
 
