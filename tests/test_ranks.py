@@ -351,7 +351,7 @@ def test_all_settings_that_decide_an_update_are_compared_over_ranks(
 def agents(config: PretrainingConfig, store: TCPStore) -> list[subprocess.Popen[str]]:
     """Start one rank on each of two machines, which are this one: an agent of torchrun for each.
 
-    They meet at a store of ours, because a port that is free now can be taken when they start.
+    They meet at the test's own store: a port that is free now may be taken by the time they start.
     """
     return [
         subprocess.Popen(

@@ -64,8 +64,8 @@ def test_every_file_is_synced_before_the_rename_and_the_directory_after(
     names = {Path(name).name for name in tree(path)} | {"tokenizer", ".tmp-checkpoint20"}
     assert before == [("fsync", name) for _, name in before]
     assert {name for _, name in before} == names
-    # The list of names comes last. In which order the files do is of no importance: before the
-    # rename nobody reads them.
+    # The list of names comes last. The order of the files does not matter, because nothing reads
+    # them before the rename.
     assert before[-1] == ("fsync", ".tmp-checkpoint20")
     assert after == [("fsync", tmp_path.name)]
 
