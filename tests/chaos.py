@@ -125,7 +125,7 @@ class Chaos:
                 break
             # Before Python handles signals, the system ends the process.
             if number == kills or code not in (SIGNALS[chosen], -chosen):
-                self.said(f"{name}, start {number + 1}", f"exit code {code}: {said[-300:]}")
+                self.said(f"{name}, start {number + 1}", f"exit code {code}: {said}")
                 return counts
             counts[chosen.name] += 1
         # The last signal may have come too late for the report.
@@ -248,6 +248,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only-kills", action="store_true")
     given = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # A run ignores what was ignored at its start, as under nohup; nothing would interrupt it.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         chaos = Chaos(folder, given.seed)

@@ -4,6 +4,7 @@ A phase is a function. Its name and the number of a call say exactly when a sign
 before that call. So most of this is done in one process, by the command that the shell would call.
 """
 
+import importlib
 import itertools
 import os
 import pkgutil
@@ -26,7 +27,7 @@ from annotated_mpnet.checkpoints.checkpoint import load_checkpoint
 from annotated_mpnet.checkpoints.retention import newest_first
 from annotated_mpnet.errors import CheckpointError
 from annotated_mpnet.settings.config import PretrainingConfig
-from annotated_mpnet.signals import SIGNALS, StopRequest, listening
+from annotated_mpnet.signals import SIGNALS, Stopped, StopRequest, listening
 from annotated_mpnet.tracking.report import REPORT
 from folders import checkpoint_tree
 from processes import forked
@@ -185,6 +186,34 @@ def test_signal_while_importing_ends_the_command_in_one_line(
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == f"pretrain-mpnet: stopped by {number.name}\n"
     assert not (tmp_path / "run").exists()
+
+
+HALF_A_MODULE = """
+import signal
+
+whole = False
+signal.raise_signal(signal.SIGTERM)
+whole = True
+"""
+
+
+def test_signal_while_importing_waits_until_a_module_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch imports NumPy from C++, drops any exception, and would go on with half of NumPy.
+    (tmp_path / "half_a_module.py").write_text(HALF_A_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Stopped, match="SIGTERM"), listening():
+        import_and_wait("half_a_module")
+    assert sys.modules.pop("half_a_module").whole
+
+
+def import_and_wait(name: str) -> None:
+    """Import a module, then wait for a signal."""
+    importlib.import_module(name)
+    deadline = time.monotonic() + HUNG
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("number", "code"), [(TERM, 143), (INT, 130)])

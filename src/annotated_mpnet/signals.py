@@ -2,6 +2,7 @@
 
     where                          what a signal does           what is lost
     -----------------------------  ---------------------------  -------------------------------
+    importing                      waits for its end            nothing
     reading and packing text       unwinds the stack            a scratch directory
     in the training loop           noted; save, then stop       nothing; an evaluation is repeated
     in the test and the export     unwinds the stack            nothing: --resume makes them
@@ -48,6 +49,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IMPORT_WAIT = 0.05
+"""Seconds after which a signal that came during an import is raised again."""
 
 
 class Stopped(BaseException):
@@ -84,8 +87,23 @@ class StopRequest:
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by raising `Stopped` from wherever the program is."""
-    raise Stopped(number)
+    """Handle a signal by raising `Stopped` from wherever the program is, but not from an import.
+
+    Some libraries import others from C++ and drop the exception. The program would go on with half
+    a module, so the signal is raised again until the import is over.
+    """
+    if not _is_importing(frame):
+        raise Stopped(number)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_WAIT)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
