@@ -248,7 +248,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only-kills", action="store_true")
     given = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in SIGNALS:
         # A run ignores what was ignored at its start, as under nohup; nothing would interrupt it.
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
